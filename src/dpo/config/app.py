@@ -1,0 +1,158 @@
+"""The entry every verb shares: compose, parse, run, and turn each failure into its lines and exit code."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import hydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import dpo
+from dpo.config import schema as _schema
+from dpo.config.nearest import nearest
+from dpo.config.parse import parse
+from dpo.errors import ConfigError, DpoError, Refused
+
+T = TypeVar("T")
+SECRET = re.compile(
+    r"(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|\b[0-9a-f]{40}\b(?<!revision=.{40})|wandb_v1_[A-Za-z0-9_]{20,}"
+    r"|(?:api_?key|token|password|secret)=\S+)",
+    re.IGNORECASE,
+)
+
+
+def conf_folder() -> Path:
+    """The folder of YAML groups: in a checkout conf/ at its top, in an installed wheel dpo/conf."""
+    packaged = Path(dpo.__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(dpo.__file__).parents[2] / "conf"
+
+
+def main(config_name: str, schema: type[T], body: Callable[[T], None], positional: str | None = None) -> None:
+    """Run `body` with the parsed config of this command line and exit with its code.
+
+    `positional` is the key that bare folders on the command line go to (`dpo.evaluate DIR` is `run=DIR`); when it
+    ends in `+` they go there as a list.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        sys.argv[1:] = _arguments(sys.argv[1:], positional)
+        _schema.register()
+        _register_plugins()
+        composed = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)
+        composed(lambda cfg: body(_parse(cfg, schema)))()
+    except Exception as error:  # noqa: BLE001 - the one place where failures become exit codes
+        sys.exit(report(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def report(error: BaseException) -> int:
+    """Print a failure as a user should see it and return its exit code."""
+    if os.environ.get("DPO_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    known = translate(error)
+    if known is None:
+        traceback.print_exception(error)
+        return 1
+    print("\n".join(f"error: {line}" if i == 0 else f"  {line}" for i, line in enumerate(str(known).splitlines())),
+          file=sys.stderr)
+    return known.exit_code
+
+
+def _parse(cfg: DictConfig, schema: type[T]) -> T:
+    OmegaConf.resolve(cfg)
+    return parse(cfg, schema)
+
+
+def _arguments(argv: list[str], positional: str | None) -> list[str]:
+    folders, rest = [], []
+    for argument in argv:
+        if (found := SECRET.search(argument)) and not re.search(r"revision=[0-9a-f]{40}$", argument):
+            name = argument.split("=")[0] if "=" in argument else f"{found.group()[:4]}..."
+            raise Refused(f"{name}: looks like a secret; pass secrets by environment variable (HF_TOKEN, WANDB_API_KEY)")
+        if positional and "=" not in argument and not argument.startswith("-"):
+            folders.append(str(Path(argument).expanduser()))
+        else:
+            rest.append(re.sub(r"=~/", f"={Path.home()}/", argument))
+    if folders and positional:
+        if positional.endswith("+"):
+            quoted = ",".join(f"'{folder}'" for folder in folders)
+            rest.append(f"{positional[:-1]}=[{quoted}]")
+        elif len(folders) == 1:
+            rest.append(f"{positional}='{folders[0]}'")
+        else:
+            raise ConfigError(f"{folders[1]}: only one folder is taken here")
+    return rest
+
+
+def _register_plugins() -> None:
+    from hydra.core.plugins import Plugins
+
+    from dpo.config.search_path import UserConf
+
+    Plugins.instance().register(UserConf)
+
+
+def options(group: str) -> list[str]:
+    """Names a group offers, without its schema nodes and shared values."""
+    folders = [conf_folder() / group, Path.cwd() / "conf" / group]
+    names = {path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")}
+    return sorted(names - {"shared", "base"})
+
+
+def translate(error: BaseException) -> DpoError | None:
+    """A DpoError for everything a user can cause on the command line or in YAML; None for our own faults."""
+    if isinstance(error, DpoError):
+        return error
+    if isinstance(error, OverrideParseException):
+        text = str(getattr(error, "override", "")) or str(error).splitlines()[0]
+        return ConfigError(f"{text}: not an override; write key=value, and quote values with special characters")
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error)
+    if isinstance(error, (ConfigCompositionException, OmegaConfBaseException, HydraException)):
+        return ConfigError(_composition(error))
+    if isinstance(error, OSError) and error.errno == 28:
+        from dpo.errors import DiskFull
+
+        return DiskFull(f"{error.filename or 'disk'}: no space left; free some room and run the same command again")
+    return None
+
+
+def _missing_option(error: MissingConfigException) -> ConfigError:
+    name = str(error.missing_cfg_file or "")
+    group, _, option = name.strip("/").rpartition("/")
+    if group:
+        return ConfigError(f"{group}={option}: no such option{nearest(option, options(group))}")
+    return ConfigError(str(error).splitlines()[0])
+
+
+def _composition(error: BaseException) -> str:
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = str(error).splitlines()[0]
+    key = getattr(cause, "full_key", None)
+    if found := re.search(r"Could not override '([^']+)'", str(error)):
+        key = found.group(1)
+        if "not in struct" in str(cause) or "not in '" in str(cause):
+            parent, _, leaf = key.rpartition(".")
+            owner = getattr(cause, "parent_node", None)
+            known = [str(k) for k in owner] if isinstance(owner, DictConfig) else []
+            names = [f"{parent}.{k}" if parent else k for k in known]
+            return f"{key}: unknown key{nearest(key, names)}"
+        return f"{key}: {str(cause).splitlines()[0]}"
+    if found := re.search(r"Could not override '?([^'\n]+)'?\.", text):
+        key = found.group(1)
+    if found := re.search(r"No match in the defaults list", str(error)):
+        return text
+    message = str(cause).splitlines()[0] if str(cause) else text
+    return f"{key}: {message}" if key and not message.startswith(str(key)) else message

@@ -1,0 +1,149 @@
+"""The one crossing from OmegaConf to dataclasses: unknown keys, ranges and combinations are settled here."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from dpo.config.nearest import nearest
+from dpo.config.passthrough import ALLOWED, DERIVED, REFUSED
+from dpo.config.schema import Checkpointing, Config, FullTraining
+from dpo.errors import ConfigError
+
+SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+Schema = TypeVar("Schema")
+
+# key -> (holds, what is allowed). A key the chosen option does not have is skipped; null passes.
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": (lambda v: 0 <= v < 2**32, "0 to 4294967295"),
+    "name": (
+        lambda v: SLUG.fullmatch(v) is not None,
+        "letters, digits, dot, dash and underscore, at most 100, starting with a letter or digit",
+    ),
+    "dataset.max_length": (lambda v: v >= 16, "at least 16 tokens"),
+    "dataset.limit": (lambda v: v >= 1, "at least 1, or null for all rows"),
+    "dataset.min_ratio": (lambda v: v >= 1, "at least 1"),
+    "dataset.pairs_per_post": (lambda v: v >= 1, "at least 1"),
+    "dataset.test_fraction": (lambda v: 0 < v < 1, "above 0 and below 1"),
+    "lora.rank": (lambda v: 1 <= v <= 4096, "1 to 4096"),
+    "lora.alpha": (lambda v: v >= 1, "at least 1"),
+    "lora.dropout": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "lora.quantization.bits": (lambda v: v in (4, 8), "4 or 8"),
+    "dpo.beta": (lambda v: 0 < v < float("inf"), "above 0"),
+    "dpo.learning_rate": (lambda v: 0 < v < 1, "above 0 and below 1"),
+    "dpo.weight_decay": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "dpo.max_grad_norm": (lambda v: v >= 0, "at least 0 (0: no clipping)"),
+    "dpo.warmup_ratio": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "dpo.epochs": (lambda v: 0 < v < float("inf"), "above 0"),
+    "dpo.max_steps": (lambda v: v >= 1, "at least 1, or null for whole epochs"),
+    "dpo.batch_size": (lambda v: v >= 1, "at least 1"),
+    "dpo.log_every": (lambda v: v >= 1, "at least 1"),
+    "dpo.eval_every": (lambda v: v >= 0, "at least 0 (0: only before and after)"),
+    "dpo.eval_limit": (lambda v: v >= 1, "at least 1, or null for all dev pairs"),
+    "dpo.save_every": (lambda v: v >= 1, "at least 1"),
+    "dpo.keep_checkpoints": (lambda v: v >= 1, "at least 1"),
+    "hardware.token_budget": (lambda v: v >= 1, "at least 1, or null to size it from memory"),
+    "hardware.hourly_rate": (lambda v: v >= 0, "at least 0"),
+    "hardware.attention": (lambda v: v in ("sdpa", "eager", "flash_attention_2"), "sdpa, eager or flash_attention_2"),
+}
+
+
+def parse(cfg: DictConfig, schema: type[Schema]) -> Schema:
+    """Turn a composed config into its dataclass, or raise a ConfigError of one line per fault (at most three)."""
+    faults = [f"{key}: unknown key{nearest(key, known)}" for key, known in _unknown(cfg, schema)]
+    if not faults:
+        for key, (holds, allowed) in RANGES.items():
+            value = _value(cfg, key)
+            if value is not None and not holds(value):
+                faults.append(f"{key}={value}: must be {allowed}")
+    if faults:
+        raise ConfigError("\n".join(faults[:3]))
+    try:
+        config = OmegaConf.to_object(cfg)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: needs a value, as in {error.full_key}=...") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error)) from None
+    if isinstance(config, Config):
+        _check_combinations(config)
+    return config  # type: ignore[return-value]
+
+
+def _one_line(error: OmegaConfBaseException) -> str:
+    first = str(error.msg or error).splitlines()[0]
+    return f"{error.full_key}: {first}" if error.full_key else first
+
+
+def _value(cfg: DictConfig, key: str) -> Any:
+    node: Any = cfg
+    for part in key.split("."):
+        if node is None or not OmegaConf.is_config(node) or part not in node or OmegaConf.is_missing(node, part):
+            return None
+        node = node[part]
+    return node
+
+
+def _unknown(cfg: DictConfig, schema: type, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yield (full key, known full keys) for each key the dataclasses do not have; `+key=` gets this far."""
+    known = [f.name for f in dataclasses.fields(schema)]
+    for key in cfg:
+        if key not in known:
+            yield f"{prefix}{key}", [f"{prefix}{name}" for name in known]
+        elif OmegaConf.is_missing(cfg, key):
+            continue
+        elif isinstance(node := cfg[key], DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node)):
+            yield from _unknown(node, OmegaConf.get_type(node), f"{prefix}{key}.")  # type: ignore[arg-type]
+
+
+def _check_combinations(config: Config) -> None:
+    lora, dpo = config.lora, config.dpo
+    if isinstance(lora, FullTraining) and lora.quantization is not None:
+        raise ConfigError("lora=full with lora.quantization: quantized weights cannot train; use lora=qlora, or null")
+    if lora.quantization is not None and lora.quantization.bits == 8 and lora.quantization.double:
+        raise ConfigError("lora.quantization.double=true: int8 has no double quantization; set it to false")
+    if not (lora.target_modules is None or lora.target_modules == "all-linear" or _is_names(lora.target_modules)):
+        raise ConfigError(f"lora.target_modules={lora.target_modules}: must be all-linear or a list of module names")
+    for name in dpo.trainer:
+        if name in DERIVED:
+            raise ConfigError(f"dpo.trainer.{name}: decided by {DERIVED[name]}; set that instead")
+        if name in REFUSED:
+            raise ConfigError(f"dpo.trainer.{name}: cannot be changed here")
+        if name not in ALLOWED:
+            raise ConfigError(f"dpo.trainer.{name}: not a field of TRL's DPOConfig{nearest(name, ALLOWED)}")
+    if config.hardware.activation_checkpointing is Checkpointing.off and "activation_checkpointing_kwargs" in dpo.trainer:
+        raise ConfigError("dpo.trainer.activation_checkpointing_kwargs: has no effect with activation_checkpointing=off")
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def plain(config: Any) -> Any:
+    """A config dataclass as JSON-able data: enums by name."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Enum):
+        return config.name
+    if isinstance(config, dict):
+        return {str(key): plain(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [plain(value) for value in config]
+    return config
+
+
+def fingerprint(config: Config) -> str:
+    """Ten hex digits over everything that shapes the trained weights; not name, tracking, resume or price."""
+    data = plain(config)
+    for key in ("name", "resume", "resume_anyway", "tracking"):
+        del data[key]
+    del data["hardware"]["hourly_rate"]
+    del data["dpo"]["keep_checkpoints"]
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:10]

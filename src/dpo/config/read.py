@@ -1,0 +1,45 @@
+"""Read a run directory's config.yaml back into a typed Config. It is read, never composed: nothing in it can run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dpo.config.parse import parse
+from dpo.config.schema import NODES, Config
+from dpo.errors import ConfigError
+
+
+def read_config(path: Path) -> Config:
+    """Rebuild the Config that `write_config` wrote; every group's `_option` names its schema."""
+    try:
+        raw = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; is {path.parent} a run directory?") from None
+    except Exception as error:  # noqa: BLE001 - any YAML fault of a foreign file is the same one-line answer
+        raise ConfigError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(raw, DictConfig):
+        raise ConfigError(f"{path}: must hold a mapping")
+    options: dict[str, Any] = raw.pop("options", {})
+    typed = OmegaConf.structured(Config)
+    try:
+        for group, node_name in options.items():
+            typed[group] = OmegaConf.structured(NODES[group][node_name])
+        merged = OmegaConf.merge(typed, raw)
+        OmegaConf.resolve(merged)
+    except (KeyError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
+    assert isinstance(merged, DictConfig)
+    return parse(merged, Config)
+
+
+def config_yaml(config: Config) -> str:
+    """The text of config.yaml: every value resolved, and which schema each group's option has."""
+    from dpo.config.parse import plain
+
+    names = {node: name for nodes in NODES.values() for name, node in nodes.items()}
+    options = {group: names[type(getattr(config, group))] for group in NODES}
+    return OmegaConf.to_yaml(OmegaConf.create({**plain(config), "options": options}))
