@@ -63,8 +63,10 @@ def report(error: BaseException) -> int:
     if known is None:
         traceback.print_exception(error)
         return 1
-    print("\n".join(f"error: {line}" if i == 0 else f"  {line}" for i, line in enumerate(str(known).splitlines())),
-          file=sys.stderr)
+    print(
+        "\n".join(f"error: {line}" if i == 0 else f"  {line}" for i, line in enumerate(str(known).splitlines())),
+        file=sys.stderr,
+    )
     return known.exit_code
 
 
@@ -78,7 +80,9 @@ def _arguments(argv: list[str], positional: str | None) -> list[str]:
     for argument in argv:
         if (found := SECRET.search(argument)) and not re.search(r"revision=[0-9a-f]{40}$", argument):
             name = argument.split("=")[0] if "=" in argument else f"{found.group()[:4]}..."
-            raise Refused(f"{name}: looks like a secret; pass secrets by environment variable (HF_TOKEN, WANDB_API_KEY)")
+            raise Refused(
+                f"{name}: looks like a secret; pass secrets by environment variable (HF_TOKEN, WANDB_API_KEY)"
+            )
         if positional and "=" not in argument and not argument.startswith("-"):
             folders.append(str(Path(argument).expanduser()))
         else:

@@ -118,8 +118,13 @@ def _check_combinations(config: Config) -> None:
             raise ConfigError(f"dpo.trainer.{name}: cannot be changed here")
         if name not in ALLOWED:
             raise ConfigError(f"dpo.trainer.{name}: not a field of TRL's DPOConfig{nearest(name, ALLOWED)}")
-    if config.hardware.activation_checkpointing is Checkpointing.off and "activation_checkpointing_kwargs" in dpo.trainer:
-        raise ConfigError("dpo.trainer.activation_checkpointing_kwargs: has no effect with activation_checkpointing=off")
+    if (
+        config.hardware.activation_checkpointing is Checkpointing.off
+        and "activation_checkpointing_kwargs" in dpo.trainer
+    ):
+        raise ConfigError(
+            "dpo.trainer.activation_checkpointing_kwargs: has no effect with activation_checkpointing=off"
+        )
 
 
 def _is_names(value: Any) -> bool:

@@ -1,0 +1,1 @@
+"""The run directory and everything read from it. Nothing here imports torch."""

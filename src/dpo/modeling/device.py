@@ -1,0 +1,63 @@
+"""Which device and which compute type."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from dpo.config.schema import Device, Precision
+from dpo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """`device` is cpu or cuda; `dtype` is torch.bfloat16 or torch.float32."""
+
+    device: str
+    dtype: Any
+
+    @property
+    def bf16(self) -> bool:
+        """Whether forward passes run in bfloat16."""
+        return str(self.dtype) == "torch.bfloat16"
+
+
+def pin_one_gpu() -> None:
+    """Make one GPU visible; must run before torch is imported, because TRL refuses several without a launcher."""
+    if "LOCAL_RANK" not in os.environ:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
+
+
+def choose_compute(device: Device, precision: Precision) -> Compute:
+    """Resolve the autos. On a CPU bf16 is chosen only where the hardware multiplies it (elsewhere it is emulated,
+    several times slower than fp32)."""
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if device is Device.cuda and not has_gpu:
+        raise ConfigError("hardware.device=cuda: torch sees no GPU here; use hardware=cpu or hardware=auto")
+    kind = "cuda" if has_gpu and device is not Device.cpu else "cpu"
+    if precision is Precision.auto:
+        fast = torch.cuda.is_bf16_supported() if kind == "cuda" else _cpu_has_bf16()
+        return Compute(kind, torch.bfloat16 if fast else torch.float32)
+    return Compute(kind, torch.bfloat16 if precision is Precision.bf16 else torch.float32)
+
+
+def _cpu_has_bf16() -> bool:
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def describe(compute: Compute) -> str:
+    """One line for run.json and the terminal."""
+    import platform
+
+    import torch
+
+    if compute.device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

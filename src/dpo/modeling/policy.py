@@ -1,0 +1,146 @@
+"""The policy: a frozen, possibly quantized base and what is trainable on it; and a trained one read from a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo.config.app import conf_folder
+from dpo.config.read import read_config
+from dpo.config.schema import Config, FullTraining, Lora, Quantization
+from dpo.errors import CheckpointError
+from dpo.modeling.device import Compute, choose_compute
+from dpo.modeling.tokenizer import load_tokenizer
+from dpo.modeling.weights import Weights, resolve
+
+
+def load_base(
+    weights: Weights, quantization: Quantization | None, compute: Compute, attention: str, trainable: bool = False
+) -> Any:
+    """Load the causal language model on its device; safetensors only, no remote code.
+
+    A base that trains (full fine-tuning) is held in fp32 so that small updates are not rounded away; a frozen one
+    in the compute type.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        weights.folder,
+        dtype=torch.float32 if trainable else compute.dtype,
+        quantization_config=quantization_config(quantization, compute),
+        attn_implementation=attention,
+        device_map={"": 0 if compute.device == "cuda" else "cpu"},
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    model.config.use_cache = False
+    model.config._name_or_path = weights.source
+    return model
+
+
+def quantization_config(quantization: Quantization | None, compute: Compute) -> Any:
+    """bitsandbytes' config for transformers, or None."""
+    if quantization is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if quantization.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.type.value,
+        bnb_4bit_use_double_quant=quantization.double,
+        bnb_4bit_compute_dtype=compute.dtype,
+    )
+
+
+def lora_config(lora: Lora) -> Any:
+    """PEFT's LoraConfig, or None for full fine-tuning."""
+    if isinstance(lora, FullTraining):
+        return None
+    from peft import LoraConfig, TaskType
+
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        task_type=TaskType.CAUSAL_LM,
+    )
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of the frozen base as held and as 16-bit, and the trainable share of all parameters."""
+
+    base_mb: float
+    base_16bit_mb: float
+    trainable: int
+    total: int
+
+    def __str__(self) -> str:
+        share = 100 * self.trainable / self.total
+        return f"base {self.base_mb:.0f} MB of {self.base_16bit_mb:.0f} MB in 16 bits, {share:.2g}% trainable"
+
+
+def footprint(model: Any) -> Footprint:
+    """Count parameters and bytes; a packed 4-bit tensor counts each of its two values."""
+    held = sixteen = trainable = total = 0
+    for name, parameter in model.named_parameters():
+        state = getattr(parameter, "quant_state", None)
+        numel = state.shape.numel() if state is not None else parameter.numel()
+        total += numel
+        if parameter.requires_grad:
+            trainable += numel
+        if "lora_" not in name:
+            held += parameter.numel() * parameter.element_size()
+            sixteen += 2 * numel
+    return Footprint(held / 2**20, sixteen / 2**20, trainable, total)
+
+
+def keep_quantized_in_train_mode(model: Any) -> None:
+    """Keep 4-bit layers in train mode through evaluation on a CPU.
+
+    On CPUs with AVX512-BF16 bitsandbytes repacks a Linear4bit on its first no-grad forward in eval mode, and
+    backward through a repacked layer gives no gradient. Train mode changes nothing else in such a layer.
+    """
+    for module in model.modules():
+        if type(module).__module__.startswith("bitsandbytes"):
+            module.training = True
+
+
+def templates() -> Path:
+    """The folder of fallback chat templates."""
+    return conf_folder() / "model" / "templates"
+
+
+def load_trained(run: Path) -> tuple[Any, Any, Config]:
+    """Rebuild a finished run's policy from its folder alone: (model, tokenizer, config).
+
+    For an adapter the model is a PeftModel: inside `with model.disable_adapter()` it is the baseline.
+    Raises CheckpointError when the run has no final weights.
+    """
+    from peft import PeftModel
+
+    config = read_config(run / "config.yaml")
+    final = run / "adapter"
+    if not any(final.glob("*.safetensors")):
+        raise CheckpointError(f"{run}: no final adapter in it; the run has not finished (see its run.json)")
+    compute = choose_compute(config.hardware.device, config.hardware.precision)
+    tokenizer = load_tokenizer(final, None, templates())
+    attention = config.hardware.attention
+    if isinstance(config.lora, FullTraining):
+        folder = Weights(final, str(final), None, "")
+        model = load_base(folder, None, compute, attention)
+    else:
+        weights = resolve(config.model.path, config.model.revision)
+        model = load_base(weights, config.lora.quantization, compute, attention)
+        model = PeftModel.from_pretrained(model, final, use_safetensors=True)
+    model.eval()
+    if compute.device == "cpu":
+        keep_quantized_in_train_mode(model)
+    return model, tokenizer, config

@@ -1,0 +1,79 @@
+"""What a run cost: wall time, device time, peak memory, pairs, tokens and money per phase, over all attempts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dpo.records.files import write_json
+
+
+class Ledger:
+    """Accumulates phases into ledger.json; a continued run adds to what is there.
+
+    `device_peak_mb` reads the peak of the accelerator's memory; without one the process's resident peak counts.
+    """
+
+    def __init__(self, folder: Path, hourly_rate: float) -> None:
+        self.path = folder / "ledger.json"
+        self.hourly_rate = hourly_rate
+        self.devices = 0
+        self.device_peak_mb: Callable[[], float] | None = None
+        self.phases: dict[str, dict[str, float]] = {}
+        self._open: list[tuple[str, float]] = []
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            self.phases = json.loads(self.path.read_text())["phases"]
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Charge the time inside to `name`; an inner phase's time is not charged to the outer one."""
+        self.flush()
+        self._open.append((name, time.monotonic()))
+        try:
+            yield
+        finally:
+            self.flush()
+            self._open.pop()
+            if self._open:
+                self._open[-1] = (self._open[-1][0], time.monotonic())
+
+    def count(self, phase: str, **amounts: float) -> None:
+        """Add pairs, tokens, hits or misses to a phase."""
+        entry = self.phases.setdefault(phase, {"seconds": 0.0})
+        for key, amount in amounts.items():
+            entry[key] = entry.get(key, 0) + amount
+
+    def flush(self) -> None:
+        """Charge what has passed so far and write the file; called at each checkpoint, so a kill loses little."""
+        if self._open:
+            name, since = self._open[-1]
+            now = time.monotonic()
+            self.count(name, seconds=now - since)
+            entry = self.phases[name]
+            entry["gpu_seconds"] = entry.get("gpu_seconds", 0.0) + (now - since) * self.devices
+            entry["peak_memory_mb"] = max(entry.get("peak_memory_mb", 0.0), self._peak_mb())
+            self._open[-1] = (name, now)
+        write_json(self.path, self.summary())
+
+    def summary(self) -> dict[str, Any]:
+        """The content of ledger.json; cost = hours x hourly_rate x devices (a CPU counts as one)."""
+        seconds = sum(phase["seconds"] for phase in self.phases.values())
+        return {
+            "phases": self.phases,
+            "seconds": seconds,
+            "gpu_seconds": sum(phase.get("gpu_seconds", 0.0) for phase in self.phases.values()),
+            "hourly_rate": self.hourly_rate,
+            "cost": seconds / 3600 * self.hourly_rate * max(1, self.devices),
+        }
+
+    def _peak_mb(self) -> float:
+        if self.device_peak_mb is not None:
+            return self.device_peak_mb()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)
