@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -15,6 +16,13 @@ class OnBad(Enum):
     drop = "drop"
 
 
+class Keep(Enum):
+    """Which end of the last user turn stays when it has to be shortened."""
+
+    start = "start"
+    end = "end"
+
+
 @dataclass
 class Dataset:
     """Keys every dataset has. `path` takes rows of the same schema from a file or folder instead of the hub."""
@@ -22,8 +30,14 @@ class Dataset:
     source: str = MISSING
     path: str | None = None
     max_length: int = MISSING
+    min_prompt_tokens: int = MISSING
+    keep: Keep = MISSING
     limit: int | None = None
     on_bad: OnBad = MISSING
+    soft_labels: bool = MISSING
+    dev_fraction: float = MISSING
+    test_fraction: float = MISSING
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -32,29 +46,61 @@ class Synthetic(Dataset):
 
 
 @dataclass
-class HhRlhf(Dataset):
-    """Anthropic/hh-rlhf; `subset` is a data_dir of the hub, or `all`."""
+class HubDataset(Dataset):
+    """A dataset of the hub: repository `hub` at `revision` (a branch, tag or commit)."""
 
-    subset: str = MISSING
+    hub: str = MISSING
     revision: str = MISSING
 
 
 @dataclass
-class Shp(Dataset):
-    """stanfordnlp/SHP; keeps score ratios of at least `min_ratio` and at most `pairs_per_post` pairs a post."""
+class HhRlhf(HubDataset):
+    """Anthropic/hh-rlhf (arXiv:2204.05862); `subset` is a folder of the repository, or `all`."""
+
+    subset: str = MISSING
+
+
+@dataclass
+class Shp(HubDataset):
+    """stanfordnlp/SHP (arXiv:2110.08420); keeps score ratios of at least `min_ratio`, `pairs_per_post` pairs a post."""
 
     subreddit: str = MISSING
-    revision: str = MISSING
     min_ratio: float = MISSING
-    pairs_per_post: int = MISSING
+    pairs_per_post: int | None = MISSING
+
+
+@dataclass
+class WebGpt(HubDataset):
+    """openai/webgpt_comparisons (arXiv:2112.09332)."""
+
+
+@dataclass
+class UltraFeedback(HubDataset):
+    """UltraFeedback, binarized (arXiv:2310.01377, arXiv:2310.16944): either of its two forms on the hub."""
+
+
+@dataclass
+class HelpSteer3(HubDataset):
+    """nvidia/HelpSteer3, its `preference` part (arXiv:2505.11475)."""
 
 
 @dataclass
 class Local(Dataset):
-    """Your own file; `test_path` holds held-out rows, else `test_fraction` of the prompts is held out."""
+    """Your own files. `columns` maps our column names to yours; `label_a` and `label_b` are the values of `label`."""
 
+    dev_path: str | None = None
     test_path: str | None = None
-    test_fraction: float = MISSING
+    columns: dict[str, str] = field(default_factory=dict)
+    label_a: str = MISSING
+    label_b: str = MISSING
 
 
-SCHEMAS: dict[str, type[Dataset]] = {"synthetic": Synthetic, "hh_rlhf": HhRlhf, "shp": Shp, "local": Local}
+SCHEMAS: dict[str, type[Dataset]] = {
+    "synthetic": Synthetic,
+    "hh_rlhf": HhRlhf,
+    "shp": Shp,
+    "webgpt": WebGpt,
+    "ultrafeedback": UltraFeedback,
+    "helpsteer3": HelpSteer3,
+    "local": Local,
+}
