@@ -41,11 +41,12 @@ FACETS = ("complete", "direct", "brief", "substantial", "on_topic", "not_repeati
 RULES = (
     "ends its own turn with a full stop; answers at once, without preamble, list or talk about itself; "
     f"{MIN_WORDS} to {MAX_WORDS} words ({MIN_CONTENT_WORDS} or more different content words) in as many sentences as "
-    f"the prompt grants (else {MAX_SENTENCES}); names the subject; no run of words or sentence twice, no content word more "
-    f"than {MAX_WORD_REPEATS} times; plain prose with at most {MAX_NAMES} new names"
+    f"the prompt grants (else {MAX_SENTENCES}); names the subject; no run of words or sentence twice, no content word "
+    f"more than {MAX_WORD_REPEATS} times; plain prose with at most {MAX_NAMES} new names"
 )
 
-_FUNCTION_WORDS = """a about above after again against all also always am an and any are as at be because been before being below
+_FUNCTION_WORDS = """
+    a about above after again against all also always am an and any are as at be because been before being below
     between both but by can cannot could did do does doing done down during each either else even ever every few for
     from further get gets getting give gives given goes going had has have having he her here hers him his how however
     i if in into is it its itself just keep keeps know let lets like likely made make makes making many may me might
@@ -54,7 +55,8 @@ _FUNCTION_WORDS = """a about above after again against all also always am an and
     then there these they thing things this those through thus to too two under until up upon us use used uses using
     very was way we well were what when where whether which while who whom whose why will with within without would
     yet you your yours yourself"""
-_REQUEST_WORDS = """answer answers beginner brief briefly common describe explain friendly invites matter mistake sentence sentences
+_REQUEST_WORDS = """
+    answer answers beginner brief briefly common describe explain friendly invites matter mistake sentence sentences
     short story tip write"""
 
 _PREAMBLE = re.compile(
