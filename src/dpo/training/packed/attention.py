@@ -1,0 +1,105 @@
+"""Attention over packed rows: rejected sees its prompt and itself, never chosen.
+
+Registered with transformers under one name for each stock implementation it stands in for. A call without a packed
+layout (generation, padded batches) goes to that stock implementation, masks included, so installing it changes
+nothing else. The name stays set because activation checkpointing runs attention again during the backward.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dpo.training.packed import attention_cuda
+from dpo.training.packed.attention_pairs import by_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dpo.training.packed.layout import PackedLayout
+
+STAND_INS = {"sdpa": "dpo_packed_sdpa", "eager": "dpo_packed_eager"}
+"""Stock implementation -> ours."""
+
+
+def register() -> None:
+    """Make our implementations known to transformers; doing it twice does no harm."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    for stock, ours in STAND_INS.items():
+        AttentionMaskInterface.register(ours, ALL_MASK_ATTENTION_FUNCTIONS[stock])
+        stock_forward = ALL_ATTENTION_FUNCTIONS[stock] if stock != "eager" else _eager
+        AttentionInterface.register(ours, _with_fallback(stock_forward))
+
+
+def no_mask(device: torch.device) -> torch.Tensor:
+    """A 4-D mask that transformers hands through untouched instead of building one over T x T; it is never read."""
+    return torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)
+
+
+def _eager(module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
+
+
+def _with_fallback(stock_forward: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        packed: PackedLayout | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if packed is None:
+            return stock_forward(module, query, key, value, attention_mask, **kwargs)
+        for name in ("softcap", "s_aux", "position_bias"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"packed attention cannot honour {name!r}; use hardware.engine=plain")
+        return (
+            packed_attention(
+                query,
+                key,
+                value,
+                packed,
+                scaling=kwargs.get("scaling"),
+                sliding_window=kwargs.get("sliding_window"),
+                dropout=kwargs.get("dropout", 0.0),
+            ),
+            None,
+        )
+
+    return forward
+
+
+def packed_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: PackedLayout,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Causal attention of each pair's two sequences, computed on their packed row.
+
+    Args:
+        query: [1, Hq, T, D]; key, value: [1, Hkv, T, D], rotated by `layout.position_ids`.
+        scaling: of the scores, default D ** -0.5.
+        sliding_window: a token sees itself and the `sliding_window - 1` tokens before it; None sees all.
+        dropout: probability of dropping an attention weight.
+
+    Returns:
+        [1, T, Hq, D].
+    """
+    if sliding_window is not None and sliding_window >= layout.longest:
+        sliding_window = None
+    if attention_cuda.usable(query, dropout):
+        return attention_cuda.packed_attention(query, key, value, layout, scaling, sliding_window)
+    return by_pair(query, key, value, layout, scaling, sliding_window, dropout)

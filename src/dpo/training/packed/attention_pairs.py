@@ -1,0 +1,65 @@
+"""Packed attention with SDPA, pair by pair: every device and dtype, no quadratic work beyond each sequence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from dpo.training.packed.layout import PackedLayout
+
+
+def by_pair(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: PackedLayout,
+    scaling: float | None,
+    sliding_window: int | None,
+    dropout: float,
+) -> torch.Tensor:
+    """As `dpo.training.packed.attention.packed_attention`."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    query_parts = query.split([n for p, c, r in layout.lengths for n in (p + c, r)], dim=2)
+    key_value = torch.stack((key, value)).split([n for lengths in layout.lengths for n in lengths], dim=3)
+    outputs = []
+    for index, (prompt, chosen, rejected) in enumerate(layout.lengths):
+        shared, own, other = key_value[3 * index : 3 * index + 3]
+        for queries, keys_values, length in (
+            (query_parts[2 * index], torch.cat((shared, own), dim=3), prompt + chosen),
+            (query_parts[2 * index + 1], torch.cat((shared, other), dim=3), prompt + rejected),
+        ):
+            count = queries.shape[2]
+            window = sliding_window if sliding_window is not None and sliding_window < length else None
+            plain_causal = window is None and count == length
+            outputs.append(
+                scaled_dot_product_attention(
+                    queries,
+                    keys_values[0],
+                    keys_values[1],
+                    attn_mask=None if plain_causal else _mask(layout, count, length, window, query.device),
+                    is_causal=plain_causal,
+                    dropout_p=dropout,
+                    scale=scaling,
+                )
+            )
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def _mask(layout: PackedLayout, count: int, length: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """[count, length] bool: the last `count` of `length` tokens against all of them, causal, within the window."""
+    name = (count, length, window)
+    mask = layout.cache.get(name)
+    if mask is None:
+        rows = torch.arange(length - count, length, device=device).unsqueeze(1)
+        columns = torch.arange(length, device=device).unsqueeze(0)
+        mask = columns <= rows
+        if window is not None:
+            mask &= rows - columns < window
+        layout.cache[name] = mask
+    assert isinstance(mask, torch.Tensor)
+    return mask

@@ -1,0 +1,62 @@
+"""The packed layout of a few pairs: one row [prompt, chosen, rejected] per pair, all rows joined into one sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class PackedLayout:
+    """Where every token of a micro-batch lies in the packed row and in TRL's padded batch.
+
+    B pairs, T = sum(P + C + R) packed tokens, N = sum(C + R) completion tokens, U = N - B rows that predict them
+    (the last prompt row predicts the first token of both sides), L the longest prompt + completion.
+
+    Not frozen: distributed wrappers copy such arguments field by field.
+    """
+
+    token_ids: torch.Tensor
+    """[1, T] int64."""
+    position_ids: torch.Tensor
+    """[1, T] int64; rejected restarts where its prompt ended."""
+    predictor_rows: torch.Tensor
+    """[U] packed rows whose hidden states go through the LM head."""
+    target_rows: torch.Tensor
+    """[N] index into `predictor_rows` of the row that predicts each completion token."""
+    targets: torch.Tensor
+    """[N] completion token ids: all chosen tokens of pair 0, its rejected tokens, then pair 1, ..."""
+    padded_index: torch.Tensor
+    """[N] where each completion token lies in the flattened padded layout [2B, L - 1]."""
+    padded_shape: tuple[int, int]
+    """(2B, L - 1)."""
+    lengths: tuple[tuple[int, int, int], ...]
+    """(P, C, R) of each pair, as Python ints so that no kernel launch has to wait for them."""
+    cache: dict[object, object] = field(default_factory=dict, repr=False, compare=False)
+    """Masks and offsets derived once and used by every layer."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest single sequence: max over pairs of P + max(C, R)."""
+        return max(prompt + max(chosen, rejected) for prompt, chosen, rejected in self.lengths)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedLayout:
+        """The same layout on `device`; itself when it is already there."""
+        if self.token_ids.device == torch.device(device):
+            return self
+        return PackedLayout(
+            token_ids=self.token_ids.to(device, non_blocking=non_blocking),
+            position_ids=self.position_ids.to(device, non_blocking=non_blocking),
+            predictor_rows=self.predictor_rows.to(device, non_blocking=non_blocking),
+            target_rows=self.target_rows.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking=non_blocking),
+            padded_index=self.padded_index.to(device, non_blocking=non_blocking),
+            padded_shape=self.padded_shape,
+            lengths=self.lengths,
+        )
+
+    def scatter(self, values: torch.Tensor) -> torch.Tensor:
+        """[N] values of completion tokens as TRL's padded [2B, L - 1], zero elsewhere; gradients flow through."""
+        rows, columns = self.padded_shape
+        return values.new_zeros(rows * columns).scatter(0, self.padded_index, values).view(rows, columns)

@@ -1,0 +1,74 @@
+"""Sequence log-probabilities without gradients: for the reference pass and for evaluation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dpo.training.packed.budget import cost, split
+from dpo.training.packed.collate import layout as lay_out
+from dpo.training.packed.collate import pad
+from dpo.training.packed.install import completion_statistics, head_statistics, installed
+from dpo.training.packed.modes import scoring_mode
+from dpo.training.packed.support import unwrapped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dpo.data.pair import TokenPair
+
+
+def sequence_log_probs(
+    model: torch.nn.Module,
+    pairs: Sequence[TokenPair],
+    token_budget: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[float, float]]:
+    """(log p(chosen | prompt), log p(rejected | prompt)) in nats for every pair, in their order.
+
+    Packed where the packed forward is installed, padded otherwise. The model's train or eval mode is as before
+    afterwards, and adapters are used as they stand (disable them around the call for a reference). Each figure is
+    the fp32 sum over its completion tokens.
+
+    Args:
+        token_budget: most tokens a forward, see `budget.split`.
+        progress: called with the number of pairs just done.
+    """
+    base = unwrapped(model)
+    device: torch.device = next(base.get_input_embeddings().parameters()).device
+    packed = installed(model)
+    engine = "packed" if packed else "plain"
+    # Long pairs share a forward with long ones, so that padding (plain) and masks stay small.
+    order = sorted(range(len(pairs)), key=lambda i: cost([pairs[i]], "packed"), reverse=True)
+    results: dict[int, tuple[float, float]] = {}
+    done = 0
+    with scoring_mode(model):
+        for group in split([pairs[i] for i in order], token_budget, engine):
+            layout = lay_out(group).to(device)
+            if packed:
+                log_probs = completion_statistics(base, layout, ("log_probs",)).log_probs
+            else:
+                log_probs = _padded_log_probs(base, group, device)
+            owner = torch.arange(2 * len(group)).repeat_interleave(
+                torch.tensor([n for _, chosen, rejected in layout.lengths for n in (chosen, rejected)])
+            )
+            sums = torch.zeros(2 * len(group), dtype=log_probs.dtype).index_add_(0, owner, log_probs.cpu())
+            for offset, (chosen, rejected) in enumerate(sums.view(-1, 2).tolist()):
+                results[order[done + offset]] = (chosen, rejected)
+            done += len(group)
+            if progress is not None:
+                progress(len(group))
+    return [results[i] for i in range(len(pairs))]
+
+
+def _padded_log_probs(base: Any, group: Sequence[TokenPair], device: torch.device) -> torch.Tensor:
+    batch = pad(group, pad_id=0)
+    layout = lay_out(group)
+    hidden = base.base_model(
+        input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device), use_cache=False
+    ).last_hidden_state
+    states = hidden[:, :-1].reshape(-1, hidden.shape[-1]).index_select(0, layout.padded_index.to(device))
+    # In the padded layout every completion token has a row of its own.
+    layout.target_rows = torch.arange(layout.targets.shape[0])
+    return head_statistics(base, states, layout.to(device), ("log_probs",)).log_probs

@@ -1,0 +1,122 @@
+"""The packed forward against separate plain sequences, for every family it claims to support."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from packed_models import EXTRA, gradients, packed_log_probs, random_pairs, separate_log_probs, tiny_model, with_lora
+
+from dpo.training.packed.install import install, installed
+from dpo.training.packed.support import VERIFIED
+
+FAMILIES = sorted(EXTRA)
+
+
+def test_every_supported_family_is_tested() -> None:
+    assert sorted(VERIFIED) == FAMILIES
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+def test_log_probs_and_lora_gradients(family: str, dtype: torch.dtype) -> None:
+    policy = with_lora(tiny_model(family, dtype))
+    pairs = random_pairs(5)
+    weights = torch.linspace(-1.0, 1.5, 10, dtype=dtype).view(5, 2)
+
+    expected = separate_log_probs(policy, pairs)
+    (expected * weights).sum().backward()
+    expected_gradients = gradients(policy)
+
+    assert install(policy) is None
+    assert installed(policy)
+    got = packed_log_probs(policy, pairs)
+    (got * weights).sum().backward()
+    got_gradients = gradients(policy)
+
+    # The families' norms compute in fp32 whatever the dtype, so fp64 gradients agree to fp32 rounding only.
+    bound, gradient_bound = (1e-12, 1e-6) if dtype == torch.float64 else (1e-6, 2e-5)
+    torch.testing.assert_close(got, expected.to(got.dtype), rtol=bound, atol=bound)
+    assert sorted(got_gradients) == sorted(expected_gradients)
+    assert len(got_gradients) == 3 * 7 * 2
+    for name, gradient in expected_gradients.items():
+        scale = gradient.abs().max().item()
+        assert scale > 0, name
+        torch.testing.assert_close(got_gradients[name], gradient, rtol=0, atol=gradient_bound * scale, msg=name)
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "gemma3_text"])
+def test_the_sliding_window_matters_here(family: str) -> None:
+    pairs = random_pairs(3)
+    narrow = separate_log_probs(tiny_model(family), pairs)
+    wide = separate_log_probs(tiny_model(family, sliding_window=100), pairs)
+    assert (narrow - wide).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_full_fine_tuning_gradients_reach_embeddings_and_head(family: str) -> None:
+    model = tiny_model(family).requires_grad_(True)
+    pairs = random_pairs(4)
+    separate_log_probs(model, pairs).diff(dim=1).sum().backward()
+    expected = gradients(model)
+    assert install(model) is None
+    packed_log_probs(model, pairs).diff(dim=1).sum().backward()
+    got = gradients(model)
+    assert sorted(got) == sorted(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=0, atol=1e-6 * gradient.abs().max().item(), msg=name)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool) -> None:
+    policy = with_lora(tiny_model("gemma3_text"))
+    assert install(policy) is None
+    pairs = random_pairs(4)
+    policy.train()
+    packed_log_probs(policy, pairs).diff(dim=1).sum().backward()
+    expected = gradients(policy)
+    policy.enable_input_require_grads()
+    policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    packed_log_probs(policy, pairs).diff(dim=1).sum().backward()
+    got = gradients(policy)
+    assert sorted(got) == sorted(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_adapters_off_is_the_base_model() -> None:
+    base = tiny_model("qwen3")
+    pairs = random_pairs(3)
+    expected = separate_log_probs(base, pairs)
+    policy = with_lora(base)
+    assert install(policy) is None
+    with torch.no_grad(), policy.disable_adapter():
+        torch.testing.assert_close(packed_log_probs(policy, pairs), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_other_calls_are_unchanged(attention: str) -> None:
+    model = tiny_model("gemma3_text", torch.float32)
+    model.set_attn_implementation(attention)
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [0, 0, 0, 0, 5, 6, 7, 8, 9, 10]])
+    mask = (ids != 0).long()
+    before = model(input_ids=ids, attention_mask=mask).logits
+    text_before = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    assert install(model) is None
+    assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
+    assert torch.equal(
+        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False), text_before
+    )
+
+
+def test_install_twice_changes_outputs_only() -> None:
+    model = tiny_model("llama")
+    assert install(model) is None
+    forward = model.forward
+    assert install(model, outputs=("log_probs",)) is None
+    assert model.forward == forward
