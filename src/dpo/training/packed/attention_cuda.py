@@ -155,7 +155,7 @@ def _agrees(attend: Any, device: torch.device, dtype: torch.dtype, head_size: in
     from dpo.training.packed.attention_pairs import by_pair
     from dpo.training.packed.layout import PackedLayout
 
-    exact = partial(by_pair, dropout=0.0)
+    exact: Any = partial(by_pair, dropout=0.0)
 
     lengths = ((5, 3, 6), (1, 9, 1), (140, 20, 33))
     total = sum(map(sum, lengths))

@@ -1,0 +1,84 @@
+"""`python -m dpo.cache`: what the cache folder holds; `prune` removes what was not used for a while.
+
+python -m dpo.cache                  show
+python -m dpo.cache prune days=30    forget reference log-probs unused for 30 days
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from dpo.config.app import report
+from dpo.config.nearest import nearest
+from dpo.errors import ConfigError, DpoError
+from dpo.modeling.cache import cache_folder
+from dpo.training.reference import ReferenceCache
+
+DAY = 86400.0
+
+
+def reference_file() -> Path:
+    """Where every run on this machine keeps its reference log-probs."""
+    return cache_folder("reference") / "log_probs.sqlite"
+
+
+def show() -> None:
+    """Print each folder's size, and for the reference log-probs one line a context."""
+    root = cache_folder("reference").parent
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        print(f"{folder}: {size / 1e6:.1f} MB")
+    if reference_file().exists():
+        for context, entries, used in ReferenceCache(reference_file()).contexts():
+            days = (time.time() - used) / DAY
+            print(f"  reference {context[:12]}: {entries:,} pairs, last used {days:.1f} days ago")
+
+
+def prune(days: float) -> None:
+    """Remove reference log-probs whose context was not used for `days` days, and damaged files set aside."""
+    for aside in reference_file().parent.glob("*.damaged-*"):
+        aside.unlink()
+    if not reference_file().exists():
+        print("nothing to prune")
+        return
+    cache = ReferenceCache(reference_file())
+    old = [context for context, _, used in cache.contexts() if time.time() - used >= days * DAY]
+    print(f"removed {cache.prune(old):,} pairs of {len(old)} contexts")
+
+
+def run(arguments: list[str]) -> None:
+    """Parse and do; raises ConfigError for anything unknown."""
+    verb = arguments[0] if arguments else "show"
+    rest = dict(argument.partition("=")[::2] for argument in arguments[1:])
+    if verb in ("-h", "--help"):
+        print(__doc__)
+    elif verb == "show" and not rest:
+        show()
+    elif verb == "prune" and set(rest) <= {"days"}:
+        try:
+            days = float(rest.get("days", "30"))
+        except ValueError:
+            raise ConfigError(f"days={rest['days']}: not a number") from None
+        if not days >= 0:
+            raise ConfigError(f"days={rest['days']}: must be at least 0")
+        prune(days)
+    else:
+        known = {"show": [], "prune": ["days"]}
+        if verb not in known:
+            raise ConfigError(f"{verb}: unknown command{nearest(verb, list(known))}; one of show, prune")
+        unknown = next(key for key in rest if key not in known[verb])
+        raise ConfigError(f"{unknown}: unknown key of {verb}{nearest(unknown, known[verb])}")
+
+
+def main() -> None:
+    """Entry point: exit code 0, or that of the error."""
+    try:
+        run(sys.argv[1:])
+    except DpoError as error:
+        sys.exit(report(error))
+
+
+if __name__ == "__main__":
+    main()
