@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -44,15 +45,39 @@ def main(config_name: str, schema: type[T], body: Callable[[T], None], positiona
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         sys.argv[1:] = _arguments(sys.argv[1:], positional)
-        _schema.register()
-        _register_plugins()
+        register(config_name, schema)
         composed = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)
-        composed(lambda cfg: body(_parse(cfg, schema)))()
+        captured: list[DictConfig] = []
+        _compose(lambda: composed(captured.append)())
+        # Hydra keeps `--help`, `--cfg` and multirun to itself; a plain run comes out here, past its error printing.
+        if captured:
+            body(_parse(captured[0], schema))
     except Exception as error:  # noqa: BLE001 - the one place where failures become exit codes
         sys.exit(report(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _compose(composed: Callable[[], None]) -> None:
+    """Whatever composing raises has its cause in the command line or the YAML."""
+    try:
+        composed()
+    except DpoError:
+        raise
+    except Exception as error:
+        raise translate(error) or ConfigError(f"cannot compose: {str(error).splitlines()[0]}") from error
+
+
+def register(config_name: str, schema: type) -> None:
+    """Make the typed nodes, the verb's root schema and our plugins known to Hydra; must run before any compose."""
+    _schema.register()
+    ConfigStore.instance().store(name=f"base_{config_name}", node=schema)
+    from hydra.core.plugins import Plugins
+
+    from dpo.config.search_path import UserConf
+
+    Plugins.instance().register(UserConf)
 
 
 def report(error: BaseException) -> int:
@@ -86,7 +111,9 @@ def _arguments(argv: list[str], positional: str | None) -> list[str]:
         if positional and "=" not in argument and not argument.startswith("-"):
             folders.append(str(Path(argument).expanduser()))
         else:
-            rest.append(re.sub(r"=~/", f"={Path.home()}/", argument))
+            argument = re.sub(r"=~/", f"={Path.home()}/", argument)
+            # Keys of free-form mappings are new ones to Hydra, which would ask for a plus sign.
+            rest.append(re.sub(r"^(?=(dpo\.trainer|dataset\.chat_template_kwargs|dataset\.columns)\.)", "++", argument))
     if folders and positional:
         if positional.endswith("+"):
             quoted = ",".join(f"'{folder}'" for folder in folders)
@@ -96,14 +123,6 @@ def _arguments(argv: list[str], positional: str | None) -> list[str]:
         else:
             raise ConfigError(f"{folders[1]}: only one folder is taken here")
     return rest
-
-
-def _register_plugins() -> None:
-    from hydra.core.plugins import Plugins
-
-    from dpo.config.search_path import UserConf
-
-    Plugins.instance().register(UserConf)
 
 
 def options(group: str) -> list[str]:
@@ -148,7 +167,7 @@ def _composition(error: BaseException) -> str:
     if found := re.search(r"Could not override '([^']+)'", str(error)):
         key = found.group(1)
         if "not in struct" in str(cause) or "not in '" in str(cause):
-            parent, _, leaf = key.rpartition(".")
+            parent = key.rpartition(".")[0]
             owner = getattr(cause, "parent_node", None)
             known = [str(k) for k in owner] if isinstance(owner, DictConfig) else []
             names = [f"{parent}.{k}" if parent else k for k in known]

@@ -15,7 +15,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dpo.config.nearest import nearest
 from dpo.config.passthrough import ALLOWED, DERIVED, REFUSED
-from dpo.config.schema import Checkpointing, Config, FullTraining
+from dpo.config.schema import Checkpointing, Config, FullTraining, Lora
 from dpo.errors import ConfigError
 
 SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -109,7 +109,7 @@ def _check_combinations(config: Config) -> None:
         raise ConfigError("lora=full with lora.quantization: quantized weights cannot train; use lora=qlora, or null")
     if lora.quantization is not None and lora.quantization.bits == 8 and lora.quantization.double:
         raise ConfigError("lora.quantization.double=true: int8 has no double quantization; set it to false")
-    if not (lora.target_modules is None or lora.target_modules == "all-linear" or _is_names(lora.target_modules)):
+    if isinstance(lora, Lora) and not (lora.target_modules == "all-linear" or _is_names(lora.target_modules)):
         raise ConfigError(f"lora.target_modules={lora.target_modules}: must be all-linear or a list of module names")
     for name in dpo.trainer:
         if name in DERIVED:

@@ -11,7 +11,7 @@ ALLOWED = frozenset(
     torch_empty_cache_steps log_level log_level_replica log_on_each_node dataloader_num_workers
     dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
     dataloader_multiprocessing_context ddp_bucket_cap_mb
-    ddp_broadcast_buffers ddp_static_graph ddp_timeout full_determinism data_seed activation_offloading
+    ddp_broadcast_buffers ddp_static_graph ddp_timeout full_determinism activation_offloading
     router_aux_loss_coef use_weighting ld_alpha""".split()
 )
 
@@ -39,6 +39,7 @@ DERIVED = {
     "f_divergence_type": "the dpo group",
     "f_alpha_divergence_coef": "the dpo group",
     "seed": "seed",
+    "data_seed": "seed",
     "bf16": "hardware.precision",
     "fp16": "hardware.precision",
     "use_cpu": "hardware.device",

@@ -41,8 +41,15 @@ class Quantization:
 
 
 @dataclass
-class Lora:
-    """What is trainable: low-rank adapters, W + alpha/rank B A (LoRA, arXiv:2106.09685, section 4.1)."""
+class Trainable:
+    """What is trainable and how the frozen rest is stored."""
+
+    quantization: Quantization | None = None
+
+
+@dataclass
+class Lora(Trainable):
+    """Low-rank adapters, W + alpha/rank B A (LoRA, arXiv:2106.09685, section 4.1)."""
 
     rank: int = MISSING
     alpha: int = MISSING
@@ -50,19 +57,11 @@ class Lora:
     target_modules: Any = MISSING
     rslora: bool = MISSING
     dora: bool = MISSING
-    quantization: Quantization | None = None
 
 
 @dataclass
-class FullTraining(Lora):
-    """Every weight is trainable: the LoRA keys have no meaning here and stay unset."""
-
-    rank: int = 0
-    alpha: int = 0
-    dropout: float = 0.0
-    target_modules: Any = None
-    rslora: bool = False
-    dora: bool = False
+class FullTraining(Trainable):
+    """Every weight is trainable."""
 
 
 class Optimizer(Enum):
@@ -193,7 +192,7 @@ class Config:
     resume_anyway: bool = MISSING
     model: Model = MISSING
     dataset: datasets.Dataset = MISSING
-    lora: Lora = MISSING
+    lora: Trainable = MISSING
     dpo: Dpo = MISSING
     hardware: Hardware = MISSING
     tracking: Tracking = MISSING
@@ -212,7 +211,6 @@ NODES: dict[str, dict[str, type]] = {
 def register() -> None:
     """Put every schema into Hydra's ConfigStore; must run before any compose."""
     store = ConfigStore.instance()
-    store.store(name="base_config", node=Config)
     for group, nodes in NODES.items():
         for name, node in nodes.items():
             store.store(group=group, name=name, node=node)

@@ -33,15 +33,24 @@ class Answer:
 
 
 def sample(
-    model: Any, prompts: list[list[int]], sampling: Sampling, stop_ids: set[int], pad_id: int, batch_size: int
+    model: Any,
+    prompts: list[list[int]],
+    sampling: Sampling,
+    stop_ids: set[int],
+    pad_id: int,
+    batch_size: int,
+    skip: int = 0,
 ) -> Iterator[tuple[list[int], list[Answer]]]:
     """Yield (prompt indices, answers) a batch; prompts of like length share a batch.
 
     Each batch draws from its own generator seeded with (seed, batch number): the answers depend on the prompts,
-    the batch size and the seed, not on what else the process has drawn.
+    the batch size and the seed, not on what else the process has drawn. The first `skip` batches are left out, to
+    go on where an interrupted run stopped.
     """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     for number, start in enumerate(range(0, len(order), batch_size)):
+        if number < skip:
+            continue
         indices = order[start : start + batch_size]
         generator = torch.Generator(device="cpu").manual_seed(sampling.seed * 1_000_003 + number)
         answers = _sample_batch(model, [prompts[i] for i in indices], sampling, stop_ids, pad_id, generator)
@@ -71,7 +80,11 @@ def _sample_batch(
     alive = list(range(len(prompts)))
     for _ in range(sampling.max_new_tokens):
         out = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
             logits_to_keep=1,
         )
         drawn = _draw(out.logits[:, -1].float(), sampling, generator)

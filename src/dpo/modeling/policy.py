@@ -8,7 +8,7 @@ from typing import Any
 
 from dpo.config.app import conf_folder
 from dpo.config.read import read_config
-from dpo.config.schema import Config, FullTraining, Lora, Quantization
+from dpo.config.schema import Config, FullTraining, Lora, Quantization, Trainable
 from dpo.errors import CheckpointError
 from dpo.modeling.device import Compute, choose_compute
 from dpo.modeling.tokenizer import load_tokenizer
@@ -56,9 +56,9 @@ def quantization_config(quantization: Quantization | None, compute: Compute) -> 
     )
 
 
-def lora_config(lora: Lora) -> Any:
+def lora_config(lora: Trainable) -> Any:
     """PEFT's LoraConfig, or None for full fine-tuning."""
-    if isinstance(lora, FullTraining):
+    if not isinstance(lora, Lora):
         return None
     from peft import LoraConfig, TaskType
 

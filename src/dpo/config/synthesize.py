@@ -1,0 +1,35 @@
+"""Typed schema of `python -m dpo.synthesize`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from dpo.config.schema import Hardware, Model
+
+
+@dataclass
+class SamplingConfig:
+    """How answers are drawn."""
+
+    temperature: float = MISSING
+    top_k: int = MISSING
+    max_new_tokens: int = MISSING
+    batch_size: int = MISSING
+
+
+@dataclass
+class Synthesize:
+    """Prompts in, preference pairs out."""
+
+    prompts: str | None = MISSING
+    out: str = MISSING
+    n: int = MISSING
+    rounds: int = MISSING
+    seed: int = MISSING
+    dev_share: float = MISSING
+    test_share: float = MISSING
+    sampling: SamplingConfig = MISSING
+    model: Model = MISSING
+    hardware: Hardware = MISSING

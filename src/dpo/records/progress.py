@@ -1,0 +1,66 @@
+"""Progress of a run: a live bar on a terminal, one compact line a log elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class TrainingProgress:
+    """Shows step, ETA, loss, margin, accuracy and pairs/s; use as a context manager around the steps."""
+
+    def __init__(self, max_steps: int, start_step: int, batch_size: int, console: Console | None = None) -> None:
+        self.console = console or Console(soft_wrap=True)
+        self.max_steps, self.start_step, self.batch_size = max_steps, start_step, batch_size
+        self.began = time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> TrainingProgress:
+        self.began = time.monotonic()
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("step"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=self.console,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self.max_steps, completed=self.start_step)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def pairs_per_second(self, step: int) -> float:
+        """Mean since this process began stepping, evaluations included."""
+        return (step - self.start_step) * self.batch_size / max(1e-9, time.monotonic() - self.began)
+
+    def show(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """One logged step, or one evaluation."""
+        text = (
+            f"loss {values['loss']:.4f}  margin {values['rewards/margins']:+.3f}  "
+            f"accuracy {values['rewards/accuracies']:.2f}"
+        )
+        if kind == "eval":
+            self.console.print(f"dev at step {step}: {text}", highlight=False)
+            return
+        rate = self.pairs_per_second(step)
+        text += f"  {rate:.2f} pairs/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+            return
+        left = (self.max_steps - step) * self.batch_size / rate if rate > 0 else 0.0
+        self.console.print(f"step {step}/{self.max_steps}  {text}  {_clock(left)} left", highlight=False)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

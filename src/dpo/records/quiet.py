@@ -1,0 +1,14 @@
+"""Other libraries' chatter stays off the terminal; their warnings and errors do not."""
+
+from __future__ import annotations
+
+import os
+
+
+def quiet() -> None:
+    """Silence bars and notices; must run before those libraries are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")

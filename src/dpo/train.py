@@ -1,0 +1,40 @@
+"""`python -m dpo.train`: from one composed config to an aligned adapter and a run directory that explains itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dpo.config.app import main as app
+from dpo.config.schema import Config
+
+
+def train(config: Config) -> Path:
+    """Train one run to its last step, or continue it there; returns the run directory."""
+    from dpo.modeling.device import pin_one_gpu
+    from dpo.records.quiet import quiet
+
+    pin_one_gpu()
+    quiet()
+    from dpo.training import stages
+    from dpo.training.job import open_job
+
+    with open_job(config) as job:
+        base = stages.find_base(job)
+        data = stages.load_data(job, base)
+        checkpoint = stages.find_checkpoint(job)
+        trainer = stages.build_trainer(job, base, data)
+        stages.add_reference(job, trainer, stages.needed_pairs(job, data) + trainer.eval_dataset.pairs)
+        if checkpoint is None:
+            stages.check_start(job, trainer, base.compute)
+        stages.run_steps(job, trainer, checkpoint, base.compute)
+        stages.save_final(job, trainer, base.tokenizer)
+    return job.run.folder
+
+
+def main() -> None:
+    """Compose, parse and train; exits with the code of the outcome."""
+    app("config", Config, lambda config: train(config) and None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Our config as TRL's DPOConfig and the few plain values it does not know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dpo.config.schema import Checkpointing, Config, Lora
+from dpo.modeling.device import Compute
+
+NEVER = 10**9
+
+
+def build_arguments(config: Config, compute: Compute, folder: Path, activation_checkpointing: bool) -> Any:
+    """DPOConfig for one process: every field that another key decides is set here and nowhere else."""
+    from trl import DPOConfig
+
+    dpo = config.dpo
+    return DPOConfig(
+        output_dir=str(folder / "checkpoints"),
+        seed=config.seed,
+        per_device_train_batch_size=dpo.batch_size,
+        per_device_eval_batch_size=dpo.batch_size,
+        gradient_accumulation_steps=1,
+        num_train_epochs=dpo.epochs,
+        max_steps=dpo.max_steps if dpo.max_steps is not None else -1,
+        learning_rate=dpo.learning_rate,
+        lr_scheduler_type=dpo.scheduler.value,
+        # Below 1 the Trainer reads warm-up steps as a ratio of all steps.
+        warmup_steps=dpo.warmup_ratio,
+        optim=dpo.optimizer.value,
+        weight_decay=dpo.weight_decay,
+        max_grad_norm=dpo.max_grad_norm,
+        loss_type=list(dpo.loss),
+        beta=dpo.beta,
+        bf16=compute.bf16,
+        fp16=False,
+        use_cpu=compute.device == "cpu",
+        gradient_checkpointing=activation_checkpointing,
+        max_length=None,
+        # PEFT's dropout must stay alive when asked for; the base models have none in training.
+        disable_dropout=not (isinstance(config.lora, Lora) and config.lora.dropout > 0),
+        logging_strategy="steps",
+        logging_steps=dpo.log_every,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=dpo.eval_every or NEVER,
+        save_strategy="steps",
+        save_steps=dpo.save_every,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=compute.device == "cuda",
+        **dpo.trainer,
+    )
+
+
+def wants_checkpointing(setting: Checkpointing, fits_without: bool) -> bool:
+    """Resolve `hardware.activation_checkpointing`."""
+    return setting is Checkpointing.on or (setting is Checkpointing.auto and not fits_without)

@@ -1,0 +1,71 @@
+"""What must hold before and during training, checked instead of hoped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dpo.errors import Diverged
+
+# Largest log-ratio per completion token that rounding may leave at the start: the policy and the reference are
+# then the same function, computed in differently composed batches.
+IDENTITY_BOUND = {"torch.float32": 1e-4, "torch.bfloat16": 3e-2}
+
+
+def loss_at_zero(loss: str, beta: float) -> float | None:
+    """Value of a loss when every log-ratio is 0; None for losses that depend on more than log-ratios."""
+    values = {
+        "sigmoid": math.log(2),
+        "ipo": (1 / (2 * beta)) ** 2,
+    }
+    return values.get(loss)
+
+
+def check_reference_identity(
+    policy: Mapping[str, tuple[float, float]],
+    reference: Mapping[str, tuple[float, float]],
+    lengths: Mapping[str, tuple[int, int]],
+    dtype: Any,
+) -> float:
+    """Check that every log-ratio is 0 before the first step and return the largest one per token.
+
+    The three mappings are by pair id: summed log-probs (chosen, rejected) and completion lengths in tokens.
+    """
+    bound = IDENTITY_BOUND[str(dtype)]
+    worst, where = 0.0, ""
+    for key, values in policy.items():
+        for value, expected, length in zip(values, reference[key], lengths[key], strict=True):
+            ratio = abs(value - expected) / length
+            if not ratio <= worst:
+                worst, where = ratio, key
+    if not worst <= bound:
+        raise Diverged(
+            f"before step 1 the log-ratio of {where} is {worst:.2g} per token, must be 0 within {bound:g}: "
+            "the reference is not the starting policy"
+        )
+    return worst
+
+
+def check_start_loss(loss: float, losses: list[str], beta: float, dtype: Any) -> None:
+    """Check the dev loss before step 1 against its known value at log-ratios of 0."""
+    expected = loss_at_zero(losses[0], beta) if len(losses) == 1 else None
+    tolerance = 0.01 if str(dtype) == "torch.float32" else 0.1
+    if expected is not None and not abs(loss - expected) <= tolerance * max(1.0, expected):
+        raise Diverged(f"before step 1 the {losses[0]} loss is {loss:.4f}, must be {expected:.4f} within {tolerance:g}")
+
+
+def check_gradients_arrive(named_parameters: Iterable[tuple[str, Any]], step: int) -> None:
+    """Check that every trainable tensor has a gradient (layers repacked for inference silently give none)."""
+    silent = [name for name, parameter in named_parameters if parameter.requires_grad and parameter.grad is None]
+    if silent:
+        raise Diverged(f"step {step}: {len(silent)} trainable tensors got no gradient, the first: {silent[0]}")
+
+
+def check_finite(value: float, what: str, step: int, rows: Iterable[str]) -> None:
+    """Stop before the optimizer step when a loss or gradient norm is NaN or infinite."""
+    if not math.isfinite(value):
+        raise Diverged(
+            f"step {step}: the {what} is {value}; stopped before the optimizer step, the last checkpoint is good\n"
+            f"rows of this step: {', '.join(rows)}"
+        )

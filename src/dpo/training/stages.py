@@ -1,0 +1,240 @@
+"""The stages of a training run, in the order `dpo.train` calls them. Each charges its time to the ledger."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dpo.config.parse import plain
+from dpo.config.schema import Engine, FullTraining
+from dpo.data.pair import TokenPair
+from dpo.data.prepare import Prepared, prepare
+from dpo.errors import DiskFull
+from dpo.modeling.cache import cache_folder
+from dpo.modeling.device import Compute, choose_compute, describe
+from dpo.modeling.policy import footprint, load_base, lora_config, templates
+from dpo.modeling.tokenizer import load_tokenizer
+from dpo.modeling.weights import Weights, resolve
+from dpo.records.files import sync_folder, write_json
+from dpo.records.progress import TrainingProgress
+from dpo.records.tracking import Tracker, build_tracker
+from dpo.training import checkpoints, guards
+from dpo.training import trainer as trainers
+from dpo.training.arguments import build_arguments
+from dpo.training.job import Job, exit_code
+from dpo.training.packed.budget import split
+from dpo.training.packed.collate import pack, pad
+from dpo.training.packed.install import install
+from dpo.training.packed.score import sequence_log_probs
+
+IDENTITY_PAIRS = 32
+
+
+@dataclass(frozen=True)
+class Base:
+    """The resolved weights, their tokenizer, and what to compute with."""
+
+    weights: Weights
+    tokenizer: Any
+    compute: Compute
+
+
+def find_base(job: Job) -> Base:
+    """Resolve device, weights and tokenizer; nothing heavy is loaded yet, so faults show early."""
+    config = job.config
+    with job.ledger.phase("load"):
+        compute = choose_compute(config.hardware.device, config.hardware.precision)
+        weights = resolve(config.model.path, config.model.revision)
+        tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates())
+    if compute.device == "cuda":
+        import torch
+
+        job.ledger.devices = 1
+        job.ledger.device_peak_mb = lambda: torch.cuda.max_memory_allocated() / 2**20
+    job.run.record["fingerprints"]["base"] = weights.fingerprint
+    job.run.update(device=describe(compute), revision=weights.revision)
+    return Base(weights, tokenizer, compute)
+
+
+def load_data(job: Job, base: Base) -> Prepared:
+    """Checked, tokenized pairs; what was found goes to data.json."""
+    with job.ledger.phase("tokenize"):
+        data = prepare(job.config.dataset, base.tokenizer, job.config.seed, cache_folder("tokens"))
+    write_json(job.run.folder / "data.json", data.report)
+    job.run.record["fingerprints"]["data"] = data.fingerprint
+    job.run.save()
+    job.say(f"{len(data.train)} training pairs, {len(data.dev)} dev, {len(data.test)} test")
+    return data
+
+
+def find_checkpoint(job: Job) -> checkpoints.Checkpoint | None:
+    """The verified checkpoint to continue from, or None to start at step 0; metrics after it are dropped."""
+    found = checkpoints.newest(job.run.folder / "checkpoints", job.say)
+    if found is not None:
+        checkpoints.check_belongs(found, job.run.record["fingerprints"], job.config.resume_anyway, job.say)
+        job.say(f"continuing at step {found.step}")
+    job.run.rewind(found.step if found is not None else -1)
+    return found
+
+
+def build_trainer(job: Job, base: Base, data: Prepared) -> trainers.Trainer:
+    """Load the model, add what is trainable, and wrap both in TRL's trainer with our engine."""
+    import torch
+    from transformers import set_seed
+
+    config = job.config
+    with job.ledger.phase("load"):
+        full = isinstance(config.lora, FullTraining)
+        model = load_base(base.weights, config.lora.quantization, base.compute, config.hardware.attention, full)
+        set_seed(config.seed)
+        trainer = trainers.Trainer(
+            model=model,
+            args=build_arguments(config, base.compute, job.run.folder, activation_checkpointing=False),
+            peft_config=lora_config(config.lora),
+            tokenizer=base.tokenizer,
+            train_pairs=data.train,
+            dev_pairs=data.dev[: config.dpo.eval_limit],
+            interrupts=job.interrupts,
+            checkpoint_root=job.run.folder / "checkpoints",
+            fingerprints=job.run.record["fingerprints"],
+        )
+        # TRL casts the adapters of a quantized base to bf16, where a small update is rounded away. In fp32 they
+        # keep it; autocast still multiplies in bf16 on a GPU.
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.float32)
+        trainer.engine, line = choose_engine(job, trainer, base.tokenizer.pad_token_id)
+    job.say(f"{describe(base.compute)}, {str(base.compute.dtype)[6:]}, {line}")
+    job.say(str(footprint(trainer.model)))
+    return trainer
+
+
+def choose_engine(job: Job, trainer: trainers.Trainer, pad_id: int) -> tuple[trainers.Engine, str]:
+    """The engine, and a line that says which one and why."""
+    budget = job.config.hardware.token_budget or 4096
+    why = ""
+    if job.config.hardware.engine is Engine.packed:
+        refused = install(trainer.model)
+        if refused is None:
+            engine = trainers.Engine(lambda p: pack(p, pad_id), lambda p, b: split(p, b, "packed"), budget)
+            return engine, f"packed engine, at most {budget} tokens a micro-batch"
+        why = f" because {refused}"
+    engine = trainers.Engine(lambda p: pad(p, pad_id), lambda p, b: split(p, b, "plain"), budget)
+    return engine, f"plain engine{why}, at most {budget} tokens a micro-batch"
+
+
+def needed_pairs(job: Job, data: Prepared) -> list[TokenPair]:
+    """The training pairs this run will read: all, or the first of its order when max_steps ends sooner."""
+    dpo = job.config.dpo
+    if dpo.max_steps is None or dpo.max_steps * dpo.batch_size >= len(data.train):
+        return data.train
+    order = trainers.epoch_order(len(data.train), job.config.seed, 0)
+    return [data.train[i] for i in order[: dpo.max_steps * dpo.batch_size]]
+
+
+def add_reference(job: Job, trainer: trainers.Trainer, pairs: list[TokenPair]) -> None:
+    """Give the trainer the reference's log-probs of every pair it will read: adapters off is the starting policy."""
+    model = trainer.model
+    off = model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
+    with job.ledger.phase("reference"), off, trainer.accelerator.autocast():
+        scores = sequence_log_probs(model, pairs, trainer.engine.budget, lambda _: job.interrupts.check())
+    job.ledger.count("reference", pairs=len(pairs))
+    trainer.reference = {pair.id: score for pair, score in zip(pairs, scores, strict=True)}
+
+
+def check_start(job: Job, trainer: trainers.Trainer, compute: Compute) -> None:
+    """Before step 1 the policy is the reference: every log-ratio is 0 and the loss has its known value."""
+    pairs = trainer.eval_dataset.pairs[:IDENTITY_PAIRS]
+    with trainer.accelerator.autocast():
+        scores = sequence_log_probs(trainer.model, pairs, trainer.engine.budget)
+    policy = {pair.id: score for pair, score in zip(pairs, scores, strict=True)}
+    lengths = {pair.id: (len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs}
+    worst = guards.check_reference_identity(policy, trainer.reference, lengths, compute.dtype)
+    job.run.update(reference_identity=worst)
+    job.say(f"reference identity holds: the largest log-ratio before step 1 is {worst:.1g} per token")
+
+
+def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Checkpoint | None, compute: Compute) -> None:
+    """All steps from the checkpoint (or 0) to the last, with evaluation before, during and after."""
+    start = checkpoint.step if checkpoint is not None else 0
+    steps = trainer.steps_in_all()
+    job.run.update(max_steps=steps)
+    with (
+        job.ledger.phase("train"),
+        tracked(job) as tracker,
+        TrainingProgress(steps, start, job.config.dpo.batch_size) as progress,
+    ):
+
+        def log(kind: str, step: int, values: dict[str, float]) -> None:
+            if kind == "train":
+                values["pairs_per_second"] = progress.pairs_per_second(step)
+            job.run.log(kind, step, values)
+            tracker.log(kind, step, values)
+            progress.show(kind, step, values)
+            job.run.record["step"] = step
+
+        def saved(step: int) -> None:
+            job.ledger.flush()
+            job.run.update(step=step)
+            checkpoints.rotate(job.run.folder / "checkpoints", job.config.dpo.keep_checkpoints)
+
+        trainer.on_log, trainer.on_saved = log, saved
+        with job.interrupts.deferred():
+            if start == 0:
+                metrics = trainer.evaluate_now()
+                guards.check_start_loss(metrics["loss"], job.config.dpo.loss, job.config.dpo.beta, compute.dtype)
+            if start < steps:
+                trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint is not None else None)
+            else:
+                trainer._load_from_checkpoint(str(checkpoint.folder))  # type: ignore[union-attr]
+            if trainer.state.global_step >= steps or start >= steps:
+                job.interrupts.pending = None
+    job.ledger.count("train", pairs=(steps - start) * job.config.dpo.batch_size)
+
+
+@contextlib.contextmanager
+def tracked(job: Job) -> Iterator[Tracker]:
+    """The tracker of this run, always closed with the truth."""
+    tracker = build_tracker(job.config.tracking, job.run.folder, plain(job.config), os.environ.get("DPO_SWEEP"))
+    job.say(f"tracking: {tracker.where}")
+    try:
+        yield tracker
+    except BaseException as error:
+        tracker.finish(exit_code(error))
+        raise
+    tracker.finish(0)
+
+
+def save_final(job: Job, trainer: trainers.Trainer, tokenizer: Any) -> None:
+    """Write adapter/ (weights, tokenizer, model card), whole or not at all."""
+    final, aside = job.run.folder / "adapter", job.run.folder / ".tmp-adapter"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        trainer.save_weights(aside)
+        tokenizer.save_pretrained(aside)
+        (aside / "README.md").write_text(model_card(job))
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(aside, final)
+        sync_folder(job.run.folder)
+    except OSError as error:
+        if error.errno != 28:
+            raise
+        raise DiskFull(f"{final}: no space left; the checkpoints are intact; free some room and run again") from None
+
+
+def model_card(job: Job) -> str:
+    """README.md of the adapter: what it is, from what, how."""
+    config = job.config
+    full = isinstance(config.lora, FullTraining)
+    return (
+        f"---\nbase_model: {config.model.path}\nlibrary_name: {'transformers' if full else 'peft'}\n"
+        f"tags: [dpo, trl]\n---\n# {config.name}\n\n{'All weights' if full else 'A LoRA adapter'} of "
+        f"`{config.model.path}`, trained by Direct Preference Optimization (loss {'+'.join(config.dpo.loss)}, "
+        f"beta {config.dpo.beta:g}, learning rate {config.dpo.learning_rate:g}) on `{config.dataset.source}`, "
+        f"seed {config.seed}.\n\nRun `{job.run.folder.name}`: its config.yaml and run.json hold every setting, "
+        f"version and fingerprint.\n"
+    )

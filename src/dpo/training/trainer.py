@@ -1,0 +1,328 @@
+"""TRL's DPOTrainer on our token ids: one batch is one optimizer step, split by memory, checked, and resumable.
+
+The loss, its metrics and the optimizer are TRL's and the Trainer's own. What differs: pairs arrive as token ids
+with their reference log-probs; a step is split into micro-batches under a token budget, each weighted by its
+pairs, so the step does not depend on the split; checkpoints are ours; nothing that is not finite gets stepped on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers import PrinterCallback, TrainerCallback
+from transformers import Trainer as HfTrainer
+from trl import DPOConfig, DPOTrainer
+
+from dpo.data.pair import TokenPair
+from dpo.errors import OutOfMemory
+from dpo.training import checkpoints
+from dpo.training.guards import check_finite, check_gradients_arrive
+from dpo.training.interrupts import Interrupts
+
+WINDOW = "window.json"
+
+
+class PairDataset(Dataset):
+    """Rows for the Trainer: a dict with one TokenPair."""
+
+    def __init__(self, pairs: list[TokenPair]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, TokenPair]:
+        return {"pair": self.pairs[index]}
+
+
+class EpochOrder(Sampler):
+    """A permutation that is a function of (seed, epoch) alone, so that anyone can tell which pairs a run reads."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(epoch_order(self.length, self.seed, self.epoch))
+
+
+def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
+    """The order in which epoch `epoch` of a run with `seed` reads its pairs."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(length, generator=generator).tolist()
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How pairs become batches: `collate` gives the tensors of a micro-batch, `split` the micro-batches of a step.
+
+    `split(pairs, budget)` keeps the order of pairs and returns at least one part; a part of one pair may exceed the
+    budget.
+    """
+
+    collate: Callable[[list[TokenPair]], dict[str, Any]]
+    split: Callable[[list[TokenPair], int], list[list[TokenPair]]]
+    budget: int
+
+
+class Trainer(DPOTrainer):
+    """See the module's docstring. `reference` maps pair id to summed (chosen, rejected) log-probs."""
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        args: DPOConfig,
+        peft_config: Any,
+        tokenizer: Any,
+        train_pairs: list[TokenPair],
+        dev_pairs: list[TokenPair],
+        interrupts: Interrupts,
+        checkpoint_root: Path,
+        fingerprints: Mapping[str, str],
+    ) -> None:
+        # The engine patches the model this constructor builds, so it is set afterwards.
+        self.engine = Engine(lambda pairs: {}, lambda pairs, budget: [pairs], 1)
+        self.on_log: Callable[[str, int, dict[str, float]], None] = lambda kind, step, values: None
+        self.on_saved: Callable[[int], None] = lambda step: None
+        self.interrupts = interrupts
+        self.checkpoint_root = checkpoint_root
+        self.fingerprints = fingerprints
+        self.reference: Mapping[str, tuple[float, float]] = {}
+        self.check_gradients_at = 1
+        self._window: dict[str, list[float]] = {}
+        self._step_rows: list[str] = []
+        super().__init__(
+            model=model,
+            args=args,
+            peft_config=peft_config,
+            processing_class=tokenizer,
+            data_collator=_batch,
+            train_dataset=PairDataset(train_pairs),
+            eval_dataset=PairDataset(dev_pairs),
+        )
+        # Reference log-probs come with each pair; set after the init, which would otherwise compute them itself.
+        self.precompute_ref_logps = True
+        self.ref_model = None
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_Flow(self))
+
+    # Data: our token ids, in our order.
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        return dataset
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        return EpochOrder(len(self.train_dataset), self.args.seed)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not estimated: the Trainer's formula would count padding."""
+        return 0
+
+    # One optimizer step.
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward over all pairs of a step; returns the mean loss over its pairs."""
+        pairs: list[TokenPair] = inputs["pairs"]
+        self._step_rows = [pair.id for pair in pairs]
+        step = self.state.global_step + 1
+        model.train()
+        generators = _rng_state()
+        window = {key: list(entry) for key, entry in self._window.items()}
+        while True:
+            try:
+                loss = self._forward_backward(model, pairs, step)
+                break
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+            # The same step again from clean gradients and the same random state, in smaller parts.
+            model.zero_grad()
+            self._window = window
+            _set_rng_state(generators)
+            self._halve_budget(pairs, step)
+        return loss
+
+    def _halve_budget(self, pairs: list[TokenPair], step: int) -> None:
+        if all(len(part) == 1 for part in self.engine.split(pairs, self.engine.budget)):
+            raise OutOfMemory(
+                f"step {step}: one pair does not fit the memory\n"
+                "try hardware.activation_checkpointing=on, a shorter dataset.max_length, or lora=qlora"
+            )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        budget = self.engine.budget // 2
+        self.engine = Engine(self.engine.collate, self.engine.split, budget)
+        print(f"step {step}: out of memory; the same step again with {budget} tokens a micro-batch", flush=True)
+
+    def _forward_backward(self, model: Any, pairs: list[TokenPair], step: int) -> torch.Tensor:
+        total = torch.zeros((), device=self.args.device)
+        for part in self.engine.split(pairs, self.engine.budget):
+            share = len(part) / len(pairs)
+            with self.compute_loss_context_manager():
+                loss = self._pair_loss(model, part)
+            check_finite(float(loss.detach()), "loss", step, self._step_rows)
+            self.accelerator.backward(loss * share)
+            total += loss.detach().float() * share
+        return total
+
+    def _pair_loss(self, model: Any, part: list[TokenPair]) -> torch.Tensor:
+        """TRL's loss on one micro-batch; its metrics are added to the window, weighted by pairs."""
+        mode = "train" if self.model.training else "eval"
+        batch = self._prepare_inputs(self.tensors(part))
+        self._metrics[mode] = defaultdict(list)
+        loss: torch.Tensor = self._compute_loss(model, batch, False)
+        for name, values in self._metrics[mode].items():
+            self._add(name, float(values[-1]), len(part))
+        self._add("loss", float(loss.detach()), len(part))
+        return loss
+
+    def _add(self, name: str, value: float, weight: int) -> None:
+        entry = self._window.setdefault(name, [0.0, 0.0])
+        entry[0] += value * weight
+        entry[1] += weight
+
+    def tensors(self, part: list[TokenPair]) -> dict[str, Any]:
+        """The tensors TRL's loss reads, reference log-probs included when they are known."""
+        batch = self.engine.collate(part)
+        if self.reference:
+            chosen, rejected = zip(*(self.reference[pair.id] for pair in part), strict=True)
+            batch["ref_chosen_logps"] = torch.tensor(chosen, dtype=torch.float32)
+            batch["ref_rejected_logps"] = torch.tensor(rejected, dtype=torch.float32)
+        return batch
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        step = self.state.global_step + 1
+        if norm is not None:
+            check_finite(float(norm), "gradient norm", step, self._step_rows)
+        if step == self.check_gradients_at:
+            check_gradients_arrive(model.named_parameters(), step)
+        return norm
+
+    # Evaluation and logging.
+
+    def steps_in_all(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        return math.ceil(self.args.num_train_epochs * math.ceil(len(self.train_dataset) / self.args.train_batch_size))
+
+    def evaluate_now(self) -> dict[str, float]:
+        """`evaluate` outside training, with plain metric names."""
+        return {name.removeprefix("eval_"): value for name, value in self.evaluate().items()}
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """TRL's loss and metrics over the dev pairs, each pair counted once."""
+        from dpo.modeling.policy import keep_quantized_in_train_mode
+
+        kept, self._window = self._window, {}
+        self.model.eval()
+        if self.args.device.type == "cpu":
+            keep_quantized_in_train_mode(self.model)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for part in self.engine.split(self.eval_dataset.pairs, self.engine.budget):
+                self.interrupts.check()
+                self._pair_loss(self.model, part)
+        metrics = self._drain()
+        self._window = kept
+        self.model.train()
+        self.check_gradients_at = self.state.global_step + 1
+        self.on_log("eval", self.state.global_step, metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+
+    def _drain(self) -> dict[str, float]:
+        metrics = {name: total / weight for name, (total, weight) in self._window.items()}
+        metrics.pop("num_tokens", None)
+        self._window = {}
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """One logged step: the window's means in place of the Trainer's own."""
+        if "loss" in logs:
+            logs = {**logs, **self._drain()}
+            self.on_log("train", self.state.global_step, dict(logs))
+        HfTrainer.log(self, logs, start_time)
+
+    # Checkpoints.
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        step = self.state.global_step
+
+        def fill(folder: Path) -> None:
+            self.save_weights(folder)
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+            (folder / WINDOW).write_text(json.dumps(self._window))
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+
+        checkpoints.write(self.checkpoint_root, step, self.fingerprints, fill)
+        self.on_saved(step)
+
+    def save_weights(self, folder: Path) -> None:
+        """The adapter (or the whole model) as safetensors, without asking any hub about the base."""
+        model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "peft_config"):
+            model.save_pretrained(folder, save_embedding_layers=False)
+        else:
+            model.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._window = json.loads((Path(resume_from_checkpoint) / WINDOW).read_text())
+
+
+def _batch(rows: list[dict[str, TokenPair]]) -> dict[str, Any]:
+    return {"pairs": [row["pair"] for row in rows]}
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text
+
+
+def _rng_state() -> tuple[torch.Tensor, torch.Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+
+def _set_rng_state(states: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+    torch.set_rng_state(states[0])
+    if states[1] is not None:
+        torch.cuda.set_rng_state(states[1])
+
+
+class _Flow(TrainerCallback):
+    """When to evaluate, save and stop."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """At the last step evaluate and save; on a signal save here, unless an evaluation is due at this very step
+        (the checkpoint of a step includes its evaluation, so an earlier one is kept)."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+        elif self.trainer.interrupts.pending is not None:
+            control.should_save = not control.should_evaluate
+            control.should_evaluate = False
+            control.should_training_stop = True
+        return control
