@@ -1,0 +1,107 @@
+"""Rendering a conversation with the tokenizer's chat template, and what of the text belongs to the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dpo.data.pair import Message
+from dpo.data.refusal import Reason, RowRefused
+from dpo.errors import ConfigError
+
+Turns = list[dict[str, str]]
+ANSWER = "An answer."
+
+
+class ChatTemplate:
+    """The tokenizer's template with fixed keyword arguments."""
+
+    def __init__(self, tokenizer: Any, kwargs: Mapping[str, Any]) -> None:
+        if not tokenizer.chat_template:
+            raise ConfigError("the tokenizer has no chat template; name a fallback: model.chat_template=chatml")
+        self._tokenizer = tokenizer
+        self.source: str = tokenizer.get_chat_template()
+        self.kwargs = dict(kwargs)
+        self._render = self._compiled()
+        probe: Turns = [{"role": "user", "content": "A question?"}]
+        self.probe = self.prompt(probe)
+        whole = self._text([*probe, {"role": "assistant", "content": ANSWER}], False)
+        if not whole.startswith(self.probe):
+            raise ConfigError(
+                "chat template: a prompt rendered for generation is not the start of the whole conversation\n"
+                "choose its other mode with dataset.chat_template_kwargs, or another template with model.chat_template"
+            )
+        _, found, self.suffix = whole[len(self.probe) :].rpartition(ANSWER)
+        if not found:
+            raise ConfigError("chat template: the assistant's answer does not appear in what it renders")
+
+    def prompt(self, turns: Turns) -> str:
+        """The text up to where the model starts to answer."""
+        return self._text(turns, True)
+
+    def answered(self, turns: Turns, prompt: str, answer: str) -> str:
+        """What follows `prompt`, which is `turns` rendered, once the assistant has answered; without the suffix.
+
+        Refused when the prompt is not a prefix of the whole conversation: the model would be trained after another
+        text than it is asked with.
+        """
+        whole = self._text([*turns, {"role": "assistant", "content": answer}], False)
+        if not whole.startswith(prompt):
+            raise RowRefused(Reason.template, "prompt", "the rendered prompt is not the start of the conversation")
+        if not whole.endswith(self.suffix):
+            raise RowRefused(Reason.template, "chosen", "the rendered answer does not end like others")
+        return whole[len(prompt) : len(whole) - len(self.suffix)]
+
+    def _text(self, turns: Turns, generation: bool) -> str:
+        import jinja2
+
+        try:
+            return self._render(turns, generation)
+        except jinja2.TemplateError as error:
+            raise RowRefused(Reason.template, "prompt", str(error).strip()[:120]) from None
+
+    def _compiled(self) -> Any:
+        """The compiled template itself where it gives what the tokenizer's method gives: half the time a call."""
+        from transformers.utils import chat_template_utils
+
+        def by_method(turns: Turns, generation: bool) -> str:
+            return self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=generation, **self.kwargs
+            )
+
+        compile_template = getattr(chat_template_utils, "_compile_jinja_template", None)
+        if compile_template is None:
+            return by_method
+        template = compile_template(self.source)
+        variables = {**self._tokenizer.special_tokens_map, **self.kwargs}
+
+        def by_template(turns: Turns, generation: bool) -> str:
+            return template.render(
+                messages=turns, tools=None, documents=None, add_generation_prompt=generation, **variables
+            )
+
+        probe = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": ANSWER}]
+        try:
+            same = all(by_template(probe, g) == by_method(probe, g) for g in (True, False))
+        except Exception:  # noqa: BLE001 - whatever it cannot do, the public method is the reference
+            same = False
+        return by_template if same else by_method
+
+
+def join_turns(prompt: Sequence[Message]) -> tuple[Turns, str, bool]:
+    """(turns with neighbours of one role joined by a blank line, what the assistant already said, whether any were).
+
+    Strict templates refuse two turns of one role in a row. When the prompt ends with an assistant turn, that text
+    stands before both answers and comes back as the second value.
+    """
+    turns: Turns = []
+    joined = False
+    for turn in prompt:
+        if turns and turns[-1]["role"] == turn.role:
+            turns[-1]["content"] += f"\n\n{turn.content}"
+            joined = True
+        else:
+            turns.append({"role": turn.role, "content": turn.content})
+    if turns and turns[-1]["role"] == "assistant":
+        return turns[:-1], turns[-1]["content"] + "\n\n", True
+    return turns, "", joined

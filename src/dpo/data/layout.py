@@ -1,0 +1,78 @@
+"""Which files of a folder or hub repository hold which split of a dataset."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from dpo.config.datasets import Dataset, HhRlhf, Shp
+from dpo.config.nearest import nearest
+from dpo.data.files import file_format
+from dpo.errors import ConfigError, DataError
+
+SPLIT_WORDS = {"test": "test", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "train": "train"}
+NOT_DATA = {"dataset_infos.json", "dataset_info.json"}
+
+
+def split_of(name: str) -> str:
+    """The split a file name speaks of, last word first and the file before its folders; train when it says nothing."""
+    for part in reversed(PurePosixPath(name).parts):
+        for word in reversed(re.split(r"[^a-z]+", part.lower())):
+            if word in SPLIT_WORDS:
+                return SPLIT_WORDS[word]
+    return "train"
+
+
+def choose(names: Iterable[str], dataset: Dataset) -> dict[str, list[str]]:
+    """The files of each split, sorted, among relative path `names`; only the parts this dataset asks for."""
+    files = [n for n in sorted(names) if file_format(Path(n)) and PurePosixPath(n).name not in NOT_DATA]
+    files = [n for n in files if not any(part.startswith(".") for part in PurePosixPath(n).parts)]
+    files = _part(files, dataset)
+    chosen: dict[str, list[str]] = {}
+    for name in files:
+        chosen.setdefault(split_of(name), []).append(name)
+    return chosen
+
+
+def _part(files: list[str], dataset: Dataset) -> list[str]:
+    if isinstance(dataset, HhRlhf):
+        files = [name for name in files if "redteamattempts" not in _plain(name)]
+        return files if dataset.subset == "all" else _named(files, dataset.subset, "dataset.subset")
+    if isinstance(dataset, Shp):
+        return files if dataset.subreddit == "all" else _named(files, dataset.subreddit, "dataset.subreddit")
+    if dataset.source == "ultrafeedback":
+        return [name for name in files if "prefs" in PurePosixPath(name).name] or files
+    if dataset.source == "helpsteer3":
+        return [name for name in files if "preference" in PurePosixPath(name).parts] or files
+    return files
+
+
+def _named(files: list[str], part: str, key: str) -> list[str]:
+    found = [
+        name for name in files if _plain(part) in {_plain(step.split(".")[0]) for step in PurePosixPath(name).parts}
+    ]
+    if files and not found:
+        known = sorted(
+            {step.split(".")[0] for name in files for step in PurePosixPath(name).parts} - SPLIT_WORDS.keys()
+        )
+        raise ConfigError(f"{key}={part}: no such part{nearest(part, known)}")
+    return found
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def find_files(path: Path, dataset: Dataset) -> dict[str, list[Path]]:
+    """Files of each split under `path`; a single file holds rows to train on, whatever its name."""
+    path = path.expanduser()
+    if path.is_file():
+        return {"train": [path]}
+    if not path.is_dir():
+        raise DataError(f"dataset.path={path}: no such file or folder")
+    names = [str(p.relative_to(path).as_posix()) for p in path.rglob("*") if p.is_file()]
+    chosen = choose(names, dataset)
+    if "train" not in chosen:
+        raise DataError(f"{path}: no training rows in it; expected files like train.jsonl, .json, .csv or .parquet")
+    return {split: [path / name for name in files] for split, files in chosen.items()}

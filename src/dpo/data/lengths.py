@@ -1,0 +1,50 @@
+"""How long prompts and answers are, and whether the better answer is simply the longer one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+def quantiles(lengths: np.ndarray) -> dict[str, dict[str, int]]:
+    """Quantiles in tokens of `lengths` (pairs, 3), by part."""
+    return {
+        part: {f"{q:g}": int(value) for q, value in zip(QUANTILES, np.quantile(lengths[:, i], QUANTILES), strict=True)}
+        for i, part in enumerate(("prompt", "chosen", "rejected"))
+        if len(lengths)
+    }
+
+
+def length_bias(lengths: np.ndarray) -> dict[str, Any] | None:
+    """Mean of chosen minus rejected tokens and the share of pairs whose chosen is longer, with 95% intervals.
+
+    The mean's interval is normal (mean +- 1.96 s / sqrt(n)), the share's is Wilson's (1927), ties counting half.
+    None below two pairs.
+    """
+    count = len(lengths)
+    if count < 2:
+        return None
+    difference = lengths[:, 1].astype(np.float64) - lengths[:, 2]
+    mean, half = float(difference.mean()), 1.96 * float(difference.std(ddof=1)) / math.sqrt(count)
+    share = float(((difference > 0) + 0.5 * (difference == 0)).mean())
+    low, high = wilson(share, count)
+    return {
+        "mean_tokens": mean,
+        "mean_low": mean - half,
+        "mean_high": mean + half,
+        "chosen_longer": share,
+        "chosen_longer_low": low,
+        "chosen_longer_high": high,
+        "pairs": count,
+    }
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The score interval of a share of `count` trials."""
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)

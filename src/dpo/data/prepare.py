@@ -1,0 +1,176 @@
+"""From a dataset config and a tokenizer to token ids on disk, with a report that accounts for every row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dpo
+from dpo.config.datasets import Dataset
+from dpo.data.entry import file_digest, get_or_build
+from dpo.data.lengths import length_bias, quantiles
+from dpo.data.load import Files, Splits, load_files, locate
+from dpo.data.pair import Pair, TokenPair
+from dpo.data.pair_file import PairFile, PairWriter
+from dpo.data.refusal import Refusal
+from dpo.data.report import SPLITS, DataReport, Faults
+from dpo.data.token_file import TokenFile, TokenWriter
+from dpo.data.tokens import Encoder
+from dpo.errors import DataError
+from dpo.modeling.cache import cache_folder
+from dpo.records.files import write_json
+
+# Raised when the same rows would give other ids, so that entries of older versions are not used.
+VERSION = 1
+BATCH = 1024
+# Keys that say where rows come from or are judged elsewhere; the rows themselves are in the key by their content.
+PLACES = ("path", "dev_path", "test_path", "hub", "revision")
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Token pairs of each split, read from disk as asked for; `pairs[split][i]` is the text of `split[i]`.
+
+    `report` is data.json. `fingerprint` covers token ids, lengths and strengths of every pair in order, and nothing
+    else: not beta, seed, rank or where the rows came from. `cached` says whether all this was found ready.
+    """
+
+    train: Sequence[TokenPair]
+    dev: Sequence[TokenPair]
+    test: Sequence[TokenPair]
+    pairs: dict[str, Sequence[Pair]]
+    report: dict[str, Any]
+    fingerprint: str
+    folder: Path
+    cached: bool
+
+
+def prepare(dataset: Dataset, tokenizer: Any, cache_dir: Path | None = None) -> Prepared:
+    """Load, check and encode a dataset, or find it done in the cache (default: the folder $DPO_CACHE names).
+
+    No seed enters. Raises DataError when rows are bad and `on_bad` is error, or nothing is left to train on;
+    NetworkError when the hub is needed and out of reach; ConfigError for a template that cannot be used.
+    """
+    files = locate(dataset)
+    encoder = Encoder(
+        tokenizer, dataset.max_length, dataset.keep, dataset.min_prompt_tokens, dataset.chat_template_kwargs
+    )
+    root = cache_folder("data") if cache_dir is None else cache_dir
+    key = cache_key(dataset, files, encoder)
+    folder, cached = get_or_build(
+        root, key, lambda into: _build(dataset, files, encoder, into), lambda line: print(line, file=sys.stderr)
+    )
+    report = json.loads((folder / "report.json").read_text())
+    report["origin"], report["revision"] = files.origin, files.revision
+    train, dev, test = (TokenFile(folder, split) for split in SPLITS)
+    return Prepared(
+        train,
+        dev,
+        test,
+        {split: PairFile(folder / f"{split}.jsonl") for split in SPLITS},
+        report,
+        report["fingerprint"],
+        folder,
+        cached,
+    )
+
+
+def cache_key(dataset: Dataset, files: Files, encoder: Encoder) -> str:
+    """Hex digest of everything that decides the entry: rows by content, recipe, tokenizer and template."""
+    recipe = {name: value for name, value in asdict(dataset).items() if name not in PLACES}
+    rows = {split: [file_digest(path) for path in paths] for split, paths in files.splits.items()}
+    facts = {"version": VERSION, "recipe": recipe, "rows": rows, "encoder": encoder.key}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=_plain).encode()).hexdigest()[:40]
+
+
+def _plain(value: Any) -> Any:
+    return value.name if isinstance(value, Enum) else str(value)
+
+
+def _build(dataset: Dataset, files: Files, encoder: Encoder, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="dpo-pairs-", dir=folder.parent) as aside:
+        splits = load_files(dataset, files, Path(aside))
+        writer = TokenWriter(folder)
+        faults = Faults()
+        for split in SPLITS:
+            _encode_split(split, getattr(splits, split), splits.report, encoder, writer, folder, faults)
+            writer.end_split(split)
+        fingerprint = writer.close()
+    faults.settle(dataset.on_bad, sum(splits.report.rows.values()))
+    if not splits.report.kept["train"]:
+        raise DataError(f"{files.origin}: no pair to train on\n{splits.report.summary()}")
+    write_json(folder / "report.json", _report(dataset, splits, encoder, folder, fingerprint))
+
+
+def _encode_split(
+    split: str,
+    pairs: Sequence[Pair],
+    report: DataReport,
+    encoder: Encoder,
+    writer: TokenWriter,
+    folder: Path,
+    faults: Faults,
+) -> None:
+    kept = PairWriter(folder / f"{split}.jsonl")
+    try:
+        for batch in batches(pairs, BATCH):
+            for pair, result in zip(batch, encoder.encode_batch(batch), strict=True):
+                if isinstance(result, Refusal):
+                    report.refuse(pair.id, result.reason)
+                    report.kept[split] -= 1
+                    if result.reason.structural:
+                        faults.add(*_place(pair.id), result)
+                else:
+                    writer.write(result)
+                    kept.write(pair)
+    finally:
+        kept.close(sync=True)
+
+
+def _place(row_id: str) -> tuple[str, str]:
+    source_and_split, _, row = row_id.rpartition(":")
+    return source_and_split, row
+
+
+def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+    """Consecutive lists of at most `size`."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _report(dataset: Dataset, splits: Splits, encoder: Encoder, folder: Path, fingerprint: str) -> dict[str, Any]:
+    tokens = {split: TokenFile(folder, split) for split in SPLITS}
+    report = splits.report
+    for name, ids in encoder.ledger.notes().items():
+        report.notes[name] = [*report.notes.get(name, []), *ids]
+    return {
+        **report.as_dict(),
+        "fingerprint": fingerprint,
+        "max_length": dataset.max_length,
+        "soft_labels": sum(int((part.strengths < 1).sum()) for part in tokens.values()),
+        "lengths": {split: quantiles(part.lengths) for split, part in tokens.items()},
+        "length_bias": {split: length_bias(part.lengths) for split, part in tokens.items()},
+        "truncation": encoder.ledger.as_dict(),
+        "template": {
+            "sha256": hashlib.sha256(encoder.template.source.encode()).hexdigest(),
+            "kwargs": encoder.template.kwargs,
+            "end_of_turn": encoder.end_id,
+            "end_of_turn_appended": encoder.appended_end,
+        },
+        "examples": [encoder.visible(tokens["train"][i]) for i in _spread(len(tokens["train"]), 3)],
+        "version": dpo.__version__,
+    }
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    return sorted({i * (count - 1) // max(1, wanted - 1) for i in range(wanted)})

@@ -1,0 +1,137 @@
+"""Reading one field of a source row: present, text, valid Unicode; and the checks two answers must pass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from dpo.data.pair import Message, Pair
+from dpo.data.refusal import Reason, Refusal, RowRefused
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+EMPTY = {"prompt": Reason.empty_prompt, "chosen": Reason.empty_chosen, "rejected": Reason.empty_rejected}
+Source = TypeVar("Source", bound=Callable[..., Any])
+
+
+def refusals_returned(source: Source) -> Source:
+    """Let the field readers raise, and the source still be a function from row to Pair or Refusal."""
+
+    @functools.wraps(source)
+    def convert(*args: Any) -> Pair | Refusal:
+        try:
+            return source(*args)
+        except RowRefused as refused:
+            return refused.refusal
+
+    return convert  # type: ignore[return-value]
+
+
+def value(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a field that has to be there."""
+    try:
+        found = row[name]
+    except KeyError:
+        raise RowRefused(Reason.missing, name) from None
+    except TypeError:
+        raise RowRefused(Reason.unparsable, "", f"{type(row).__name__} is not an object") from None
+    if found is None:
+        raise RowRefused(Reason.null, name)
+    return found
+
+
+def text(found: Any, name: str) -> str:
+    """`found` as valid text, or a refusal naming the field."""
+    if found is None:
+        raise RowRefused(Reason.null, name)
+    if not isinstance(found, str):
+        raise RowRefused(Reason.not_text, name, type(found).__name__)
+    if not found.isascii():
+        _check_unicode(found, name)
+    return found
+
+
+def _check_unicode(found: str, name: str) -> None:
+    try:
+        found.encode()
+    except UnicodeEncodeError as error:
+        code = ord(found[error.start])
+        # Bytes that were not UTF-8 are read as the surrogates U+DC80 to U+DCFF (PEP 383).
+        reason = Reason.invalid_utf8 if 0xDC80 <= code <= 0xDCFF else Reason.lone_surrogate
+        raise RowRefused(reason, name, f"U+{code:04X} at character {error.start}") from None
+
+
+def text_field(row: Mapping[str, Any], name: str) -> str:
+    """A field that has to be there and be text; it may be empty."""
+    return text(value(row, name), name)
+
+
+def number_field(row: Mapping[str, Any], name: str) -> float:
+    """A field that has to be a finite number."""
+    found = value(row, name)
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not abs(found) < float("inf"):
+        raise RowRefused(Reason.not_text, name, f"{found!r:.40} is not a number")
+    return float(found)
+
+
+def messages(found: Any, name: str, role_key: str = "role", text_key: str = "content") -> list[Message]:
+    """A message list as Messages; roles of ShareGPT and of other dialects are translated."""
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        raise RowRefused(Reason.not_text, name, f"{type(found).__name__} is not a message list")
+    turns = []
+    for index, item in enumerate(found):
+        where = f"{name}[{index}]"
+        if not isinstance(item, Mapping):
+            raise RowRefused(Reason.not_text, where, f"{type(item).__name__} is not a message")
+        role = ROLES.get(text_field_at(item, role_key, where).lower())
+        if role is None:
+            raise RowRefused(Reason.roles, where, f"{item[role_key]!r:.40}")
+        turns.append(Message(role, text_field_at(item, text_key, where)))
+    return turns
+
+
+def text_field_at(row: Mapping[str, Any], name: str, where: str) -> str:
+    """Like text_field, with the place of the row inside its field in the refusal."""
+    if name not in row:
+        raise RowRefused(Reason.missing, f"{where}.{name}")
+    return text(row[name], f"{where}.{name}")
+
+
+def same_text(one: str, other: str) -> bool:
+    """Equal but for white space."""
+    return one == other or one.split() == other.split()
+
+
+def build_pair(
+    row_id: str,
+    prompt: Sequence[Message],
+    chosen: str,
+    rejected: str,
+    group: str | None = None,
+    strength: float = 1.0,
+    meta: dict[str, Any] | None = None,
+) -> Pair:
+    """The last checks every source shares: nothing empty, answers that differ, a prompt that somebody asked."""
+    if not any(turn.role == "user" and not turn.content.isspace() and turn.content for turn in prompt):
+        raise RowRefused(Reason.empty_prompt, "prompt")
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if not answer or answer.isspace():
+            raise RowRefused(EMPTY[name], name)
+    if same_text(chosen, rejected):
+        raise RowRefused(Reason.identical, "rejected")
+    turns = tuple(prompt)
+    return Pair(row_id, turns, chosen, rejected, prompt_key(turns) if group is None else group, strength, meta or {})
+
+
+def prompt_key(prompt: Sequence[Message]) -> str:
+    """A prompt as one string, equal for prompts that differ only in white space."""
+    return "\n".join(f"{turn.role}: {' '.join(turn.content.split())}" for turn in prompt)

@@ -1,0 +1,109 @@
+"""Token ids on disk: one flat file of 32-bit ids and an index, so that a pair costs memory only while it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from dpo.data.pair import TokenPair
+
+IDS = "tokens.bin"
+INDEX = "index.npz"
+
+
+class TokenWriter:
+    """Appends token pairs to tokens.bin of a folder; `close` writes the index and returns the fingerprint."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file = (folder / IDS).open("wb")
+        self._state = hashlib.sha256()
+        self._ends: dict[str, int] = {}
+        self._lengths = array("i")
+        self._strengths = array("d")
+        self._names: list[bytes] = []
+
+    def write(self, pair: TokenPair) -> None:
+        """Append one pair to the split that is being written."""
+        lengths = array("i", (len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)))
+        ids = array("i", pair.prompt_ids + pair.chosen_ids + pair.rejected_ids)
+        self._lengths.extend(lengths)
+        self._strengths.append(pair.strength)
+        self._names.append(pair.id.encode())
+        for part in (lengths, ids, array("d", (pair.strength,))):
+            self._state.update(part)
+        self._file.write(ids.tobytes())
+
+    def end_split(self, split: str) -> None:
+        """Close a split; what follows belongs to the next."""
+        self._ends[split] = len(self._strengths)
+        self._state.update(f"/{split}".encode())
+
+    def close(self) -> str:
+        """Write the index; return the fingerprint, sha256 over lengths, ids and strengths of every pair in order."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        with (self._folder / INDEX).open("wb") as file:
+            np.savez(
+                file,
+                lengths=np.frombuffer(self._lengths, dtype=np.int32).reshape(-1, 3),
+                strengths=np.frombuffer(self._strengths, dtype=np.float64),
+                names=np.array(self._names, dtype=np.bytes_),
+                splits=np.array(list(self._ends), dtype=np.str_),
+                ends=np.array(list(self._ends.values()), dtype=np.int64),
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        return self._state.hexdigest()
+
+
+class TokenFile(Sequence[TokenPair]):
+    """The token pairs of one split. `lengths` is (pairs, 3): tokens of prompt, chosen, rejected."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self._folder, self._split = folder, split
+        with np.load(folder / INDEX) as index:
+            where = list(index["splits"]).index(split)
+            first, last = (0, *index["ends"])[where], index["ends"][where]
+            self.lengths = index["lengths"][first:last].copy()
+            self.strengths = index["strengths"][first:last].copy()
+            self._names = index["names"][first:last].copy()
+            sizes = index["lengths"].sum(axis=1, dtype=np.int64)
+        self._starts = (np.cumsum(sizes) - sizes)[first:last] * 4
+        self._descriptor = os.open(folder / IDS, os.O_RDONLY)
+
+    def __len__(self) -> int:
+        return len(self.strengths)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenPair]: ...
+    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        prompt, chosen, rejected = (int(length) for length in self.lengths[index])
+        size = 4 * (prompt + chosen + rejected)
+        ids = np.frombuffer(os.pread(self._descriptor, size, int(self._starts[index])), dtype=np.int32).tolist()
+        return TokenPair(
+            self._names[index].decode(),
+            ids[:prompt],
+            ids[prompt : prompt + chosen],
+            ids[prompt + chosen :],
+            float(self.strengths[index]),
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenFile, (self._folder, self._split)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)

@@ -1,0 +1,241 @@
+"""Pairs become token ids: rendered with the chat template, encoded whole, cut to fit by a fixed order of sacrifice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dpo.config.datasets import Keep
+from dpo.data.chat_template import ChatTemplate, Turns, join_turns
+from dpo.data.control_tokens import Codec
+from dpo.data.pair import Message, Pair, TokenPair
+from dpo.data.refusal import Reason, Refusal, RowRefused
+from dpo.data.truncation import Ledger
+from dpo.errors import ConfigError
+
+
+@dataclass
+class _Plan:
+    """A pair rendered, on its way to token ids."""
+
+    pair: Pair
+    turns: Turns
+    lead: str
+    sealed: bool
+    prompt: str = ""
+    chosen: str = ""
+    rejected: str = ""
+    tail: str = ""
+    ids: dict[str, list[int]] = field(default_factory=dict)
+
+    def over(self, max_length: int) -> int:
+        """Tokens by which the longer sequence exceeds the limit; negative is room."""
+        return len(self.ids["prompt"]) + max(len(self.ids["chosen"]), len(self.ids["rejected"])) - max_length
+
+
+class Encoder:
+    """Turns pairs into token ids for one tokenizer and `max_length` (tokens of prompt and completion together).
+
+    What does not fit goes in this order: the oldest turns, whole (a system message stays); the last user turn from
+    the end that `keep` does not name, down to `min_prompt_tokens` or half of `max_length`; the ends of both
+    completions, which then lack their end-of-turn token. `ledger` counts all of it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int,
+        keep: Keep = Keep.end,
+        min_prompt_tokens: int = 128,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.max_length = max_length
+        self.keep = keep
+        self.floor = max(1, min(min_prompt_tokens, max_length // 2))
+        self.ledger = Ledger()
+        self.codec = Codec(tokenizer)
+        try:
+            self.template = ChatTemplate(tokenizer, chat_template_kwargs or {})
+        except RowRefused as refused:
+            raise ConfigError(f"chat template: {refused.refusal}") from None
+        self._tails: dict[tuple[str, bool], list[int]] = {}
+        probe = self.codec.encode([self.template.probe])[0]
+        bos = tokenizer.bos_token_id
+        if bos is not None and probe[:2] == [bos, bos]:
+            raise ConfigError("chat template: it begins with the begin-of-text token twice")
+        # The answer ends with the first control token behind it: what a model emits to hand over the turn.
+        end = self.codec.end_of_first_control(self.template.suffix)
+        self.ending = self.template.suffix if end is None else self.template.suffix[:end]
+        self.appended_end = end is None
+        if self.appended_end and tokenizer.eos_token_id is None:
+            raise ConfigError("chat template: no control token ends an answer, and the tokenizer has no eos token")
+        self.end_id: int = tokenizer.eos_token_id if end is None else self.codec.encode([self.ending])[0][-1]
+
+    @property
+    def key(self) -> str:
+        """Hex digest of all that decides the ids of a pair; a template that prints today's date changes it daily."""
+        state = hashlib.sha256(self.codec.definition.encode())
+        facts = [
+            self.template.source,
+            self.template.kwargs,
+            self.template.probe,
+            sorted(self.codec.control),
+            self.max_length,
+            self.keep.name,
+            self.floor,
+            self.end_id,
+        ]
+        state.update(json.dumps(facts, sort_keys=True, default=str).encode())
+        return state.hexdigest()
+
+    def encode(self, pair: Pair) -> TokenPair | Refusal:
+        """One pair; see `encode_batch`."""
+        return self.encode_batch([pair])[0]
+
+    def encode_prompt(self, prompt: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation up to where the model answers, uncut: what generation starts from."""
+        turns, lead, _ = join_turns(prompt)
+        sealed = any(self.codec.needs_sealing(turn["content"]) for turn in turns)
+        text = self.template.prompt(self._hidden(turns) if sealed else turns) + lead
+        return self.codec.encode([self.codec.seal(text) if sealed else text], sealed)[0]
+
+    def visible(self, pair: TokenPair) -> dict[str, str]:
+        """A token pair as text again, control tokens between \u27e6 and \u27e7 so that typed ones look different."""
+        return {
+            "id": pair.id,
+            "prompt": self.codec.visible(pair.prompt_ids),
+            "chosen": self.codec.visible(pair.chosen_ids),
+            "rejected": self.codec.visible(pair.rejected_ids),
+        }
+
+    def encode_batch(self, pairs: Sequence[Pair]) -> list[TokenPair | Refusal]:
+        """Each pair as token ids or the reason why not, in order. Encoding uses every core."""
+        plans = [self._plan(pair) for pair in pairs]
+        for sealed in (False, True):
+            self._encode([plan for plan in plans if isinstance(plan, _Plan) and plan.sealed is sealed], sealed)
+        return [plan if isinstance(plan, Refusal) else self._finish(plan) for plan in plans]
+
+    def _plan(self, pair: Pair) -> _Plan | Refusal:
+        turns, lead, joined = join_turns(pair.prompt)
+        texts = [pair.chosen, pair.rejected, lead, *(turn["content"] for turn in turns)]
+        plan = _Plan(pair, turns, lead, any(self.codec.needs_sealing(text) for text in texts))
+        try:
+            self._render(plan)
+        except RowRefused as refused:
+            return refused.refusal
+        if joined:
+            self.ledger.joined_turns.append(pair.id)
+        if plan.sealed and any(self.codec.hide(text) != text for text in texts):
+            self.ledger.control_text.append(pair.id)
+        return plan
+
+    def _hidden(self, turns: Turns) -> Turns:
+        return [{"role": turn["role"], "content": self.codec.hide(turn["content"])} for turn in turns]
+
+    def _render(self, plan: _Plan) -> None:
+        turns, (chosen, rejected) = plan.turns, (plan.lead + plan.pair.chosen, plan.lead + plan.pair.rejected)
+        if plan.sealed:
+            turns, chosen, rejected = self._hidden(turns), self.codec.hide(chosen), self.codec.hide(rejected)
+        plan.prompt = self.template.prompt(turns)
+        plan.chosen = self.template.answered(turns, plan.prompt, chosen) + self.ending
+        plan.rejected = self.template.answered(turns, plan.prompt, rejected) + self.ending
+        # From its last control token on, the prompt is encoded again in front of each answer: control tokens cut
+        # the text before anything else looks at it, so the answer's ids are those it has in the whole conversation.
+        plan.tail = plan.prompt[self.codec.last_control(plan.prompt) :]
+        if plan.sealed:
+            plan.prompt, plan.tail, plan.chosen, plan.rejected = (
+                self.codec.seal(text) for text in (plan.prompt, plan.tail, plan.chosen, plan.rejected)
+            )
+
+    def _encode(self, plans: list[_Plan], sealed: bool) -> None:
+        texts: list[str] = []
+        for plan in plans:
+            texts += plan.prompt, plan.tail + plan.chosen, plan.tail + plan.rejected
+        encoded = self.codec.encode(texts, sealed) if texts else []
+        for index, plan in enumerate(plans):
+            prompt, chosen, rejected = encoded[3 * index : 3 * index + 3]
+            plan.ids = {"prompt": prompt}
+            for side, ids in (("chosen", chosen), ("rejected", rejected)):
+                plan.ids[side] = self._behind_tail(plan, ids, getattr(plan, side))
+
+    def _behind_tail(self, plan: _Plan, ids: list[int], answer: str) -> list[int]:
+        tail = self._tail_ids(plan.tail, plan.sealed)
+        if ids[: len(tail)] == tail:
+            ids = ids[len(tail) :]
+        else:
+            # A token spans the boundary. At inference the prompt stands alone, so the answer starts a token here.
+            if not self.ledger.forced_boundary or self.ledger.forced_boundary[-1] != plan.pair.id:
+                self.ledger.forced_boundary.append(plan.pair.id)
+            ids = self.codec.encode([answer], plan.sealed)[0]
+        return [*ids, self.end_id] if self.appended_end else ids
+
+    def _tail_ids(self, tail: str, sealed: bool) -> list[int]:
+        if (tail, sealed) not in self._tails:
+            if len(self._tails) >= 4096:  # templates whose tail holds the user's text would fill it without end
+                self._tails.clear()
+            self._tails[tail, sealed] = self.codec.encode([tail], sealed)[0]
+        return self._tails[tail, sealed]
+
+    def _finish(self, plan: _Plan) -> TokenPair | Refusal:
+        try:
+            if plan.over(self.max_length) > 0:
+                self._cut(plan)
+        except RowRefused as refused:
+            return refused.refusal
+        prompt, chosen, rejected = plan.ids["prompt"], plan.ids["chosen"], plan.ids["rejected"]
+        if chosen == rejected:
+            return Refusal(Reason.identical, "rejected", "in what is left after cutting")
+        return TokenPair(plan.pair.id, prompt, chosen, rejected, plan.pair.strength)
+
+    def _cut(self, plan: _Plan) -> None:
+        """Bring an encoded plan under `max_length`; raises RowRefused when no token of an answer would be left."""
+        before = len(plan.ids["prompt"])
+        while plan.over(self.max_length) > 0 and self._drop_oldest(plan):
+            self._again(plan)
+        dropped = before - len(plan.ids["prompt"])
+        self._shorten_user(plan)
+        shortened = before - dropped - len(plan.ids["prompt"])
+        room = self.max_length - len(plan.ids["prompt"])
+        if room < 1:
+            raise RowRefused(Reason.completion_lost, "prompt", f"{len(plan.ids['prompt'])} tokens of prompt remain")
+        cuts = {side: len(plan.ids[side]) - room for side in ("chosen", "rejected")}
+        for side in cuts:
+            plan.ids[side] = plan.ids[side][:room]
+        for ledger, tokens in (
+            (self.ledger.dropped_turns, dropped),
+            (self.ledger.shortened_user_turn, shortened),
+            (self.ledger.cut_chosen, cuts["chosen"]),
+            (self.ledger.cut_rejected, cuts["rejected"]),
+        ):
+            if tokens > 0:
+                ledger[plan.pair.id] = tokens
+
+    def _drop_oldest(self, plan: _Plan) -> bool:
+        """Drop the first exchange of a conversation, up to the next user turn; False when only one is left."""
+        first = 1 if plan.turns[0]["role"] == "system" else 0
+        for index in range(first + 1, len(plan.turns)):
+            if plan.turns[index]["role"] == "user":
+                plan.turns = plan.turns[:first] + plan.turns[index:]
+                return True
+        return False
+
+    def _shorten_user(self, plan: _Plan) -> None:
+        """Cut the last user turn token by token, never below the floor, until the pair fits."""
+        content = plan.turns[-1]["content"]
+        offsets = self.codec.offsets(content, plan.sealed)
+        size = len(offsets)
+        while (over := plan.over(self.max_length)) > 0 and size > self.floor:
+            size = max(self.floor, size - over)
+            start = self.keep is Keep.start
+            left = content[: offsets[size - 1][1]] if start else content[offsets[-size][0] :]
+            plan.turns = [*plan.turns[:-1], {"role": "user", "content": left}]
+            self._again(plan)
+
+    def _again(self, plan: _Plan) -> None:
+        forced = len(self.ledger.forced_boundary)
+        self._render(plan)
+        self._encode([plan], plan.sealed)
+        del self.ledger.forced_boundary[forced:]

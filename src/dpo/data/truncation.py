@@ -1,0 +1,49 @@
+"""What was cut from pairs that do not fit `max_length`, pair by pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Ledger:
+    """Tokens cut, by pair id. A pair can stand under several heads."""
+
+    dropped_turns: dict[str, int] = field(default_factory=dict)
+    shortened_user_turn: dict[str, int] = field(default_factory=dict)
+    cut_chosen: dict[str, int] = field(default_factory=dict)
+    cut_rejected: dict[str, int] = field(default_factory=dict)
+    joined_turns: list[str] = field(default_factory=list)
+    control_text: list[str] = field(default_factory=list)
+    forced_boundary: list[str] = field(default_factory=list)
+
+    @property
+    def truncated_prompts(self) -> set[str]:
+        """Pairs whose prompt lost something."""
+        return self.dropped_turns.keys() | self.shortened_user_turn.keys()
+
+    @property
+    def truncated_completions(self) -> set[str]:
+        """Pairs of whose completions at least one lost its end."""
+        return self.cut_chosen.keys() | self.cut_rejected.keys()
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: how many pairs and tokens each kind of cut took, then tokens by pair id."""
+        cuts = {
+            "oldest turns": self.dropped_turns,
+            "last user turn": self.shortened_user_turn,
+            "chosen": self.cut_chosen,
+            "rejected": self.cut_rejected,
+        }
+        return {
+            name: {"pairs": len(cut), "tokens": sum(cut.values()), "tokens_by_id": cut} for name, cut in cuts.items()
+        }
+
+    def notes(self) -> dict[str, list[str]]:
+        """What else was met on the way, by name: ids of pairs that are used all the same."""
+        return {
+            "turns of one role joined": self.joined_turns,
+            "control token typed in text": self.control_text,
+            "answer begins inside a token": self.forced_boundary,
+        }

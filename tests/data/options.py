@@ -1,0 +1,28 @@
+"""Dataset configs for tests: an option of conf/dataset with some values changed, as composing it gives."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from dpo.config.datasets import SCHEMAS
+
+REPOSITORY = Path(__file__).parents[2]
+REAL_DATA = Path(os.environ.get("DPO_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
+
+needs_real_data = pytest.mark.skipif(
+    not REAL_DATA.is_dir(), reason=f"real rows not found at {REAL_DATA}; set DPO_REAL_DATA to their folder"
+)
+
+
+def dataset(option: str, **values: Any) -> Any:
+    """The dataclass of `dataset=option` with `values` on top."""
+    folder = REPOSITORY / "conf" / "dataset"
+    own = OmegaConf.load(folder / f"{option}.yaml")
+    del own["defaults"]
+    layers = [OmegaConf.structured(SCHEMAS[option]), OmegaConf.load(folder / "shared.yaml"), own, values]
+    return OmegaConf.to_object(OmegaConf.merge(*layers))
