@@ -101,6 +101,9 @@ class TokenFile(Sequence[TokenPair]):
             float(self.strengths[index]),
         )
 
+    def __add__(self, other: Sequence[TokenPair]) -> list[TokenPair]:
+        return [*self, *other]
+
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenFile, (self._folder, self._split)
 
