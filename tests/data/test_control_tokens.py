@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tokenizer_families import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_families import FAMILIES
 
 from dpo.data.control_tokens import Codec
 from dpo.data.pair import Message, Pair, TokenPair

@@ -82,8 +82,11 @@ def _json(file: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
 def _csv(file: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(2**31 - 1)
     # Bytes that are not UTF-8 become lone surrogates here and are refused by the field that holds them.
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    lines = csv.reader(text, strict=True)
+    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        yield from _csv_rows(csv.reader(text, strict=True))
+
+
+def _csv_rows(lines: Any) -> Iterator[tuple[int, Any]]:
     header: list[str] | None = None
     number = 0
     while True:

@@ -1,0 +1,145 @@
+"""Every row of the real samples is accounted for: kept, or refused with its reason; totals and ids are exact."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_options import dataset
+from tokenizer_families import chatml
+
+from dpo.data.load import Splits, load_splits
+from dpo.data.pair import Pair
+from dpo.data.prepare import prepare
+
+
+def load(option: str, path: Path, **values: Any) -> Splits:
+    return load_splits(dataset(option, path=str(path), **{"on_bad": "drop", **values}))
+
+
+def pairs(splits: Splits) -> list[Pair]:
+    return [*splits.train, *splits.dev, *splits.test]
+
+
+def account(splits: Splits) -> tuple[int, int, dict[str, int]]:
+    """(rows, kept, refused by reason); no row is lost or counted twice."""
+    report = splits.report
+    kept = pairs(splits)
+    ids = [pair.id for pair in kept] + [row_id for ids in report.refused.values() for row_id in ids]
+    assert len(ids) == len(set(ids)) == sum(report.rows.values())
+    assert report.kept == {"train": len(splits.train), "dev": len(splits.dev), "test": len(splits.test)}
+    assert not {p.group for p in splits.train} & {p.group for p in [*splits.dev, *splits.test]}
+    return len(ids), len(kept), {reason: len(rows) for reason, rows in report.refused.items()}
+
+
+def rows_of(ids: Sequence[str]) -> list[int]:
+    return [int(row_id.rpartition(":")[2]) for row_id in ids]
+
+
+def test_harmless_rows_have_exactly_their_known_dirt(real_data: Path, tmp_path: Path) -> None:
+    path = real_data / "hh_rlhf" / "harmless_base.jsonl.gz"
+    splits = load("hh_rlhf", path)
+    assert account(splits) == (1500, 1495, {"empty chosen": 4, "prompts differ": 1})
+    assert rows_of(splits.report.refused["empty chosen"]) == [86, 516, 925, 1103]
+    assert rows_of(splits.report.refused["prompts differ"]) == [1254]
+    assert len(splits.report.notes["prompt seen before"]) == 2
+    assert sum(len(pair.prompt) > 1 for pair in pairs(splits)) == 1056  # 71% of the kept rows
+    report = prepare(dataset("hh_rlhf", path=str(path)), chatml(), tmp_path).report
+    # The fourth row with two turns of one role is 1254, refused above.
+    assert sorted(rows_of(report["noted"]["turns of one role joined"]["ids"])) == [667, 763, 1319]
+
+
+def test_helpful_rows_have_exactly_their_known_dirt(real_data: Path) -> None:
+    splits = load("hh_rlhf", real_data / "hh_rlhf" / "helpful_base.jsonl.gz")
+    assert account(splits) == (1000, 996, {"chosen equals rejected": 4})
+    assert rows_of(splits.report.refused["chosen equals rejected"]) == [101, 481, 601, 854]
+
+
+def test_a_folder_gives_one_subset_or_all(real_data: Path) -> None:
+    folder = real_data / "hh_rlhf"
+    assert account(load("hh_rlhf", folder))[:2] == (2500, 2491)
+    assert account(load("hh_rlhf", folder, subset="helpful-base"))[:2] == (1000, 996)
+
+
+def test_hh_rows_are_also_local_transcripts(real_data: Path) -> None:
+    path = real_data / "hh_rlhf" / "harmless_base.jsonl.gz"
+    as_hub = {pair.id.rpartition(":")[2]: (pair.prompt, pair.chosen) for pair in pairs(load("hh_rlhf", path))}
+    as_own = {pair.id.rpartition(":")[2]: (pair.prompt, pair.chosen) for pair in pairs(load("local", path))}
+    assert as_hub == as_own
+
+
+def test_shp_rows(real_data: Path) -> None:
+    path = real_data / "shp" / "askphysics.jsonl"
+    splits = load("shp", path)
+    assert account(splits) == (30, 16, {"more pairs of one post than wanted": 7, "weak preference": 7})
+    raw = [json.loads(line) for line in path.read_text().splitlines()]
+    for pair in pairs(splits):
+        row = raw[int(pair.id.rpartition(":")[2])]
+        better = "A" if row["score_A"] > row["score_B"] else "B"
+        assert pair.chosen == row[f"human_ref_{better}"]
+        assert row["score_ratio"] >= 2
+    kept = account(load("shp", path, min_ratio=1.0, pairs_per_post=None))
+    assert kept == (30, 30, {})
+
+
+def webgpt_file(real_data: Path, tmp_path: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """The sample, which is re-keyed, in the schema of the hub: sides in turn, and some ties."""
+    rows = []
+    with gzip.open(real_data / "webgpt" / "scored.jsonl.gz", "rt") as file:
+        for number, row in enumerate(map(json.loads, file)):
+            good, bad = row["pos_answer"], row["neg_answer"]
+            sides = [(good["answer"], good["score"]), (bad["answer"], bad["score"])]
+            if number % 2:
+                sides.reverse()
+            question = {"dataset": "eli5", "id": row["id"], "full_text": row["question"]}
+            flat = {f"answer_{i}": answer for i, (answer, _) in enumerate(sides)}
+            flat |= {f"score_{i}": score for i, (_, score) in enumerate(sides)}
+            rows.append({"question": question, "good": good["answer"], **flat})
+    path = tmp_path / "webgpt.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path, rows
+
+
+def test_webgpt_rows(real_data: Path, tmp_path: Path) -> None:
+    path, rows = webgpt_file(real_data, tmp_path)
+    assert all(row["score_0"] == -row["score_1"] for row in rows)
+    ties = sum(row["score_0"] == 0 for row in rows)
+    empty = sum(not row["answer_0"].strip() or not row["answer_1"].strip() for row in rows)
+    splits = load("webgpt", path)
+    total, kept, refused = account(splits)
+    assert total == 100
+    assert refused.get("tie", 0) == ties
+    assert refused.get("empty chosen", 0) + refused.get("empty rejected", 0) <= empty
+    assert kept == 100 - sum(refused.values())
+    for pair in pairs(splits):
+        assert pair.chosen == rows[int(pair.id.rpartition(":")[2])]["good"]
+
+
+LOCAL_TOTALS = {
+    "ultrafeedback/sample.jsonl.gz": (700, 699, {"chosen equals rejected": 1}),
+    "sharegpt/dpo_en_demo.json.gz": (300, 295, {"duplicate pair": 5}),
+    "orca/orca_dpo_pairs_demo.csv": (100, 100, {}),
+}
+
+
+@pytest.mark.parametrize("name", LOCAL_TOTALS)
+def test_local_rows(name: str, real_data: Path) -> None:
+    assert account(load("local", real_data / name)) == LOCAL_TOTALS[name]
+
+
+def test_the_identical_pair_is_identical(real_data: Path) -> None:
+    with gzip.open(real_data / "ultrafeedback" / "sample.jsonl.gz", "rt") as file:
+        rows = [json.loads(line) for line in file]
+    same = [n for n, row in enumerate(rows) if row["chosen"].split() == row["rejected"].split()]
+    assert same == rows_of(load("local", real_data / "ultrafeedback/sample.jsonl.gz").report.refused[
+        "chosen equals rejected"])  # fmt: skip
+
+
+def test_orca_answers_that_look_like_lists_stay_text(real_data: Path) -> None:
+    path = real_data / "orca" / "orca_dpo_pairs_demo.csv"
+    first = next(pair for pair in pairs(load("local", path)) if pair.id == "local:train:0")
+    assert first.chosen.startswith('[\n  ["AFC Ajax')
