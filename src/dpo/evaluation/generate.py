@@ -7,6 +7,7 @@ draws among the top k, so that an evaluation of a few hundred prompts is bounded
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -40,12 +41,16 @@ def sample(
     pad_id: int,
     batch_size: int,
     skip: int = 0,
+    row_seeds: list[str] | None = None,
 ) -> Iterator[tuple[list[int], list[Answer]]]:
     """Yield (prompt indices, answers) a batch; prompts of like length share a batch.
 
     Each batch draws from its own generator seeded with (seed, batch number): the answers depend on the prompts,
     the batch size and the seed, not on what else the process has drawn. The first `skip` batches are left out, to
     go on where an interrupted run stopped.
+
+    With `row_seeds` each prompt instead draws from its own stream of random numbers, so that its answer depends on
+    no other prompt, and two models asked with the same seeds are compared with common random numbers.
     """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     for number, start in enumerate(range(0, len(order), batch_size)):
@@ -53,7 +58,11 @@ def sample(
             continue
         indices = order[start : start + batch_size]
         generator = torch.Generator(device="cpu").manual_seed(sampling.seed * 1_000_003 + number)
-        answers = _sample_batch(model, [prompts[i] for i in indices], sampling, stop_ids, pad_id, generator)
+        uniforms = None
+        if row_seeds is not None:
+            rows = [random.Random(f"{sampling.seed}:{row_seeds[i]}") for i in indices]
+            uniforms = torch.tensor([[row.random() for _ in range(sampling.max_new_tokens)] for row in rows])
+        answers = _sample_batch(model, [prompts[i] for i in indices], sampling, stop_ids, pad_id, generator, uniforms)
         yield indices, answers
 
 
@@ -65,6 +74,7 @@ def _sample_batch(
     stop_ids: set[int],
     pad_id: int,
     generator: torch.Generator,
+    uniforms: torch.Tensor | None = None,
 ) -> list[Answer]:
     from transformers import DynamicCache
 
@@ -78,7 +88,7 @@ def _sample_batch(
     tokens: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
     alive = list(range(len(prompts)))
-    for _ in range(sampling.max_new_tokens):
+    for step in range(sampling.max_new_tokens):
         out = model(
             input_ids=ids,
             attention_mask=mask,
@@ -87,7 +97,8 @@ def _sample_batch(
             use_cache=True,
             logits_to_keep=1,
         )
-        drawn = _draw(out.logits[:, -1].float(), sampling, generator)
+        own = None if uniforms is None else uniforms[alive, step]
+        drawn = _draw(out.logits[:, -1].float(), sampling, generator, own)
         ended = torch.isin(drawn, stops)
         for row, (token, stop) in enumerate(zip(drawn.tolist(), ended.tolist(), strict=True)):
             if stop:
@@ -107,11 +118,17 @@ def _sample_batch(
     return [Answer(t, f) for t, f in zip(tokens, finished, strict=True)]
 
 
-def _draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
-    """(rows, vocabulary) logits -> (rows,) token ids."""
+def _draw(
+    logits: torch.Tensor, sampling: Sampling, generator: torch.Generator, uniforms: torch.Tensor | None
+) -> torch.Tensor:
+    """(rows, vocabulary) logits -> (rows,) token ids; `uniforms` (rows,) in [0, 1) decide the draws when given."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
     top, index = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1)
     probabilities = torch.softmax(top / sampling.temperature, dim=-1).cpu()
-    pick = torch.multinomial(probabilities, 1, generator=generator).to(index.device)
-    return index.gather(1, pick).squeeze(1)
+    if uniforms is None:
+        pick = torch.multinomial(probabilities, 1, generator=generator)
+    else:
+        reached = probabilities.double().cumsum(-1) <= uniforms.double().unsqueeze(1)
+        pick = reached.sum(-1, keepdim=True).clamp_max(probabilities.shape[-1] - 1)
+    return index.gather(1, pick.to(index.device)).squeeze(1)

@@ -1,0 +1,145 @@
+"""Typed schema of the groups `evaluation` and `judge`, and of the verbs that read run directories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from dpo.errors import ConfigError
+
+
+class Split(Enum):
+    """Which held-out pairs. Tune on dev, report on test."""
+
+    test = "test"
+    dev = "dev"
+
+
+@dataclass
+class Endpoint:
+    """An OpenAI-compatible server that answers in place of the local model, such as vLLM with the adapter loaded."""
+
+    base_url: str = MISSING
+    policy: str = MISSING
+    baseline: str = MISSING
+    key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    timeout: float = 120.0
+
+
+@dataclass
+class Evaluation:
+    """What is asked, how answers are drawn, and how sure the intervals are."""
+
+    name: str = MISSING
+    split: Split = MISSING
+    pairs: int | None = MISSING
+    prompts: int | None = MISSING
+    prompts_file: str | None = MISSING
+    samples_per_prompt: int = MISSING
+    temperature: float = MISSING
+    top_k: int = MISSING
+    max_new_tokens: int = MISSING
+    seed: int = MISSING
+    batch_size: int | None = MISSING
+    divergence_prompts: int = MISSING
+    resamples: int = MISSING
+    confidence: float = MISSING
+    show: int = MISSING
+    again: bool = MISSING
+    endpoint: Endpoint | None = None
+
+
+@dataclass
+class RulesJudge:
+    """The stated rule of dpo/evaluation/rules.py; its thresholds are part of the rule."""
+
+
+@dataclass
+class Judges:
+    """The judges asked for, by name: `judge=[rules]`."""
+
+    rules: RulesJudge | None = None
+
+
+@dataclass
+class Evaluate:
+    """`python -m dpo.evaluate run=DIR`."""
+
+    run: str = MISSING
+    evaluation: Evaluation = MISSING
+    judge: Judges = field(default_factory=Judges)
+
+
+@dataclass
+class Compare:
+    """`python -m dpo.compare runs=[DIR,DIR]`. `baseline` is the unaligned base and always takes part."""
+
+    runs: list[str] = MISSING
+    evaluation: str = MISSING
+    out: str | None = MISSING
+    resamples: int = MISSING
+    confidence: float = MISSING
+    seed: int = MISSING
+    show: int = MISSING
+
+
+@dataclass
+class Report:
+    """`python -m dpo.report run=DIR`."""
+
+    run: str = MISSING
+    evaluation: str = MISSING
+    show: int = MISSING
+
+
+@dataclass
+class Status:
+    """`python -m dpo.status`."""
+
+    root: str | None = MISSING
+    watch: bool = MISSING
+    every: float = MISSING
+    limit: int | None = MISSING
+
+
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (lambda v: v.replace("-", "").replace("_", "").isalnum(), "letters, digits, dash and underscore"),
+    "pairs": (lambda v: v >= 1, "at least 1, or null for all"),
+    "prompts": (lambda v: v >= 1, "at least 1, or null for all"),
+    "samples_per_prompt": (lambda v: v >= 1, "at least 1"),
+    "temperature": (lambda v: 0 <= v <= 10, "0 (greedy) to 10"),
+    "top_k": (lambda v: v >= 1, "at least 1"),
+    "max_new_tokens": (lambda v: v >= 1, "at least 1"),
+    "seed": (lambda v: 0 <= v < 2**32, "0 to 4294967295"),
+    "batch_size": (lambda v: v >= 1, "at least 1, or null to size it from memory"),
+    "divergence_prompts": (lambda v: v >= 0, "at least 0 (0: no KL)"),
+    "resamples": (lambda v: v >= 100, "at least 100"),
+    "confidence": (lambda v: 0.5 <= v < 1, "0.5 or more and below 1"),
+    "show": (lambda v: v >= 0, "at least 0"),
+    "every": (lambda v: v >= 0.2, "at least 0.2 seconds"),
+    "limit": (lambda v: v >= 1, "at least 1, or null for all"),
+}
+
+
+def check_ranges(node: Any, prefix: str = "") -> None:
+    """Raise a ConfigError that names the keys of `node` (a dataclass) whose values cannot work, at most three."""
+    faults = []
+    for key, (holds, allowed) in RANGES.items():
+        value = getattr(node, key, None)
+        if value is not None and not holds(value):
+            faults.append(f"{prefix}{key}={value}: must be {allowed}")
+    if faults:
+        raise ConfigError("\n".join(faults[:3]))
+
+
+def register() -> None:
+    """Put the two groups' schemas into Hydra's ConfigStore; must run before a verb here composes."""
+    store = ConfigStore.instance()
+    store.store(group="evaluation", name="base_evaluation", node=Evaluation)
+    store.store(group="judge", name="base_rules", node={"rules": RulesJudge})

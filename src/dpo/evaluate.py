@@ -1,0 +1,36 @@
+"""`python -m dpo.evaluate run=DIR`: is the trained policy better than the model it started from, how surely?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dpo.config.app import main as app
+from dpo.config.evaluation import Evaluate, check_ranges, register
+
+
+def evaluate(config: Evaluate) -> Path:
+    """Evaluate a run, or go on where an earlier evaluation stopped, and print the outcome; returns its folder."""
+    check_ranges(config.evaluation, "evaluation.")
+    from dpo.modeling.device import pin_one_gpu
+    from dpo.records.quiet import quiet
+    from dpo.records.run import read_record
+
+    read_record(Path(config.run).expanduser())
+    pin_one_gpu()
+    quiet()
+    from dpo.evaluation.measure import measure
+    from dpo.evaluation.show import show
+
+    folder = measure(config)
+    show(folder, config.evaluation.show)
+    return folder
+
+
+def main() -> None:
+    """Compose, parse and evaluate; exits with the code of the outcome."""
+    register()
+    app("evaluate", Evaluate, evaluate, positional="run")
+
+
+if __name__ == "__main__":
+    main()

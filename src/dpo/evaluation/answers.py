@@ -1,0 +1,116 @@
+"""Answers of both sides to the same prompts, drawn with the same random numbers, written as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dpo.config.evaluation import Evaluation
+from dpo.data.pair import Message, Pair, TokenPair
+from dpo.evaluation.folder import EvaluationFolder
+from dpo.evaluation.progress import StageProgress
+from dpo.evaluation.sides import SIDES, Sides
+
+MEMORY_SHARE = 0.25
+LARGEST_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt to answer: its id, turns, token ids up to where the answer begins, and what it is about if known."""
+
+    id: str
+    messages: tuple[Message, ...]
+    ids: list[int]
+    subject: str | None
+
+
+# (side, prompt, sample) -> text, tokens, finished for each; yields (indices, answers as dicts).
+Drawer = Callable[[str, list[tuple[Prompt, int]]], Iterator[tuple[list[int], list[dict[str, Any]]]]]
+
+
+def prompts_of(pairs: Sequence[Pair], tokens: Sequence[TokenPair], limit: int | None) -> list[Prompt]:
+    """The first `limit` distinct prompts of held-out pairs; a prompt's id is that of its first pair."""
+    found: dict[tuple[int, ...], Prompt] = {}
+    for pair, token_pair in zip(pairs, tokens, strict=True):
+        if limit is not None and len(found) >= limit:
+            break
+        key = tuple(token_pair.prompt_ids)
+        if key not in found:
+            subject = pair.meta.get("subject")
+            found[key] = Prompt(pair.id, pair.prompt, list(key), subject if isinstance(subject, str) else None)
+    return list(found.values())
+
+
+def draw_answers(
+    folder: EvaluationFolder, prompts: Sequence[Prompt], config: Evaluation, draw: Drawer
+) -> list[dict[str, Any]]:
+    """All answers of both sides, continuing where answers.jsonl ends.
+
+    Returns rows with side, prompt (id), sample, answer, ids, tokens, finished, in the order side, prompt, sample.
+    """
+    rows = {(r["side"], r["prompt"], r["sample"]): r for r in folder.rows("answers")}
+    wanted = [(prompt, sample) for prompt in prompts for sample in range(config.samples_per_prompt)]
+    for side in SIDES:
+        missing = [(p, s) for p, s in wanted if (side, p.id, s) not in rows]
+        if not missing:
+            continue
+        with StageProgress(f"answers of the {side}", len(wanted), len(wanted) - len(missing)) as progress:
+            for indices, answers in draw(side, missing):
+                made = [
+                    {"side": side, "prompt": missing[i][0].id, "sample": missing[i][1], **answer}
+                    for i, answer in zip(indices, answers, strict=True)
+                ]
+                folder.append("answers", made)
+                rows |= {(r["side"], r["prompt"], r["sample"]): r for r in made}
+                progress.advance(len(made))
+    return [rows[side, prompt.id, sample] for side in SIDES for prompt, sample in wanted]
+
+
+def local_drawer(sides: Sides, config: Evaluation) -> Drawer:
+    """Draw from the loaded models."""
+    from dpo.evaluation.generate import Sampling, sample
+
+    sampling = Sampling(config.temperature, config.top_k, config.max_new_tokens, config.seed)
+    tokenizer = sides.tokenizer
+
+    def draw(side: str, asked: list[tuple[Prompt, int]]) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+        ids = [prompt.ids for prompt, _ in asked]
+        # The stream of a sample hangs on its prompt and number alone, so both sides draw with the same numbers.
+        seeds = [f"{prompt.id}:{number}" for prompt, number in asked]
+        size = config.batch_size or batch_size(sides, max(map(len, ids)) + config.max_new_tokens)
+        with sides.use(side) as model:
+            batches = sample(model, ids, sampling, sides.stop_ids, tokenizer.pad_token_id, size, row_seeds=seeds)
+            for indices, answers in batches:
+                yield (
+                    indices,
+                    [
+                        {
+                            "answer": tokenizer.decode(answer.ids, skip_special_tokens=True),
+                            "ids": answer.ids,
+                            "tokens": len(answer.ids),
+                            "finished": answer.finished,
+                        }
+                        for answer in answers
+                    ],
+                )
+
+    return draw
+
+
+def batch_size(sides: Sides, tokens: int) -> int:
+    """Rows whose key-value cache takes at most a quarter of the memory that is free now."""
+    import psutil
+    import torch
+
+    config = sides.policy.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    # Growing the cache by a token copies it, so for a moment there are two; 4 bytes a number at most.
+    row = 2 * 2 * 4 * config.num_hidden_layers * heads * size * tokens
+    if sides.device.type == "cuda":
+        free = torch.cuda.mem_get_info(sides.device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    return max(1, min(LARGEST_BATCH, int(free * MEMORY_SHARE // row)))

@@ -1,0 +1,63 @@
+"""Answers from an OpenAI-compatible server, for models too large to load here: vLLM serves base and adapter alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+from dpo.config.evaluation import Endpoint, Evaluation
+from dpo.errors import ConfigError, NetworkError
+from dpo.evaluation.answers import Drawer, Prompt
+from dpo.evaluation.sides import POLICY
+
+
+def endpoint_drawer(endpoint: Endpoint, config: Evaluation) -> Drawer:
+    """Ask `endpoint.policy` and `endpoint.baseline` at `endpoint.base_url`; the client retries what may pass.
+
+    The seed of each request is sent; whether it is honoured is the server's business.
+    """
+    try:
+        import openai
+    except ModuleNotFoundError:
+        raise ConfigError("evaluation.endpoint: needs the openai client: pip install 'dpo-train[endpoint]'") from None
+
+    client = openai.OpenAI(
+        base_url=endpoint.base_url,
+        api_key=os.environ.get(endpoint.key_variable) or "none",
+        timeout=endpoint.timeout,
+        max_retries=5,
+    )
+
+    def ask(side: str, prompt: Prompt, number: int) -> dict[str, Any]:
+        reply = client.chat.completions.create(
+            model=endpoint.policy if side == POLICY else endpoint.baseline,
+            messages=[{"role": m.role, "content": m.content} for m in prompt.messages],  # type: ignore[misc]
+            temperature=config.temperature,
+            max_tokens=config.max_new_tokens,
+            seed=config.seed * 1000 + number,
+            extra_body={"top_k": config.top_k} if config.temperature > 0 else {},
+        )
+        choice = reply.choices[0]
+        return {
+            "answer": choice.message.content or "",
+            "ids": None,
+            "tokens": reply.usage.completion_tokens if reply.usage else 0,
+            "finished": choice.finish_reason == "stop",
+        }
+
+    def draw(side: str, asked: list[tuple[Prompt, int]]) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+        with ThreadPoolExecutor(endpoint.concurrency) as pool:
+            jobs = {pool.submit(ask, side, prompt, number): i for i, (prompt, number) in enumerate(asked)}
+            try:
+                for job in as_completed(jobs):
+                    yield [jobs[job]], [job.result()]
+            except openai.OpenAIError as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise NetworkError(
+                    f"evaluation.endpoint {endpoint.base_url}: {type(error).__name__}: {str(error).splitlines()[0]}\n"
+                    "what was answered is kept; the same command asks for the rest"
+                ) from None
+
+    return draw

@@ -1,0 +1,98 @@
+"""An evaluation's folder: rows appended as they are made, so that a killed evaluation goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from dpo.config.evaluation import Evaluation
+from dpo.config.parse import plain
+from dpo.errors import ConfigError
+from dpo.records.files import write_json
+
+# Keys that change what is shown or how it is computed, not the rows.
+PRESENTATION = ("show", "again", "batch_size", "resamples", "confidence")
+
+
+@dataclass
+class EvaluationFolder:
+    """`<run>/evaluation/<name>/`: settings.json, the rows of each stage as JSONL, summary.json at the end."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, run: Path, config: Evaluation, facts: Mapping[str, str]) -> EvaluationFolder:
+        """Make or continue the folder.
+
+        `facts` are fingerprints of what the rows depend on besides the settings: the final weights, the held-out
+        pairs. Raises ConfigError when rows of other settings are there.
+        """
+        path = run / "evaluation" / config.name
+        settings = {k: v for k, v in plain(config).items() if k not in PRESENTATION} | {"facts": dict(facts)}
+        if config.again:
+            shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True, exist_ok=True)
+        written = path / "settings.json"
+        if written.is_file():
+            before = json.loads(written.read_text())
+            if changed := sorted(k for k in settings.keys() | before.keys() if settings.get(k) != before.get(k)):
+                raise ConfigError(
+                    f"{path}: made with another {', '.join(changed)}\n"
+                    "evaluation.name=NEW keeps both; evaluation.again=true throws the earlier one away"
+                )
+        else:
+            write_json(written, settings)
+        return cls(path)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Held while writing, so that two evaluations of one name do not mix their rows."""
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise ConfigError(f"{self.path}: another process is evaluating here") from None
+
+    def rows(self, stage: str) -> list[dict[str, Any]]:
+        """The rows a stage has written; a last line torn by a kill is cut off the file."""
+        path = self.path / f"{stage}.jsonl"
+        if not path.is_file():
+            return []
+        whole = path.read_bytes()
+        kept = whole[: whole.rfind(b"\n") + 1]
+        if len(kept) < len(whole):
+            with path.open("r+b") as file:
+                file.truncate(len(kept))
+        return [json.loads(line) for line in kept.splitlines()]
+
+    def append(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows to a stage, at once on disk."""
+        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        with (self.path / f"{stage}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(text)
+
+
+def digest(parts: Iterable[str]) -> str:
+    """16 hex digits over texts, in order."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(part.encode())
+        state.update(b"\0")
+    return state.hexdigest()[:16]
+
+
+def file_digest(paths: Iterable[Path]) -> str:
+    """16 hex digits over the names and contents of files."""
+    state = hashlib.sha256()
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            state.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return state.hexdigest()[:16]

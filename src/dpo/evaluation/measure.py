@@ -1,0 +1,232 @@
+"""One evaluation, start to end: pairs, answers, verdicts, divergence, summary. Reads the run directory only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import dpo
+from dpo.config.evaluation import Evaluate, Evaluation, Split
+from dpo.config.parse import plain
+from dpo.data.pair import Message, Pair, TokenPair
+from dpo.data.prepare import prepare
+from dpo.errors import DataError
+from dpo.evaluation.answers import Drawer, Prompt, draw_answers, local_drawer, prompts_of
+from dpo.evaluation.divergence import answer_divergence
+from dpo.evaluation.folder import EvaluationFolder, digest, file_digest
+from dpo.evaluation.judges import build_judges
+from dpo.evaluation.pairs import PairRow, score_pairs, summarise_pairs
+from dpo.evaluation.progress import StageProgress
+from dpo.evaluation.sides import POLICY, Sides, load_sides
+from dpo.evaluation.statistics import bootstrap_mean
+from dpo.evaluation.verdicts import judge_answers, summarise_answers, summarise_verdicts
+from dpo.modeling.cache import cache_folder
+from dpo.records.files import write_json
+from dpo.records.ledger import Ledger
+from dpo.records.run import read_record
+
+Row = dict[str, Any]
+SCORING_TOKENS = 4096
+
+
+def measure(config: Evaluate) -> Path:
+    """Evaluate `config.run` and write `<run>/evaluation/<name>/`; returns that folder. Safe to repeat and to resume."""
+    run = Path(config.run).expanduser()
+    record = read_record(run)
+    judges = build_judges(config.judge)
+    sides = load_sides(run)
+    pairs, tokens = held_out(sides, config.evaluation.split, config.evaluation.pairs, record, run)
+    settings = config.evaluation
+    prompts = _prompts(settings, sides, pairs, tokens)
+    marks = {
+        "weights": file_digest((run / "adapter").glob("*.safetensors")),
+        "pairs": digest(str((t.prompt_ids, t.chosen_ids, t.rejected_ids)) for t in tokens),
+        "prompts": digest(str(p.ids) for p in prompts),
+    }
+    folder = EvaluationFolder.open(run, settings, marks)
+    ledger = Ledger(run, sides.config.hardware.hourly_rate)
+    _watch_device(ledger, sides)
+    began = time.monotonic()
+    with folder.locked(), ledger.phase("evaluate"):
+        rows = _pair_rows(folder, sides, pairs, tokens)
+        answers = draw_answers(folder, prompts, settings, _drawer(sides, settings))
+        verdicts = {judge.name: judge_answers(folder, judge, {p.id: p for p in prompts}, answers) for judge in judges}
+        divergence = _divergence_rows(folder, sides, prompts, answers, settings)
+        ledger.count("evaluate", pairs=len(rows), tokens=sum(row["tokens"] for row in answers))
+        _write_samples(folder, prompts, answers, verdicts)
+    summary: Row = {
+        "name": settings.name,
+        "created": time.time(),
+        "seconds": time.monotonic() - began,
+        "version": dpo.__version__,
+        "base": record["fingerprints"].get("base"),
+        "model": sides.config.model.path,
+        "quantization": plain(sides.config.lora.quantization),
+        "split": settings.split.name,
+        "held_out": marks["pairs"],
+        "prompts": marks["prompts"],
+        "weights": marks["weights"],
+        "settings": plain(settings),
+        "pairs": summarise_pairs(rows, sides.config.dpo.beta, settings.resamples, settings.confidence, settings.seed),
+        "answers": summarise_answers(answers, settings),
+        "judges": {
+            judge.name: {"definition": judge.definition, **summarise_verdicts(answers, verdicts[judge.name], settings)}
+            for judge in judges
+        },
+        "divergence": _summarise_divergence(divergence, settings),
+    }
+    write_json(folder.path / "summary.json", summary)
+    return folder.path
+
+
+def held_out(
+    sides: Sides, split: Split, limit: int | None, record: Row, run: Path
+) -> tuple[list[Pair], list[TokenPair]]:
+    """The held-out pairs of the run's own dataset, as text and tokens; raises DataError when there are none."""
+    dataset = sides.config.dataset
+    data = prepare(dataset, sides.tokenizer, cache_folder("tokens"))
+    trained_on = record["fingerprints"].get("data")
+    if trained_on is not None and trained_on != data.fingerprint:
+        raise DataError(f"{run}: its dataset has changed since training, so what was held out is not known any more")
+    tokens: Sequence[TokenPair] = data.test if split is Split.test else data.dev
+    if not len(tokens):
+        raise DataError(
+            f"{run}: its dataset holds out no {split.name} pairs\n"
+            f"for dataset=local give dataset.{split.name}_path or dataset.{split.name}_fraction when training"
+        )
+    count = len(tokens) if limit is None else min(limit, len(tokens))
+    return list(data.pairs[split.name][:count]), list(tokens[:count])
+
+
+def _prompts(config: Evaluation, sides: Sides, pairs: Sequence[Pair], tokens: Sequence[TokenPair]) -> list[Prompt]:
+    if config.prompts_file is None:
+        return prompts_of(pairs, tokens, config.prompts)
+    from dpo.data.synthetic.prompts import from_file
+
+    found = []
+    for number, prompt in enumerate(from_file(Path(config.prompts_file).expanduser())[: config.prompts]):
+        message = Message("user", prompt.text)
+        ids = sides.tokenizer.apply_chat_template(
+            [asdict(message)], add_generation_prompt=True, return_dict=True, **sides.config.dataset.chat_template_kwargs
+        )["input_ids"]
+        found.append(
+            Prompt(f"prompt:{number}", (message,), ids, prompt.subject if prompt.subject != prompt.text else None)
+        )
+    return found
+
+
+def _drawer(sides: Sides, config: Evaluation) -> Drawer:
+    if config.endpoint is None:
+        return local_drawer(sides, config)
+    from dpo.evaluation.endpoint import endpoint_drawer
+
+    return endpoint_drawer(config.endpoint, config)
+
+
+def _watch_device(ledger: Ledger, sides: Sides) -> None:
+    if sides.device.type == "cuda":
+        import torch
+
+        ledger.devices = 1
+        ledger.device_peak_mb = lambda: torch.cuda.max_memory_allocated() / 2**20
+
+
+def _pair_rows(
+    folder: EvaluationFolder, sides: Sides, pairs: Sequence[Pair], tokens: Sequence[TokenPair]
+) -> list[PairRow]:
+    from dpo.training.packed.score import sequence_log_probs
+
+    rows = {row["id"]: PairRow(**row) for row in folder.rows("pairs")}
+    missing = [i for i, pair in enumerate(tokens) if pair.id not in rows]
+    budget = sides.config.hardware.token_budget or SCORING_TOKENS
+
+    def score(side: str, part: list[TokenPair]) -> list[tuple[float, float]]:
+        with sides.use(side) as model:
+            return sequence_log_probs(model, part, budget)
+
+    if missing:
+        with StageProgress("held-out pairs", len(tokens), len(tokens) - len(missing)) as progress:
+
+            def done(made: list[PairRow]) -> None:
+                folder.append("pairs", [asdict(row) for row in made])
+                rows.update({row.id: row for row in made})
+                progress.advance(len(made))
+
+            score_pairs([tokens[i] for i in missing], [pairs[i].group for i in missing], score, done)
+    return [rows[pair.id] for pair in tokens]
+
+
+def _divergence_rows(
+    folder: EvaluationFolder, sides: Sides, prompts: Sequence[Prompt], answers: Sequence[Row], config: Evaluation
+) -> list[Row]:
+    by_id = {prompt.id: prompt for prompt in prompts[: config.divergence_prompts]}
+    wanted = [
+        row
+        for row in answers
+        if row["side"] == POLICY and row["sample"] == 0 and row["prompt"] in by_id and row["ids"] is not None
+    ]
+    rows = {row["prompt"]: row for row in folder.rows("divergence")}
+    missing = [row for row in wanted if row["prompt"] not in rows]
+    stop = min(sides.stop_ids)
+    if missing:
+        missing.sort(key=lambda row: len(row["ids"]))
+        with StageProgress("KL from the reference", len(wanted), len(wanted) - len(missing)) as progress:
+            for start in range(0, len(missing), 16):
+                part = missing[start : start + 16]
+                ids = [row["ids"] + ([stop] if row["finished"] else []) for row in part]
+                kept = [i for i, answer in enumerate(ids) if answer]
+                found = answer_divergence(sides, [by_id[part[i]["prompt"]].ids for i in kept], [ids[i] for i in kept])
+                made = [
+                    {"prompt": part[i]["prompt"], "tokens": len(ids[i]), "kl": value}
+                    for i, value in zip(kept, found, strict=True)
+                ]
+                folder.append("divergence", made)
+                rows |= {row["prompt"]: row for row in made}
+                progress.advance(len(part))
+    return [rows[row["prompt"]] for row in wanted if row["prompt"] in rows]
+
+
+def _summarise_divergence(rows: Sequence[Row], config: Evaluation) -> Row | None:
+    if not rows:
+        return None
+    per_answer = bootstrap_mean([row["kl"] for row in rows], None, config.resamples, config.confidence, config.seed)
+    tokens = sum(row["tokens"] for row in rows)
+    return {
+        "per_answer": asdict(per_answer),
+        "per_token": sum(row["kl"] for row in rows) / tokens,
+        "answers": len(rows),
+    }
+
+
+def _write_samples(
+    folder: EvaluationFolder, prompts: Sequence[Prompt], answers: Sequence[Row], verdicts: dict[str, list[Row]]
+) -> None:
+    """samples.jsonl: one line a prompt and sample, both answers and their verdicts side by side."""
+    split = len(answers) // 2
+    by_id = {prompt.id: prompt for prompt in prompts}
+    path = folder.path / "samples.jsonl"
+    path.unlink(missing_ok=True)
+    rows = []
+    for i in range(split):
+        prompt = by_id[answers[i]["prompt"]]
+        row: Row = {
+            "prompt": prompt.id,
+            "sample": answers[i]["sample"],
+            "messages": [asdict(m) for m in prompt.messages],
+            "subject": prompt.subject,
+        }
+        for side, j in (("policy", i), ("baseline", i + split)):
+            row[side] = {
+                "answer": answers[j]["answer"],
+                "tokens": answers[j]["tokens"],
+                "finished": answers[j]["finished"],
+                "verdicts": {
+                    name: {k: found[j][k] for k in ("score", "passed", "reason", "outcome")}
+                    for name, found in verdicts.items()
+                },
+            }
+        rows.append(row)
+    folder.append("samples", rows)

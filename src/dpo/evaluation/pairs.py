@@ -1,0 +1,124 @@
+"""Held-out pairs: implicit rewards of policy against reference, pair by pair, and what they add up to.
+
+The implicit reward of an answer is beta (log pi(y|x) - log pi_ref(y|x)) (DPO, arXiv:2305.18290, equation 5). At the
+start policy and reference are one, every reward is 0 and every pair a tie: accuracy 50% by definition. What the
+reference already prefers is therefore reported beside it as log pi_ref(chosen) > log pi_ref(rejected).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from dpo.evaluation.statistics import Estimate, bootstrap_mean, calibration
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """One held-out pair. Log-probs are sums over completion tokens in nats; `group` is its prompt (post, question)."""
+
+    id: str
+    group: str
+    chosen_tokens: int
+    rejected_tokens: int
+    strength: float
+    policy_chosen: float
+    policy_rejected: float
+    reference_chosen: float
+    reference_rejected: float
+
+
+def summarise_pairs(
+    rows: Sequence[PairRow], beta: float, resamples: int, confidence: float, seed: int
+) -> dict[str, Any]:
+    """Figures over held-out pairs, each with a bootstrap interval over prompts.
+
+    Accuracies count a tie as half. `*_per_token` divide each log-ratio by its completion's tokens first, so that a
+    long answer does not count more. Log-ratios are in nats, rewards and margins are beta times that.
+    """
+    columns = {name: np.array([getattr(row, name) for row in rows], dtype=np.float64) for name in _NUMBERS}
+    chosen_tokens, rejected_tokens = columns["chosen_tokens"], columns["rejected_tokens"]
+    chosen_ratio = columns["policy_chosen"] - columns["reference_chosen"]
+    rejected_ratio = columns["policy_rejected"] - columns["reference_rejected"]
+    margin = chosen_ratio - rejected_ratio
+    per_token = chosen_ratio / chosen_tokens - rejected_ratio / rejected_tokens
+    groups = [row.group for row in rows]
+
+    def mean(values: np.ndarray) -> dict[str, Any]:
+        return plain(bootstrap_mean(values, groups, resamples, confidence, seed))
+
+    def preferred(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return (first > second) + 0.5 * (first == second)
+
+    after = preferred(chosen_ratio, rejected_ratio)
+    base = preferred(columns["reference_chosen"], columns["reference_rejected"])
+    probability = 1 / (1 + np.exp(-np.clip(beta * margin, -500, 500)))
+    found = calibration(probability)
+    return {
+        "pairs": len(rows),
+        "prompts": len(set(groups)),
+        "beta": beta,
+        "accuracy_before": mean(base),
+        "accuracy": mean(after),
+        "accuracy_gain": mean(after - base),
+        "accuracy_before_per_token": mean(
+            preferred(columns["reference_chosen"] / chosen_tokens, columns["reference_rejected"] / rejected_tokens)
+        ),
+        "accuracy_per_token": mean(preferred(per_token, np.zeros_like(per_token))),
+        "policy_accuracy": mean(preferred(columns["policy_chosen"], columns["policy_rejected"])),
+        "margin": mean(beta * margin),
+        "margin_per_token": mean(beta * per_token),
+        "chosen_log_ratio": mean(chosen_ratio),
+        "rejected_log_ratio": mean(rejected_ratio),
+        "chosen_log_ratio_per_token": mean(chosen_ratio / chosen_tokens),
+        "rejected_log_ratio_per_token": mean(rejected_ratio / rejected_tokens),
+        "loss": mean(np.logaddexp(0, -beta * margin)),
+        "calibration_error": found.error,
+        "calibration_bins": found.bins,
+        "chosen_tokens": mean(chosen_tokens),
+        "rejected_tokens": mean(rejected_tokens),
+    }
+
+
+_NUMBERS = (
+    "chosen_tokens",
+    "rejected_tokens",
+    "policy_chosen",
+    "policy_rejected",
+    "reference_chosen",
+    "reference_rejected",
+)
+
+
+def plain(estimate: Estimate) -> dict[str, Any]:
+    """An Estimate as JSON."""
+    return asdict(estimate)
+
+
+def score_pairs(
+    pairs: Sequence[Any],
+    groups: Sequence[str],
+    score: Callable[[str, list[Any]], list[tuple[float, float]]],
+    done: Callable[[list[PairRow]], None],
+    chunk: int = 32,
+) -> None:
+    """Score TokenPairs by both sides, `chunk` at a time, and hand finished rows to `done`.
+
+    Args:
+        score: (side, pairs) -> (log p(chosen), log p(rejected)) of each, as
+            `dpo.training.packed.score.sequence_log_probs` gives it.
+    """
+    for start in range(0, len(pairs), chunk):
+        part = list(pairs[start : start + chunk])
+        policy, reference = score("policy", part), score("baseline", part)
+        done(
+            [
+                PairRow(pair.id, group, len(pair.chosen_ids), len(pair.rejected_ids), pair.strength, *mine, *theirs)
+                for pair, group, mine, theirs in zip(
+                    part, groups[start : start + chunk], policy, reference, strict=True
+                )
+            ]
+        )

@@ -1,0 +1,66 @@
+"""The two sides of an evaluation: the trained policy and the unaligned baseline it started from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo.config.schema import Config, FullTraining
+
+POLICY, BASELINE = "policy", "baseline"
+SIDES = (POLICY, BASELINE)
+
+
+@dataclass
+class Sides:
+    """Policy and baseline. With an adapter they are one model, and the baseline is that model with adapters off."""
+
+    policy: Any
+    baseline: Any
+    tokenizer: Any
+    config: Config
+
+    @contextlib.contextmanager
+    def use(self, side: str) -> Iterator[Any]:
+        """The model of a side, for the time of the block."""
+        if side == POLICY:
+            yield self.policy
+        elif self.baseline is self.policy:
+            with self.policy.disable_adapter():
+                yield self.policy
+        else:
+            yield self.baseline
+
+    @property
+    def device(self) -> Any:
+        """Where both sides compute."""
+        return next(self.policy.parameters()).device
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """Tokens that end a turn: the tokenizer's and those of the model's generation settings."""
+        found = self.policy.generation_config.eos_token_id
+        ids = found if isinstance(found, list) else [found]
+        return {int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+
+
+def load_sides(run: Path) -> Sides:
+    """Load both sides of a finished run; raises CheckpointError when it has no final weights."""
+    from dpo.modeling.device import choose_compute
+    from dpo.modeling.policy import load_base, load_trained
+    from dpo.modeling.weights import resolve
+    from dpo.training.packed.install import install
+
+    policy, tokenizer, config = load_trained(run)
+    baseline = policy
+    if isinstance(config.lora, FullTraining):
+        compute = choose_compute(config.hardware.device, config.hardware.precision)
+        weights = resolve(config.model.path, config.model.revision)
+        baseline = load_base(weights, None, compute, config.hardware.attention).eval()
+        install(baseline)
+    # Scoring shares each prompt between chosen and rejected where the model is verified for it; else it pads.
+    install(policy)
+    return Sides(policy, baseline, tokenizer, config)

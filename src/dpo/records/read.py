@@ -1,0 +1,99 @@
+"""Read what runs and evaluations left on disk. Everything here is read as data; nothing in it can run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from dpo.errors import ConfigError
+from dpo.records.run import read_record, state_of
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run directory as read: its record, truthful state, config, metrics by kind, ledger and data report."""
+
+    folder: Path
+    record: Row
+    state: str
+    config: Row
+    train: list[Row]
+    dev: list[Row]
+    ledger: Row
+    data: Row
+    evaluations: list[str] = field(default_factory=list)
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read a run directory; files it does not have yet are empty. Raises ConfigError when it is no run directory."""
+    record = read_record(folder)
+    metrics = json_lines(folder / "metrics.jsonl")
+    config: Any = {}
+    if (folder / "config.yaml").is_file():
+        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    names = [p.parent.name for p in folder.glob("evaluation/*/summary.json")]
+    return RunFiles(
+        folder,
+        record,
+        state_of(record),
+        config,
+        [row for row in metrics if row.get("kind") == "train"],
+        [row for row in metrics if row.get("kind") == "eval"],
+        json_file(folder / "ledger.json"),
+        json_file(folder / "data.json"),
+        sorted(names),
+    )
+
+
+def read_summary(run: Path, name: str) -> Row:
+    """summary.json of an evaluation; raises ConfigError, with the command that makes it, when there is none."""
+    path = run / "evaluation" / name / "summary.json"
+    if not path.is_file():
+        have = sorted(p.parent.name for p in run.glob("evaluation/*/summary.json"))
+        raise ConfigError(
+            f"{run}: no evaluation named {name}" + (f"; it has {', '.join(have)}" if have else "") + "\n"
+            f"python -m dpo.evaluate {run}" + ("" if name == "test" else f" evaluation.name={name}")
+        )
+    return json_file(path)
+
+
+def read_samples(run: Path, name: str) -> list[Row]:
+    """samples.jsonl of an evaluation."""
+    return json_lines(run / "evaluation" / name / "samples.jsonl")
+
+
+def read_pairs(run: Path, name: str) -> list[Row]:
+    """pairs.jsonl of an evaluation."""
+    return json_lines(run / "evaluation" / name / "pairs.jsonl")
+
+
+def json_file(path: Path) -> Row:
+    """A JSON mapping; empty when the file is missing or torn."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def json_lines(path: Path) -> list[Row]:
+    """Rows of a JSONL file; a line torn by a kill or still being written is left out."""
+    rows = []
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows

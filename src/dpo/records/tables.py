@@ -1,0 +1,92 @@
+"""Tables for terminals and CSV files. Model output is hostile: control characters and formulas are tamed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# Escape sequences whole (CSI, OSC up to its end, two-character ones), then any control character that is left, the
+# C1 range included, and marks that reorder text on screen.
+_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -~])")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_FORMULA = re.compile(r"^[\s\"']*[=+\-@\t\r]")
+
+
+def clean(text: str) -> str:
+    """Text that is safe to print: terminal escapes, control and bidirectional characters removed, newlines kept."""
+    return _CONTROL.sub("", _SEQUENCE.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
+
+
+def csv_cell(value: Any) -> str:
+    """A cell no spreadsheet takes for a formula: text that begins like one gets an apostrophe; numbers stay numbers."""
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        text = clean(str(value))
+        return f"'{text}" if _FORMULA.match(text) else text
+    return repr(value)
+
+
+def to_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """CSV with a header line; every cell goes through `csv_cell`."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([csv_cell(name) for name in columns])
+    writer.writerows([[csv_cell(row.get(name)) for name in columns] for row in rows])
+    return out.getvalue()
+
+
+def to_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> Table:
+    """A rich table; the first column to the left, the others to the right; no cell is read as markup."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for number, name in enumerate(columns):
+        table.add_column(Text(clean(name)), justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(clean("" if cell is None else str(cell))) for cell in row))
+    return table
+
+
+def terminal() -> Console:
+    """The console verbs print to: as wide as the terminal, at least 100 columns where there is none."""
+    console = Console(soft_wrap=False, highlight=False)
+    if not console.is_terminal:
+        console = Console(soft_wrap=False, highlight=False, width=max(100, console.width))
+    return console
+
+
+def share(estimate: Mapping[str, Any] | None) -> str:
+    """`58% [50, 66]` from an estimate of a share."""
+    if estimate is None:
+        return "-"
+    return f"{100 * estimate['value']:.0f}% [{100 * estimate['low']:.0f}, {100 * estimate['high']:.0f}]"
+
+
+def points(estimate: Mapping[str, Any] | None) -> str:
+    """`+12 points [+3, +21]` from an estimate of a difference between shares."""
+    if estimate is None:
+        return "-"
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:+.0f} points [{low:+.0f}, {high:+.0f}]"
+
+
+def number(estimate: Mapping[str, Any] | None, digits: int = 2, signed: bool = False) -> str:
+    """`1.52 [1.31, 1.73]` from an estimate."""
+    if estimate is None:
+        return "-"
+    sign = "+" if signed else ""
+    value, low, high = (f"{estimate[key]:{sign}.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03` or `4:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
