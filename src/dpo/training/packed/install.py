@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dpo.training.packed import attention, head
+from dpo.training.packed.lean import make_lean, undo_lean
 from dpo.training.packed.modes import keep_4bit_layout
 from dpo.training.packed.support import refusal, unwrapped
 
@@ -20,7 +21,7 @@ DEFAULT_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 _MARK = "_dpo_packed_outputs"
 
 
-def install(model: torch.nn.Module, outputs: tuple[str, ...] = DEFAULT_OUTPUTS) -> str | None:
+def install(model: torch.nn.Module, outputs: tuple[str, ...] = DEFAULT_OUTPUTS, *, lean: bool = True) -> str | None:
     """Let `model(**batch, labels=..., fused_lm_head=True)` use `batch["packed"]`.
 
     Call it after `trl.trainer.utils.add_fused_lm_head` (the trainer's constructor does that), with the same
@@ -30,6 +31,7 @@ def install(model: torch.nn.Module, outputs: tuple[str, ...] = DEFAULT_OUTPUTS) 
     Args:
         model: a causal LM, plain or wrapped by PEFT.
         outputs: per-token figures to return, of log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1.
+        lean: also swap norms, MLPs and LoRA layers for the functions of `lean`; False is for comparisons.
 
     Returns:
         None, or why this model is not supported (nothing is changed then).
@@ -44,6 +46,10 @@ def install(model: torch.nn.Module, outputs: tuple[str, ...] = DEFAULT_OUTPUTS) 
         config = base.config
         config._attn_implementation_internal = attention.STAND_INS[config._attn_implementation]
         base.forward = types.MethodType(_forward_with_layout(base), base)
+    if lean:
+        make_lean(base)
+    else:
+        undo_lean(base)
     setattr(base, _MARK, tuple(outputs))
     return None
 
