@@ -44,3 +44,14 @@ def compose() -> Callable[..., object]:
         return parse(cfg, Config)
 
     return composed
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests keep tokens, references and file hashes to themselves; converted weights are shared, they are costly."""
+    from dpo.modeling.cache import cache_folder
+
+    models = cache_folder("models")
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "models").symlink_to(models, target_is_directory=True)
+    os.environ["DPO_CACHE"] = str(folder)

@@ -23,7 +23,7 @@ def train(config: Config) -> Path:
         data = stages.load_data(job, base)
         checkpoint = stages.find_checkpoint(job)
         trainer = stages.build_trainer(job, base, data)
-        stages.add_reference(job, trainer, stages.needed_pairs(job, data) + trainer.eval_dataset.pairs)
+        stages.add_reference(job, base, trainer, stages.needed_pairs(job, data) + trainer.dev_pairs)
         if checkpoint is None:
             stages.check_start(job, trainer, base.compute)
         stages.run_steps(job, trainer, checkpoint, base.compute)

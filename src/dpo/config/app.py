@@ -29,6 +29,15 @@ SECRET = re.compile(
     re.IGNORECASE,
 )
 
+# No verb wants Hydra's own folders, logs or change of directory: the run directory is ours.
+HYDRA = (
+    "hydra.run.dir=.",
+    "hydra.output_subdir=null",
+    "hydra.job.chdir=false",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+)
+
 
 def conf_folder() -> Path:
     """The folder of YAML groups: in a checkout conf/ at its top, in an installed wheel dpo/conf."""
@@ -44,7 +53,7 @@ def main(config_name: str, schema: type[T], body: Callable[[T], None], positiona
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        sys.argv[1:] = _arguments(sys.argv[1:], positional)
+        sys.argv[1:] = [*_arguments(sys.argv[1:], positional), *HYDRA]
         register(config_name, schema)
         composed = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)
         captured: list[DictConfig] = []

@@ -25,7 +25,9 @@ def load_base(
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         weights.folder,
         dtype=torch.float32 if trainable else compute.dtype,

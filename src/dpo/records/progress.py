@@ -60,6 +60,43 @@ class TrainingProgress:
         self.console.print(f"step {step}/{self.max_steps}  {text}  {_clock(left)} left", highlight=False)
 
 
+class CountProgress:
+    """Items done of items in all: a bar on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self, what: str, console: Console | None = None) -> None:
+        self.what = what
+        self.console = console or Console(soft_wrap=True)
+        self._bar: Progress | None = None
+        self._said = time.monotonic()
+
+    def __enter__(self) -> CountProgress:
+        self._said = time.monotonic()
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn(self.what),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("")
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        """Say where it stands."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total)
+        elif time.monotonic() - self._said >= 10 and done < total:
+            self._said = time.monotonic()
+            self.console.print(f"{self.what}: {done} of {total}", highlight=False)
+
+
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

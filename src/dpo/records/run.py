@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -76,8 +77,6 @@ def choose_folder(name: str, fingerprint: str, resume: str) -> tuple[Path, bool]
     root = outputs_root() / name
     if resume == "auto":
         for folder in sorted(root.glob(f"*-{fingerprint}"), reverse=True):
-            if not (folder / "run.json").is_file():
-                continue
             record = read_record(folder)
             if state_of(record) not in ("complete", "running"):
                 return folder, True
@@ -85,15 +84,13 @@ def choose_folder(name: str, fingerprint: str, resume: str) -> tuple[Path, bool]
 
 
 def new_folder(root: Path, fingerprint: str) -> Path:
-    """Make <root>/<time>-<fingerprint>; two starts in one second get different seconds."""
+    """A free <root>/<time>-<fingerprint>; two starts in one second get different seconds."""
     stamp = time.time()
     while True:
         folder = root / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(stamp))}-{fingerprint}"
-        try:
-            folder.mkdir(parents=True)
+        if not folder.exists():
             return folder
-        except FileExistsError:
-            stamp += 1
+        stamp += 1
 
 
 @dataclass
@@ -130,10 +127,19 @@ class Run:
         }
         record["fingerprints"]["config"] = fingerprint
         record["attempts"].append({"started": now, "ended": None, "status": "running", "from_step": 0})
-        run = cls(folder, record)
-        write_text(folder / "config.yaml", config_yaml)
-        run.save()
-        return run
+        if continued:
+            write_text(folder / "config.yaml", config_yaml)
+            run = cls(folder, record)
+            run.save()
+            return run
+        # Written aside and renamed: a run directory never lacks its run.json.
+        aside = folder.with_name(f".starting-{process.pid}")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write_text(aside / "config.yaml", config_yaml)
+        write_json(aside / "run.json", record)
+        aside.rename(folder)
+        return cls(folder, record)
 
     def save(self) -> None:
         """Write run.json."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ def build_arguments(config: Config, compute: Compute, folder: Path, activation_c
     from trl import DPOConfig
 
     dpo = config.dpo
+    # transformers renamed the field; both names are in use among the versions we support.
+    names = {field.name for field in dataclasses.fields(DPOConfig)}
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     return DPOConfig(
         output_dir=str(folder / "checkpoints"),
         seed=config.seed,
@@ -36,7 +40,7 @@ def build_arguments(config: Config, compute: Compute, folder: Path, activation_c
         bf16=compute.bf16,
         fp16=False,
         use_cpu=compute.device == "cpu",
-        gradient_checkpointing=activation_checkpointing,
+        **{checkpointing: activation_checkpointing},
         max_length=None,
         # PEFT's dropout must stay alive when asked for; the base models have none in training.
         disable_dropout=not (isinstance(config.lora, Lora) and config.lora.dropout > 0),

@@ -66,7 +66,8 @@ def write(root: Path, step: int, fingerprints: Mapping[str, str], fill: Callable
 
 def _full(root: Path) -> DiskFull:
     return DiskFull(
-        f"{root}: no space left for a checkpoint; the older ones are intact\nfree some room and run the same command again"
+        f"{root}: no space left for a checkpoint; the older ones are intact\n"
+        "free some room and run the same command again"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from dpo.modeling.policy import footprint, load_base, lora_config, templates
 from dpo.modeling.tokenizer import load_tokenizer
 from dpo.modeling.weights import Weights, resolve
 from dpo.records.files import sync_folder, write_json
-from dpo.records.progress import TrainingProgress
+from dpo.records.progress import CountProgress, TrainingProgress
 from dpo.records.tracking import Tracker, build_tracker
 from dpo.training import checkpoints, guards
 from dpo.training import trainer as trainers
@@ -28,8 +29,9 @@ from dpo.training.arguments import build_arguments
 from dpo.training.job import Job, exit_code
 from dpo.training.packed.budget import split
 from dpo.training.packed.collate import pack, pad
-from dpo.training.packed.install import install
+from dpo.training.packed.install import install, installed
 from dpo.training.packed.score import sequence_log_probs
+from dpo.training.reference import ReferenceCache, context_key
 
 IDENTITY_PAIRS = 32
 
@@ -63,7 +65,7 @@ def find_base(job: Job) -> Base:
 def load_data(job: Job, base: Base) -> Prepared:
     """Checked, tokenized pairs; what was found goes to data.json."""
     with job.ledger.phase("tokenize"):
-        data = prepare(job.config.dataset, base.tokenizer, job.config.seed, cache_folder("tokens"))
+        data = prepare(job.config.dataset, base.tokenizer)
     write_json(job.run.folder / "data.json", data.report)
     job.run.record["fingerprints"]["data"] = data.fingerprint
     job.run.save()
@@ -97,7 +99,7 @@ def build_trainer(job: Job, base: Base, data: Prepared) -> trainers.Trainer:
             peft_config=lora_config(config.lora),
             tokenizer=base.tokenizer,
             train_pairs=data.train,
-            dev_pairs=data.dev[: config.dpo.eval_limit],
+            dev_pairs=list(data.dev[: config.dpo.eval_limit]),
             interrupts=job.interrupts,
             checkpoint_root=job.run.folder / "checkpoints",
             fingerprints=job.run.record["fingerprints"],
@@ -131,24 +133,45 @@ def needed_pairs(job: Job, data: Prepared) -> list[TokenPair]:
     """The training pairs this run will read: all, or the first of its order when max_steps ends sooner."""
     dpo = job.config.dpo
     if dpo.max_steps is None or dpo.max_steps * dpo.batch_size >= len(data.train):
-        return data.train
+        return list(data.train)
     order = trainers.epoch_order(len(data.train), job.config.seed, 0)
     return [data.train[i] for i in order[: dpo.max_steps * dpo.batch_size]]
 
 
-def add_reference(job: Job, trainer: trainers.Trainer, pairs: list[TokenPair]) -> None:
-    """Give the trainer the reference's log-probs of every pair it will read: adapters off is the starting policy."""
-    model = trainer.model
+def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[TokenPair]) -> None:
+    """Give the trainer the reference's log-probs of every pair it will read.
+
+    The reference is the starting policy: adapters off, and for full fine-tuning the model before its checkpoint is
+    loaded. What any run on this machine has computed for the same weights and tokens is taken from the cache.
+    """
+    config, model = job.config, trainer.model
+    packed = installed(model)
+    context = context_key(
+        base=base.weights.fingerprint,
+        quantization=json.dumps(plain(config.lora.quantization), sort_keys=True),
+        adapter="none",
+        precision=str(base.compute.dtype),
+        device=base.compute.device,
+        attention=f"{'packed' if packed else 'plain'}-{config.hardware.attention}",
+    )
+
+    def compute(part: list[TokenPair]) -> list[tuple[float, float]]:
+        job.interrupts.check()
+        return sequence_log_probs(model, part, trainer.engine.budget)
+
+    cache = ReferenceCache(cache_folder("reference") / "log_probs.sqlite", say=job.say)
     off = model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
-    with job.ledger.phase("reference"), off, trainer.accelerator.autocast():
-        scores = sequence_log_probs(model, pairs, trainer.engine.budget, lambda _: job.interrupts.check())
-    job.ledger.count("reference", pairs=len(pairs))
-    trainer.reference = {pair.id: score for pair, score in zip(pairs, scores, strict=True)}
+    show = CountProgress("reference log-probs")
+    with job.ledger.phase("reference"), off, trainer.accelerator.autocast(), show:
+        trainer.reference = cache.fill(pairs, context, compute, progress=show.update)
+    counters = cache.counters
+    job.ledger.count("reference", pairs=len(pairs), hits=counters.hits, misses=counters.misses)
+    job.say(f"reference: {counters.hits} pairs from the cache, {counters.misses} computed")
 
 
 def check_start(job: Job, trainer: trainers.Trainer, compute: Compute) -> None:
     """Before step 1 the policy is the reference: every log-ratio is 0 and the loss has its known value."""
-    pairs = trainer.eval_dataset.pairs[:IDENTITY_PAIRS]
+    pairs = trainer.dev_pairs[:IDENTITY_PAIRS]
     with trainer.accelerator.autocast():
         scores = sequence_log_probs(trainer.model, pairs, trainer.engine.budget)
     policy = {pair.id: score for pair, score in zip(pairs, scores, strict=True)}

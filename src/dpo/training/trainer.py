@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from datasets import Dataset
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from transformers import Trainer as HfTrainer
 from trl import DPOConfig, DPOTrainer
@@ -28,19 +29,6 @@ from dpo.training.guards import check_finite, check_gradients_arrive
 from dpo.training.interrupts import Interrupts
 
 WINDOW = "window.json"
-
-
-class PairDataset(Dataset):
-    """Rows for the Trainer: a dict with one TokenPair."""
-
-    def __init__(self, pairs: list[TokenPair]) -> None:
-        self.pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, TokenPair]:
-        return {"pair": self.pairs[index]}
 
 
 class EpochOrder(Sampler):
@@ -89,7 +77,7 @@ class Trainer(DPOTrainer):
         args: DPOConfig,
         peft_config: Any,
         tokenizer: Any,
-        train_pairs: list[TokenPair],
+        train_pairs: Sequence[TokenPair],
         dev_pairs: list[TokenPair],
         interrupts: Interrupts,
         checkpoint_root: Path,
@@ -99,6 +87,7 @@ class Trainer(DPOTrainer):
         self.engine = Engine(lambda pairs: {}, lambda pairs, budget: [pairs], 1)
         self.on_log: Callable[[str, int, dict[str, float]], None] = lambda kind, step, values: None
         self.on_saved: Callable[[int], None] = lambda step: None
+        self.dev_pairs = dev_pairs
         self.interrupts = interrupts
         self.checkpoint_root = checkpoint_root
         self.fingerprints = fingerprints
@@ -111,9 +100,10 @@ class Trainer(DPOTrainer):
             args=args,
             peft_config=peft_config,
             processing_class=tokenizer,
-            data_collator=_batch,
-            train_dataset=PairDataset(train_pairs),
-            eval_dataset=PairDataset(dev_pairs),
+            data_collator=lambda rows: {"pairs": [train_pairs[row["row"]] for row in rows]},
+            # TRL insists on a Dataset; ours holds row numbers, the token ids stay in memory once.
+            train_dataset=Dataset.from_dict({"row": list(range(len(train_pairs)))}),
+            eval_dataset=Dataset.from_dict({"row": list(range(len(dev_pairs)))}),
         )
         # Reference log-probs come with each pair; set after the init, which would otherwise compute them itself.
         self.precompute_ref_logps = True
@@ -238,7 +228,7 @@ class Trainer(DPOTrainer):
         if self.args.device.type == "cpu":
             keep_quantized_in_train_mode(self.model)
         with torch.no_grad(), self.compute_loss_context_manager():
-            for part in self.engine.split(self.eval_dataset.pairs, self.engine.budget):
+            for part in self.engine.split(self.dev_pairs, self.engine.budget):
                 self.interrupts.check()
                 self._pair_loss(self.model, part)
         metrics = self._drain()
@@ -289,10 +279,6 @@ class Trainer(DPOTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._window = json.loads((Path(resume_from_checkpoint) / WINDOW).read_text())
-
-
-def _batch(rows: list[dict[str, TokenPair]]) -> dict[str, Any]:
-    return {"pairs": [row["pair"] for row in rows]}
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -1,0 +1,190 @@
+"""A tiny random model folder, a pairs file, and training runs as real processes that can be killed anywhere."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+WORDS = "the cat dog sat ran on mat hill red blue slow fast and then home away bird sang low high".split()
+
+
+def make_model(folder: Path) -> Path:
+    """A two-layer Llama with a word-level ChatML tokenizer, safetensors."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    names = ["<unk>", "<|im_start|>", "<|im_end|>", "user", "assistant", "system", *WORDS]
+    raw = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        unk_token="<unk>",
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|> ' + m['role'] + '\n' + m['content'] + ' <|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|> assistant\n' }}{% endif %}"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(names),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        eos_token_id=2,
+        bos_token_id=1,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_pairs(path: Path, count: int = 40) -> Path:
+    """Distinct pairs over a small vocabulary."""
+    import random
+
+    draw = random.Random(0)
+    with path.open("w") as file:
+        for number in range(count):
+            prompt = " ".join(draw.choices(WORDS, k=4)) + f" {WORDS[number % len(WORDS)]}"
+            chosen, rejected = (" ".join(draw.choices(WORDS, k=draw.randint(2, 8))) for _ in range(2))
+            file.write(json.dumps({"prompt": prompt, "chosen": chosen + " home", "rejected": rejected}) + "\n")
+    return path
+
+
+def arguments(model: Path, pairs: Path, *more: str) -> list[str]:
+    """A run of 8 steps with a checkpoint every 3."""
+    return [
+        "model=custom", f"model.path={model}", "dataset=local", f"dataset.path={pairs}", "tracking=none",
+        "dpo.max_steps=8", "dpo.batch_size=4", "dpo.save_every=3", "dpo.eval_every=4", "dpo.learning_rate=1e-2",
+        "hardware=cpu", *more,
+    ]  # fmt: skip
+
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["dpo.training.stages", "bitsandbytes", "peft"])
+
+
+def start(verb: str, argv: list[str], cwd: Path, at: tuple[str, int, int] | None = None) -> Any:
+    """Start `python -m dpo.<verb> argv` in `cwd` as a process of its own; see `_main` for `at`."""
+    process = _CONTEXT.Process(target=_main, args=(verb, argv, str(cwd), at))
+    process.start()
+    return process
+
+
+def run(verb: str, argv: list[str], cwd: Path, at: tuple[str, int, int] | None = None) -> tuple[int, str]:
+    """Run to the end: (exit code, output). A killed process has the negative signal number as its code."""
+    process = start(verb, argv, cwd, at)
+    process.join(300)
+    assert process.exitcode is not None, "did not end within five minutes"
+    return process.exitcode, (cwd / "output.txt").read_text()
+
+
+def _main(verb: str, argv: list[str], cwd: str, at: tuple[str, int, int] | None) -> None:
+    """Runs in the child. `at` = (place, n, signal): at the n-th call of that place the process sends itself the
+    signal, a real SIGKILL included; or (poison, memory, disk) a weight becomes NaN, an allocation fails, the disk is
+    full there. Nothing else differs from the command line."""
+    os.chdir(cwd)
+    out = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.environ["DPO_OUTPUTS"] = str(Path(cwd) / "outputs")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    sys.argv = [f"dpo.{verb}", *argv]
+    sys.orig_argv = ["python", "-m", f"dpo.{verb}", *argv]
+    import importlib
+
+    import torch
+
+    torch.set_num_threads(1)
+    module = importlib.import_module(f"dpo.{verb}")
+    if at is not None:
+        _signal_at(*at)
+    module.main()
+
+
+def _signal_at(place: str, number: int, signum: int) -> None:
+    import os as target_os
+
+    import dpo.training.stages as stages
+    from dpo.training.trainer import Trainer
+
+    owner: Any
+    owner, name = {
+        "fsync": (target_os, "fsync"),
+        "step": (Trainer, "_forward_backward"),
+        "norm": (Trainer, "_get_grad_norm"),
+        "evaluate": (Trainer, "_drain"),
+        "save": (Trainer, "_save_optimizer_and_scheduler"),
+        "load": (stages, "load_base"),
+        "reference": (stages, "sequence_log_probs"),
+        "final": (Trainer, "save_weights"),
+        "poison": (Trainer, "_forward_backward"),
+        "memory": (Trainer, "_pair_loss"),
+        "disk": (Trainer, "_save_optimizer_and_scheduler"),
+    }[place]
+    original, calls = getattr(owner, name), 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            strike(place, args, signum)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, counted)
+
+
+def strike(place: str, args: tuple[Any, ...], signum: int) -> None:
+    """What happens at the place."""
+    import errno
+
+    import torch
+
+    if place == "poison":
+        parameter = next(p for p in args[0].model.parameters() if p.requires_grad)
+        parameter.data.view(-1)[0] = float("nan")
+    elif place == "memory":
+        raise torch.OutOfMemoryError("an allocation failed")
+    elif place == "disk":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    else:
+        os.kill(os.getpid(), signum)
+
+
+def folders(cwd: Path, name: str = "run") -> list[Path]:
+    """Run directories under `cwd`; what a kill left before one was ready does not count."""
+    root = cwd / "outputs" / name
+    return sorted(p for p in root.iterdir() if not p.name.startswith(".")) if root.is_dir() else []
+
+
+def record(cwd: Path, name: str = "run") -> tuple[Path, dict[str, Any]]:
+    """The one run directory under `cwd` and its run.json."""
+    (folder,) = folders(cwd, name)
+    return folder, json.loads((folder / "run.json").read_text())
+
+
+def outcome(cwd: Path, name: str = "run") -> tuple[bytes, list[dict[str, Any]]]:
+    """Final weights and metric lines without what may differ between two equal runs (times, rates)."""
+    folder, _ = record(cwd, name)
+    (weights,) = (folder / "adapter").glob("*.safetensors")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("time")
+        line.pop("pairs_per_second", None)
+    return weights.read_bytes(), lines
+
+
+KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
