@@ -26,10 +26,14 @@ def evaluate(config: Evaluate) -> Path:
     return folder
 
 
+def _body(config: Evaluate) -> None:
+    evaluate(config)
+
+
 def main() -> None:
     """Compose, parse and evaluate; exits with the code of the outcome."""
     register()
-    app("evaluate", Evaluate, evaluate, positional="run")
+    app("evaluate", Evaluate, _body, positional="run")
 
 
 if __name__ == "__main__":

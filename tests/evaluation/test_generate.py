@@ -1,0 +1,72 @@
+"""Sampling: common random numbers, batches that do not matter, greedy equal to transformers, stops counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from dpo.evaluation.generate import Sampling, sample
+
+PROMPTS = [[4, 8, 9], [4, 10], [4, 11, 12, 13, 14], [4, 15, 9, 9], [4, 8]]
+
+
+@pytest.fixture(scope="module")
+def model(trained: Path) -> torch.nn.Module:
+    from omegaconf import OmegaConf
+
+    return AutoModelForCausalLM.from_pretrained(OmegaConf.load(trained / "config.yaml").model.path).eval()
+
+
+def _draw(model: torch.nn.Module, batch: int, order: list[int] | None = None, **sampling: float) -> list[list[int]]:
+    order = order or list(range(len(PROMPTS)))
+    settings = Sampling(**({"temperature": 1.0, "top_k": 50, "max_new_tokens": 12, "seed": 3} | sampling))  # type: ignore[arg-type]
+    found: dict[int, list[int]] = {}
+    prompts = [PROMPTS[i] for i in order]
+    for indices, answers in sample(model, prompts, settings, {2}, 2, batch, row_seeds=[f"prompt {i}" for i in order]):
+        found |= {order[i]: answer.ids for i, answer in zip(indices, answers, strict=True)}
+    return [found[i] for i in range(len(PROMPTS))]
+
+
+def test_an_answer_depends_on_no_other_prompt_and_no_batch(model: torch.nn.Module) -> None:
+    alone = _draw(model, 1)
+    assert _draw(model, 5) == alone
+    assert _draw(model, 2, order=[3, 1, 4, 0, 2]) == alone
+    assert _draw(model, 5, seed=4) != alone
+
+
+def test_greedy_equals_transformers(model: torch.nn.Module) -> None:
+    mine = _draw(model, 5, temperature=0.0)
+    for prompt, answer in zip(PROMPTS, mine, strict=True):
+        ids = torch.tensor([prompt])
+        whole = model.generate(ids, do_sample=False, max_new_tokens=12, eos_token_id=2, pad_token_id=2)
+        theirs = whole[0, len(prompt) :].tolist()
+        assert answer == (theirs[: theirs.index(2)] if 2 in theirs else theirs)
+
+
+def test_draws_follow_the_softmax(model: torch.nn.Module) -> None:
+    count = 3000
+    settings = Sampling(0.7, 5, 1, 0)
+    prompts = [PROMPTS[0]] * count
+    drawn = [
+        answer.ids[0] if answer.ids else 2
+        for _, answers in sample(model, prompts, settings, {2}, 2, 500, row_seeds=[str(i) for i in range(count)])
+        for answer in answers
+    ]
+    with torch.no_grad():
+        top, index = model(torch.tensor([PROMPTS[0]])).logits[0, -1].topk(5)
+    for token, probability in zip(index.tolist(), torch.softmax(top / 0.7, -1).tolist(), strict=True):
+        share = drawn.count(token) / count
+        assert share == pytest.approx(probability, abs=4 * (probability * (1 - probability) / count) ** 0.5)
+    assert set(drawn) <= set(index.tolist())
+
+
+def test_stop_tokens_end_an_answer_and_are_not_part_of_it(model: torch.nn.Module) -> None:
+    everything = set(range(model.config.vocab_size))
+    settings = Sampling(1.0, 50, 4, 0)
+    for _, answers in sample(model, PROMPTS, settings, everything, 2, 5):
+        assert all(answer.finished and not answer.ids for answer in answers)
+    for _, answers in sample(model, PROMPTS, settings, set(), 2, 5):
+        assert all(not answer.finished and len(answer.ids) == 4 for answer in answers)
