@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dpo.errors import ConfigError
@@ -84,7 +86,9 @@ class Codec:
     def encode(self, texts: Sequence[str], sealed: bool = False) -> list[list[int]]:
         """Token ids of each text, on all cores, without any token the text does not hold."""
         tokenizer = self._sealed if sealed else self._plain
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with _all_cores():
+            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def offsets(self, text: str, sealed: bool = False) -> list[tuple[int, int]]:
         """(first, one past last) character of each token of one text."""
@@ -127,6 +131,17 @@ class Codec:
     def _makes_control(self, merge: Any) -> bool:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         return left in self._names or right in self._names or left + right in self._names
+
+
+@contextlib.contextmanager
+def _all_cores() -> Iterator[None]:
+    """The library's threads, also where they are switched off for the sake of processes that fork later."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try:
+        yield
+    finally:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false" if before is None else before
 
 
 def _without_limits(tokenizer: Any) -> Any:

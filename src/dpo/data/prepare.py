@@ -18,7 +18,7 @@ from dpo.config.datasets import Dataset
 from dpo.data.entry import file_digest, get_or_build
 from dpo.data.lengths import length_bias, quantiles
 from dpo.data.load import Files, Splits, load_files, locate
-from dpo.data.pair import Pair, TokenPair
+from dpo.data.pair import Pair
 from dpo.data.pair_file import PairFile, PairWriter
 from dpo.data.refusal import Refusal
 from dpo.data.report import SPLITS, DataReport, Faults
@@ -44,10 +44,10 @@ class Prepared:
     else: not beta, seed, rank or where the rows came from. `cached` says whether all this was found ready.
     """
 
-    train: Sequence[TokenPair]
-    dev: Sequence[TokenPair]
-    test: Sequence[TokenPair]
-    pairs: dict[str, Sequence[Pair]]
+    train: TokenFile
+    dev: TokenFile
+    test: TokenFile
+    pairs: dict[str, PairFile]
     report: dict[str, Any]
     fingerprint: str
     folder: Path
@@ -64,7 +64,7 @@ def prepare(dataset: Dataset, tokenizer: Any, cache_dir: Path | None = None) -> 
     encoder = Encoder(
         tokenizer, dataset.max_length, dataset.keep, dataset.min_prompt_tokens, dataset.chat_template_kwargs
     )
-    root = cache_folder("data") if cache_dir is None else cache_dir
+    root = cache_folder("tokens") if cache_dir is None else cache_dir
     key = cache_key(dataset, files, encoder)
     folder, cached = get_or_build(
         root, key, lambda into: _build(dataset, files, encoder, into), lambda line: print(line, file=sys.stderr)

@@ -1,0 +1,65 @@
+"""`python -m dpo.prepare`: load, check and tokenize a dataset, and show what became of every row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from dpo.config.app import main as app
+from dpo.config.datasets import Dataset
+from dpo.config.schema import Model
+
+
+class PairFormat(Enum):
+    """How the pairs are written for review."""
+
+    jsonl = "jsonl"
+    parquet = "parquet"
+
+
+@dataclass
+class Prepare:
+    """The config of this verb."""
+
+    model: Model = MISSING
+    dataset: Dataset = MISSING
+    output: str = MISSING
+    format: PairFormat = MISSING
+
+
+def prepare(config: Prepare) -> Path:
+    """Prepare the dataset or find it prepared, write pairs and report, print one screen; returns the folder."""
+    from dpo.records.quiet import quiet
+
+    quiet()
+    from dpo.data.page import write_page
+    from dpo.data.prepare import prepare as prepare_pairs
+    from dpo.data.review import write_pairs
+    from dpo.data.screen import show
+    from dpo.modeling.policy import templates
+    from dpo.modeling.tokenizer import load_tokenizer
+    from dpo.modeling.weights import resolve
+    from dpo.records.files import write_json
+
+    weights = resolve(config.model.path, config.model.revision)
+    tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates())
+    data = prepare_pairs(config.dataset, tokenizer)
+    folder = Path(config.output).expanduser() / f"{config.dataset.source}-{data.fingerprint[:10]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_pairs(data, folder, config.format.name)
+    write_json(folder / "data.json", data.report)
+    write_page(data, folder / "data.html")
+    show(data, folder)
+    return folder
+
+
+def main() -> None:
+    """Compose, parse and prepare; exits with the code of the outcome."""
+    app("prepare", Prepare, lambda config: prepare(config) and None)
+
+
+if __name__ == "__main__":
+    main()
