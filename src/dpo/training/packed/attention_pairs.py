@@ -34,15 +34,14 @@ def by_pair(
             (query_parts[2 * index + 1], torch.cat((shared, other), dim=3), prompt + rejected),
         ):
             count = queries.shape[2]
-            window = sliding_window if sliding_window is not None and sliding_window < length else None
-            plain_causal = window is None and count == length
+            mask, causal = mask_of(layout, count, length, sliding_window, queries)
             outputs.append(
                 scaled_dot_product_attention(
                     queries,
                     keys_values[0],
                     keys_values[1],
-                    attn_mask=None if plain_causal else _mask(layout, count, length, window, query.device),
-                    is_causal=plain_causal,
+                    attn_mask=mask,
+                    is_causal=causal,
                     dropout_p=dropout,
                     scale=scaling,
                 )
@@ -50,16 +49,26 @@ def by_pair(
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
-def _mask(layout: PackedLayout, count: int, length: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """[count, length] bool: the last `count` of `length` tokens against all of them, causal, within the window."""
-    name = (count, length, window)
+def mask_of(
+    layout: PackedLayout, count: int, length: int, window: int | None, like: torch.Tensor
+) -> tuple[torch.Tensor | None, bool]:
+    """(mask, is_causal) for SDPA, where the last `count` of `length` tokens look at all of them.
+
+    The mask is [count, length], 0 or -inf in the dtype of `like`: kernels would convert a boolean one at every layer.
+    """
+    if window is not None and window >= length:
+        window = None
+    if window is None and count == length:
+        return None, True
+    name = (count, length, window, like.dtype, like.device)
     mask = layout.cache.get(name)
     if mask is None:
-        rows = torch.arange(length - count, length, device=device).unsqueeze(1)
-        columns = torch.arange(length, device=device).unsqueeze(0)
-        mask = columns <= rows
+        rows = torch.arange(length - count, length, device=like.device).unsqueeze(1)
+        columns = torch.arange(length, device=like.device).unsqueeze(0)
+        seen = columns <= rows
         if window is not None:
-            mask &= rows - columns < window
+            seen &= rows - columns < window
+        mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
         layout.cache[name] = mask
     assert isinstance(mask, torch.Tensor)
-    return mask
+    return mask, False

@@ -98,7 +98,7 @@ def branch_of(module: Any) -> Branch | None:
         return _frozen(layer, None, None, 1.0)
     name = names[0]
     dropout = module.lora_dropout[name]
-    if name in module.lora_variant or (isinstance(dropout, torch.nn.Dropout) and dropout.p > 0 and module.training):
+    if name in module.lora_variant or (isinstance(dropout, torch.nn.Dropout) and dropout.p > 0 and dropout.training):
         return None
     down, up = module.lora_A[name], module.lora_B[name]
     if type(down) is not torch.nn.Linear or type(up) is not torch.nn.Linear or up.bias is not None:

@@ -1,0 +1,121 @@
+"""How many tokens a micro-batch may hold in the memory at hand, and whether that takes activation checkpointing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from dpo.training.packed.budget import cost
+from dpo.training.packed.support import unwrapped
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dpo.data.pair import TokenPair
+
+ENOUGH = {"cpu": 1024, "cuda": 16384}
+"""Tokens at which matrix products run at full speed: a larger micro-batch costs memory and gains nothing."""
+SHARE = {"cpu": 0.5, "cuda": 0.85}
+"""Part of the free memory to plan with; on a CPU other programs live in the same memory."""
+MARGIN = 1.3
+"""Allocator overhead and short-lived buffers, over what `bytes_per_token` counts."""
+SMALLEST = 64
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a step is cut into, and the line that says so."""
+
+    token_budget: int
+    activation_checkpointing: bool
+    line: str
+
+
+def bytes_per_token(config: Any, itemsize: int, *, engine: str, checkpointing: bool) -> int:
+    """Bytes that the forward of one token keeps for its backward.
+
+    Args:
+        config: of a decoder with gated MLPs.
+        itemsize: bytes of an activation (2 for bf16, 4 for fp32).
+        engine: packed, with its lean functions, or plain.
+        checkpointing: keep one hidden state a layer, and one layer in full.
+    """
+    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    queries, keys = config.num_attention_heads * head, 2 * config.num_key_value_heads * head
+    if engine == "packed":
+        layer = 4 * hidden + 3 * queries + keys + 2 * inner
+    else:
+        # PEFT's and transformers' own functions keep casts, products and expanded keys and values as well.
+        layer = 12 * hidden + 9 * queries + 2 * keys + 5 * inner
+    working = 4 * inner + 4 * hidden
+    kept = layers * hidden + layer if checkpointing else layers * layer
+    # Statistics and gradients of the LM head are fp32; TRL's tiles of logits exist for every token of a plain batch.
+    logits = 4 * 2 * hidden if engine == "packed" else 4 * 4 * 32768
+    return int(MARGIN * itemsize * (kept + working) + logits)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could be allocated on `device` now; on a CPU within the limit of its container, if it has one."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = psutil.virtual_memory().available
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):
+            continue  # no such limit here
+    return max(free, 0)
+
+
+def plan(
+    model: torch.nn.Module,
+    pairs: Sequence[TokenPair],
+    *,
+    engine: str,
+    dtype: torch.dtype,
+    free: int | None = None,
+    token_budget: int | None = None,
+    checkpointing: bool | None = None,
+) -> MemoryPlan:
+    """The token budget of a micro-batch, and whether to checkpoint activations.
+
+    Checkpointing recomputes every forward, so it is chosen only when the longest pair would not fit otherwise. The
+    budget is a power of two where memory allows less than enough, so that two runs on one machine agree.
+
+    Args:
+        pairs: all the run will read; the longest decides what has to fit.
+        engine: packed or plain.
+        dtype: of the activations.
+        free: bytes to plan with, default `free_memory`.
+        token_budget, checkpointing: fixed by the user; None decides here.
+    """
+    base = unwrapped(model)
+    device: torch.device = next(base.get_input_embeddings().parameters()).device
+    kind = device.type if device.type in ENOUGH else "cpu"
+    room = int(SHARE[kind] * (free_memory(device) if free is None else free))
+    itemsize = torch.empty((), dtype=dtype).element_size()
+    config: Any = base.config.get_text_config()
+    longest = max((cost([pair], engine) for pair in pairs), default=1)
+
+    def fits(with_checkpointing: bool) -> int:
+        return room // bytes_per_token(config, itemsize, engine=engine, checkpointing=with_checkpointing)
+
+    use = fits(False) < max(longest, token_budget or 0) if checkpointing is None else checkpointing
+    possible = fits(use)
+    if token_budget is None:
+        enough = max(ENOUGH[kind], longest)
+        token_budget = enough if possible >= enough else 1 << max(SMALLEST, possible).bit_length() - 1
+    line = (
+        f"{token_budget} tokens a micro-batch (longest pair {longest}, {room / 2**30:.1f} GiB to use), "
+        f"activation checkpointing {'on' if use else 'off'}"
+    )
+    return MemoryPlan(token_budget, use, line)
