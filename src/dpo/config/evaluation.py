@@ -106,6 +106,7 @@ class Status:
     watch: bool = MISSING
     every: float = MISSING
     limit: int | None = MISSING
+    json: bool = MISSING
 
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -1,0 +1,158 @@
+"""What every run under a folder is doing, from its files alone. A run whose process is gone is never called running."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo.records.read import json_file, json_lines
+from dpo.records.run import state_of
+
+Row = dict[str, Any]
+# Folders of a run that hold no runs.
+INSIDE = {"checkpoints", "adapter", "evaluation", "wandb", "merged"}
+DEEPEST = 5
+RECENT_STEPS = 20
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run. `eta` is in seconds, for running ones; `note` says why it ended or what it waits for."""
+
+    folder: Path
+    state: str
+    step: int | None
+    max_steps: int | None
+    eta: float | None
+    updated: float
+    loss: float | None
+    best_accuracy: float | None
+    best_step: int | None
+    evaluated: str | None
+    note: str
+    parent: str | None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended without reaching its last step."""
+        return self.state not in ("running", "complete", "elsewhere")
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Folders with a run.json under `root`, newest record first."""
+    found: list[tuple[float, Path]] = []
+    base = len(root.parts)
+    for folder, names, files in os.walk(root):
+        path = Path(folder)
+        if "run.json" in files:
+            found.append(((path / "run.json").stat().st_mtime, path))
+            names.clear()
+        elif len(path.parts) - base >= DEEPEST:
+            names.clear()
+        else:
+            names[:] = [name for name in names if name not in INSIDE and not name.startswith(".")]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def run_status(folder: Path, now: float | None = None) -> RunStatus:
+    """Read one run; a torn or foreign run.json is a state of its own, never an error."""
+    now = time.time() if now is None else now
+    record = json_file(folder / "run.json")
+    if "status" not in record:
+        return RunStatus(folder, "unreadable", None, None, None, 0.0, None, None, None, None, "run.json is torn", None)
+    metrics = json_lines(folder / "metrics.jsonl")
+    train = [row for row in metrics if row.get("kind") == "train" and "loss" in row]
+    dev = [row for row in metrics if row.get("kind") == "eval" and "rewards/accuracies" in row]
+    best = max(dev, key=lambda row: row["rewards/accuracies"], default=None)
+    state, note = _state(record, now)
+    step = max([int(record.get("step") or 0), *(int(row["step"]) for row in train[-1:])])
+    last = train[-1] if train else None
+    return RunStatus(
+        folder=folder,
+        state=state,
+        step=step,
+        max_steps=record.get("max_steps"),
+        eta=_eta(train, record.get("max_steps"), now) if state == "running" else None,
+        updated=max(float(record.get("updated") or 0), float(last["time"]) if last else 0.0),
+        loss=last["loss"] if last else None,
+        best_accuracy=best["rewards/accuracies"] if best else None,
+        best_step=best["step"] if best else None,
+        evaluated=_evaluated(folder),
+        note=note or _doing(state, step, now, record, train),
+        parent=record.get("parent"),
+    )
+
+
+def _state(record: Row, now: float) -> tuple[str, str]:
+    state = state_of(record)
+    if record["status"] == "running" and record.get("host") != socket.gethostname():
+        # Another machine's processes cannot be looked at from here, so neither running nor killed can be said.
+        quiet = _ago(now - float(record.get("updated") or 0))
+        return "elsewhere", f"on {record.get('host')}, last sign of life {quiet} ago"
+    if state == "killed":
+        return state, "its process is gone; the same command continues it"
+    if state in ("complete", "running"):
+        return state, ""
+    return state, str(record.get("reason") or "")
+
+
+def _doing(state: str, step: int, now: float, record: Row, train: list[Row]) -> str:
+    if state != "running":
+        return ""
+    if not train:
+        return "before its first step"
+    pace = _pace(train)
+    silence = now - max(float(train[-1]["time"]), float(record.get("updated") or 0))
+    return f"no step for {_ago(silence)}" if pace is not None and silence > max(60.0, 20 * pace) else ""
+
+
+def _pace(train: list[Row]) -> float | None:
+    """Seconds a step over the latest steps."""
+    recent = train[-RECENT_STEPS:]
+    steps = recent[-1]["step"] - recent[0]["step"]
+    return (recent[-1]["time"] - recent[0]["time"]) / steps if steps > 0 else None
+
+
+def _eta(train: list[Row], max_steps: Any, now: float) -> float | None:
+    if not train or not isinstance(max_steps, int):
+        return None
+    pace = _pace(train)
+    if pace is None:
+        return None
+    return max(0.0, (max_steps - train[-1]["step"]) * pace - (now - train[-1]["time"]))
+
+
+def _evaluated(folder: Path) -> str | None:
+    """Short words of the newest evaluation: accuracy and the first judge's shares."""
+    summaries = sorted(folder.glob("evaluation/*/summary.json"), key=lambda path: path.stat().st_mtime)
+    if not summaries:
+        return None
+    summary = json_file(summaries[-1])
+    try:
+        words = [f"accuracy {summary['pairs']['accuracy']['value']:.0%}"]
+        for name, judged in summary["judges"].items():
+            before, after = judged["baseline"]["value"], judged["policy"]["value"]
+            words.append(
+                f"{name} {before:.0%} to {after:.0%}" if judged["decides"] else f"{name} {after - before:+.2f}"
+            )
+    except (KeyError, TypeError, ValueError):
+        return None
+    return ", ".join(words)
+
+
+def _ago(seconds: float) -> str:
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def as_json(status: RunStatus) -> str:
+    """One line."""
+    data = {**status.__dict__, "folder": str(status.folder)}
+    return json.dumps(data, ensure_ascii=False)
