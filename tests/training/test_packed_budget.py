@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_split_keeps_order_and_budget(count: int, budget: int, seed: int, engine
     assert groups == split(pairs, budget, engine)
     assert all(len(group) == 1 or cost(group, engine) <= budget for group in groups)
     # Greedy: no group could have taken the next pair.
-    for group, following in zip(groups, groups[1:], strict=False):
+    for group, following in pairwise(groups):
         assert cost([*group, following[0]], engine) > budget
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dpo.training.packed import attention, head
+from dpo.training.packed.allocator import keep_memory
 from dpo.training.packed.lean import make_lean, undo_lean
 from dpo.training.packed.modes import keep_4bit_layout
 from dpo.training.packed.support import refusal, unwrapped
@@ -42,6 +43,8 @@ def install(model: torch.nn.Module, outputs: tuple[str, ...] = DEFAULT_OUTPUTS, 
     base = unwrapped(model)
     keep_4bit_layout(base)
     if not installed(model):
+        if next(base.parameters()).device.type == "cpu":
+            keep_memory()
         attention.register()
         config = base.config
         config._attn_implementation_internal = attention.STAND_INS[config._attn_implementation]

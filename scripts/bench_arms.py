@@ -1,0 +1,130 @@
+"""The arms of the step benchmark: TRL's trainer as it comes, TRL tuned, and ours with its levers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from dpo.data.pair import TokenPair
+from dpo.training import trainer as trainers
+from dpo.training.interrupts import Interrupts
+from dpo.training.packed.budget import split
+from dpo.training.packed.collate import pack
+from dpo.training.packed.install import install
+from dpo.training.packed.score import sequence_log_probs
+
+ARMS = ("trl_default", "trl_tuned", "packed", "ours")
+"""`packed` is ours without the lean layers."""
+Step = Callable[[list[TokenPair]], float]
+
+
+def build_model(path: str, dtype: torch.dtype, quant: str, rank: int, seed: int) -> Any:
+    """The base with a fresh LoRA on all linear layers, the same for every arm."""
+    extra: dict[str, Any] = {}
+    if quant == "nf4":
+        extra["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", **extra)
+    model.config.use_cache = False
+    torch.manual_seed(seed)
+    return get_peft_model(
+        model.requires_grad_(False),
+        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+
+
+class _Trl(DPOTrainer):
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
+def _arguments(**changes: Any) -> DPOConfig:
+    return DPOConfig(
+        output_dir=tempfile.mkdtemp(prefix="bench-"), beta=0.1, report_to="none", bf16=False, disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(), remove_unused_columns=False, max_length=None, **changes,
+    )  # fmt: skip
+
+
+def build_step(arm: str, model: Any, tokenizer: Any, pairs: list[TokenPair], options: Any) -> Step:
+    """A function that does one optimizer step on its pairs and returns the loss."""
+    backward = (
+        _ours(model, tokenizer, pairs, options, lean=arm == "ours")
+        if arm in ("ours", "packed")
+        else _trl(model, tokenizer, pairs, options, tuned=arm == "trl_tuned")
+    )
+    trainable = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # TRL holds the adapters of a quantized base in bf16; one dtype for all arms makes their losses comparable.
+            parameter.data = parameter.data.float()
+            trainable.append(parameter)
+    optimizer = torch.optim.AdamW(trainable, lr=1e-4, weight_decay=0.0)
+
+    def step(batch: list[TokenPair]) -> float:
+        loss = backward(batch)
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    return step
+
+
+def _rows(pairs: list[TokenPair]) -> list[dict[str, Any]]:
+    return [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
+
+
+def _trl(model: Any, tokenizer: Any, pairs: list[TokenPair], options: Any, tuned: bool) -> Step:
+    arguments = _arguments(**({"activation_checkpointing": False} if tuned else {}))
+    trainer = _Trl(
+        model=model, args=arguments, processing_class=tokenizer, train_dataset=Dataset.from_list(_rows(pairs[:2]))
+    )
+    collator = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
+    reference: dict[str, tuple[float, float]] = {}
+    if tuned:
+        trainer.precompute_ref_logps = True
+        for pair in pairs:
+            chosen, rejected = trainer.compute_ref_log_probs(trainer.model, collator(_rows([pair])))
+            reference[pair.id] = (float(chosen), float(rejected))
+    part = options.micro_batch if tuned and options.micro_batch else options.batch
+
+    def step(batch: list[TokenPair]) -> float:
+        parts = [batch[i : i + part] for i in range(0, len(batch), part)]
+        trainer.current_gradient_accumulation_steps = len(parts)
+        total = 0.0
+        for group in parts:
+            rows = _rows(group)
+            for row, pair in zip(rows, group, strict=True):
+                if tuned:
+                    row["ref_chosen_logps"], row["ref_rejected_logps"] = reference[pair.id]
+            total += float(trainer.training_step(trainer.model, collator(rows)))
+        return total
+
+    return step
+
+
+def _ours(model: Any, tokenizer: Any, pairs: list[TokenPair], options: Any, lean: bool) -> Step:
+    trainer = trainers.Trainer(
+        model=model, args=_arguments(activation_checkpointing=False), peft_config=None, tokenizer=tokenizer,
+        train_pairs=pairs, dev_pairs=pairs[:1], interrupts=Interrupts(),
+        checkpoint_root=Path(tempfile.mkdtemp(prefix="bench-")), fingerprints={},
+    )  # fmt: skip
+    refused = install(trainer.model, lean=lean)
+    if refused is not None:
+        raise SystemExit(f"error: {options.model}: {refused}")
+    pad = tokenizer.pad_token_id
+    trainer.engine = trainers.Engine(lambda p: pack(p, pad), lambda p, b: split(p, b), options.token_budget)
+    with model.disable_adapter():
+        scores = sequence_log_probs(model, pairs, options.token_budget)
+    trainer.reference = {pair.id: score for pair, score in zip(pairs, scores, strict=True)}
+    return lambda batch: float(trainer.training_step(trainer.model, {"pairs": batch}))
