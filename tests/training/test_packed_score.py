@@ -1,0 +1,207 @@
+"""Scoring without gradients, what is refused, 4-bit layers, and the LM head's figures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from packed_models import (
+    SHAPE,
+    VOCABULARY,
+    gradients,
+    packed_log_probs,
+    random_pairs,
+    separate_log_probs,
+    tiny_model,
+    with_lora,
+)
+
+from dpo.training.packed.collate import pack
+from dpo.training.packed.head import token_statistics
+from dpo.training.packed.install import DEFAULT_OUTPUTS, install
+from dpo.training.packed.modes import scoring_mode
+from dpo.training.packed.score import sequence_log_probs
+
+
+@pytest.mark.parametrize("engine", ["packed", "plain"])
+@pytest.mark.parametrize("budget", [1, 90, 10_000])
+def test_scores_are_those_of_separate_sequences(engine: str, budget: int) -> None:
+    policy, pairs = with_lora(tiny_model("gemma3_text")), random_pairs(7)
+    expected = separate_log_probs(policy, pairs)
+    if engine == "packed":
+        assert install(policy) is None
+    policy.train()
+    done: list[int] = []
+    scores = torch.tensor(sequence_log_probs(policy, pairs, budget, done.append), dtype=torch.float64)
+    torch.testing.assert_close(scores, expected.detach(), rtol=1e-10, atol=1e-10)
+    assert sum(done) == 7
+    assert policy.training
+    assert all(module.training for module in policy.modules())
+
+
+def test_every_figure_of_trl_s_fused_head() -> None:
+    """Same fields, same padded layout, same values as trl.trainer.utils.add_fused_lm_head."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    outputs = (*DEFAULT_OUTPUTS, "log_sum_sq_probs")
+    for family in ("llama", "gemma3_text"):
+        model, pairs = tiny_model(family, torch.float32), random_pairs(4)
+        add_fused_lm_head(model, outputs=outputs)
+        batch = pack(pairs, 0)
+        labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
+        layout = batch.pop("packed")
+        with torch.no_grad():
+            theirs = model(**batch, labels=labels, fused_lm_head=True)
+            assert install(model, outputs) is None
+            ours = model(**batch, labels=labels, fused_lm_head=True, packed=layout)
+            unpacked = model(**batch, labels=labels, fused_lm_head=True)
+        for name in outputs:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-4, msg=name)
+            torch.testing.assert_close(unpacked[name], theirs[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_head_in_tiles_against_log_softmax(
+    monkeypatch: pytest.MonkeyPatch, softcap: float | None, with_bias: bool
+) -> None:
+    monkeypatch.setattr("dpo.training.packed.head.TILE_BYTES", 1)  # 512 columns a tile: several tiles
+    torch.manual_seed(0)
+    hidden = torch.randn(6, 10, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(1300, 10, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(1300, dtype=torch.float64, requires_grad=True) if with_bias else None
+    rows, targets = torch.tensor([0, 0, 1, 2, 3, 5, 5]), torch.tensor([3, 1299, 512, 511, 7, 7, 1024])
+    leaves = [x for x in (hidden, weight, bias) if x is not None]
+    got = token_statistics(
+        hidden, weight, bias, rows, targets, logit_scale=0.7, softcap=softcap, outputs=(*DEFAULT_OUTPUTS,)
+    )
+    z = hidden @ weight.t() if bias is None else hidden @ weight.t() + bias
+    z = z * 0.7
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    log_p = torch.log_softmax(z, -1)
+    expected = log_p[rows, targets]
+    torch.testing.assert_close(got.log_probs, expected)
+    torch.testing.assert_close(got.entropy, -(log_p.exp() * log_p).sum(-1)[rows].detach())
+    torch.testing.assert_close(got.mean_logits, z.mean(-1)[rows].detach())
+    assert torch.equal(got.is_top1, z.argmax(-1)[rows] == targets)
+    factors = torch.randn(7, dtype=torch.float64)
+    mine = torch.autograd.grad((got.log_probs * factors).sum(), leaves)
+    truth = torch.autograd.grad((expected * factors).sum(), leaves)
+    for a, b in zip(mine, truth, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_refusals_name_the_reason_and_change_nothing() -> None:
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def refused(model: torch.nn.Module, words: str) -> None:
+        before = model.forward
+        reason = install(model)
+        assert reason is not None
+        assert words in reason
+        assert model.forward == before
+
+    small = {k: v for k, v in SHAPE.items() if k != "head_dim"}
+    gpt2 = AutoConfig.for_model("gpt2", vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2)
+    refused(AutoModelForCausalLM.from_config(gpt2), "'gpt2' is not verified")
+    mixtral = AutoConfig.for_model("mixtral", **small, num_local_experts=2)
+    refused(AutoModelForCausalLM.from_config(mixtral), "'mixtral' is not verified")
+    gemma2 = AutoConfig.for_model("gemma2", **SHAPE)
+    refused(AutoModelForCausalLM.from_config(gemma2), "'gemma2' is not verified")
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    refused(tiny_model("llama", rope_parameters=rope), "dynamic")
+    refused(tiny_model("gemma3_text", use_bidirectional_attention=True), "not causal")
+    prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    refused(get_peft_model(tiny_model("llama", torch.float32), prompt), "PROMPT_TUNING")
+    head = LoraConfig(r=2, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
+    refused(get_peft_model(tiny_model("llama"), head), "LM head")
+    flex = tiny_model("llama")
+    flex.config._attn_implementation_internal = "flex_attention"
+    refused(flex, "flex_attention")
+
+
+def test_unusual_lora_falls_back_to_peft_s_own_path() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, use_dora=True, target_modules="all-linear", task_type="CAUSAL_LM")
+    policy = get_peft_model(tiny_model("llama", torch.float32), config)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, 0.0, 0.1)
+    pairs = random_pairs(3)
+    expected = separate_log_probs(policy, pairs)
+    expected.diff(dim=1).sum().backward()
+    expected_gradients = gradients(policy)
+    assert install(policy) is None
+    got = packed_log_probs(policy, pairs)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
+    got.diff(dim=1).sum().backward()
+    for name, gradient in gradients(policy).items():
+        bound = 1e-4 * expected_gradients[name].abs().max().item()
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=0, atol=bound, msg=name)
+
+
+def quantized(double: bool) -> torch.nn.Module:
+    import bitsandbytes as bnb
+
+    model = tiny_model("llama", torch.float32, hidden_size=64, intermediate_size=128, head_dim=16)
+    for layer in model.model.layers:
+        for owner in (layer.self_attn, layer.mlp):
+            for name, linear in list(owner.named_children()):
+                if isinstance(linear, torch.nn.Linear):
+                    new = bnb.nn.Linear4bit(
+                        linear.in_features,
+                        linear.out_features,
+                        bias=False,
+                        compute_dtype=torch.float32,
+                        quant_type="nf4",
+                        compress_statistics=double,
+                    )
+                    new.weight = bnb.nn.Params4bit(
+                        linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=double
+                    )
+                    setattr(owner, name, new.to("cpu"))
+    model.is_loaded_in_4bit = True
+    return model
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_nf4_gradients_arrive_and_survive_scoring(double: bool) -> None:
+    policy, pairs = with_lora(quantized(double)), random_pairs(4)
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    policy.train()
+    expected = separate_log_probs(policy, pairs)
+    expected.diff(dim=1).sum().backward()
+    expected_gradients = gradients(policy)
+    assert len(expected_gradients) == 42
+    assert install(policy) is None
+    sequence_log_probs(policy, pairs, 100)  # a pass without gradients in between must not spoil the layers
+    got = packed_log_probs(policy, pairs)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
+    got.diff(dim=1).sum().backward()
+    got_gradients = gradients(policy)
+    assert sorted(got_gradients) == sorted(expected_gradients)
+    for name, gradient in expected_gradients.items():
+        bound = 1e-4 * gradient.abs().max().item()
+        torch.testing.assert_close(got_gradients[name], gradient, rtol=0, atol=bound, msg=name)
+
+
+def test_scoring_keeps_4bit_layers_in_train_mode_and_restores_flags() -> None:
+    import bitsandbytes as bnb
+
+    model = quantized(False)
+    model.eval()
+    model.model.norm.train()
+    with scoring_mode(model):
+        assert not torch.is_grad_enabled()
+        for module in model.modules():
+            assert module.training == isinstance(module, bnb.nn.Linear4bit)
+    assert [m for m in model.modules() if m.training] == [model.model.norm]
