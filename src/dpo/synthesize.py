@@ -9,28 +9,25 @@ from typing import Any
 
 from dpo.config.app import main as app
 from dpo.config.synthesize import Synthesize
-from dpo.data.synthetic.pairs import SPLITS, pairs_of, split_of, without_a_pair
+from dpo.data.synthetic.pairs import SPLITS, pairs_of, split_subjects
 from dpo.data.synthetic.prompts import Prompt, from_file, shipped
 from dpo.evaluation.rules import check
 from dpo.records.files import write_text
 
 
 def synthesize(config: Synthesize) -> Path:
-    """Run all rounds, going on where samples.jsonl ends, and write the three splits; returns the folder."""
+    """Sample, going on where samples.jsonl ends, judge, and write the three splits; returns the folder."""
     out = Path(config.out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     prompts = from_file(Path(config.prompts).expanduser()) if config.prompts else shipped()
     samples = out / "samples.jsonl"
-    for number in range(config.rounds):
-        before = [sample for sample in judge(samples) if sample["round"] < number]
-        missing = without_a_pair(before) if number else {prompt.text for prompt in prompts}
-        _sample_round(config, [prompt for prompt in prompts if prompt.text in missing], number, samples)
+    _sample_all(config, prompts, samples)
     _write_splits(config, list(judge(samples)), out)
     return out
 
 
-def _sample_round(config: Synthesize, prompts: list[Prompt], number: int, samples: Path) -> None:
-    done = sum(json.loads(line)["round"] == number for line in _lines(samples))
+def _sample_all(config: Synthesize, prompts: list[Prompt], samples: Path) -> None:
+    done = len(_lines(samples))
     wanted = len(prompts) * config.n
     if done >= wanted:
         return
@@ -51,19 +48,16 @@ def _sample_round(config: Synthesize, prompts: list[Prompt], number: int, sample
         )["input_ids"]
         for p in drawn
     ]
-    sampling = Sampling(
-        config.sampling.temperature, config.sampling.top_k, config.sampling.max_new_tokens, config.seed + number
-    )
+    sampling = Sampling(config.sampling.temperature, config.sampling.top_k, config.sampling.max_new_tokens, config.seed)
     stops = {tokenizer.eos_token_id, *_eos(model)}
     batch = config.sampling.batch_size
     # Whole batches only: one torn by a kill is drawn again, the same.
     whole = done // batch
-    _keep(samples, number, whole * batch)
+    write_text(samples, "".join(f"{line}\n" for line in _lines(samples)[: whole * batch]))
     with samples.open("a", encoding="utf-8") as file:
         for indices, answers in sample(model, ids, sampling, stops, tokenizer.pad_token_id, batch, skip=whole):
             for index, answer in zip(indices, answers, strict=True):
                 row = {
-                    "round": number,
                     "prompt": drawn[index].text,
                     "subject": drawn[index].subject,
                     "answer": tokenizer.decode(answer.ids),
@@ -73,7 +67,7 @@ def _sample_round(config: Synthesize, prompts: list[Prompt], number: int, sample
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             done = min(wanted, (whole := whole + 1) * batch)
-            print(f"round {number + 1}: {done} of {wanted} answers", flush=True)
+            print(f"{done} of {wanted} answers", flush=True)
 
 
 def _eos(model: Any) -> list[int]:
@@ -86,13 +80,6 @@ def _lines(path: Path) -> list[str]:
     return [line for line in lines if line.endswith("}")]
 
 
-def _keep(samples: Path, number: int, count: int) -> None:
-    """Drop what a kill left after the last whole batch of this round."""
-    lines = _lines(samples)
-    mine = [line for line in lines if json.loads(line)["round"] == number][:count]
-    write_text(samples, "".join(f"{x}\n" for x in [y for y in lines if json.loads(y)["round"] != number] + mine))
-
-
 def judge(samples: Path) -> Iterator[dict[str, Any]]:
     """Each sample with its verdict by the rule."""
     for line in _lines(samples):
@@ -102,15 +89,17 @@ def judge(samples: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_splits(config: Synthesize, judged: list[dict[str, Any]], out: Path) -> None:
+    pairs = pairs_of(judged)
+    place = split_subjects(pairs, config.dev_pairs, config.test_pairs)
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    for pair in pairs_of(judged):
-        split = split_of(pair["subject"], config.dev_share, config.test_share)
+    for pair in pairs:
+        split = place[pair["subject"]]
         provenance = {"generator": config.model.path, "seed": config.seed, "judge": "rules"}
         rows[split].append({"id": f"synthetic:{split}:{len(rows[split])}", **pair, **provenance})
-    for split, pairs in rows.items():
-        write_text(out / f"{split}.jsonl", "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in pairs))
+    for split, chosen in rows.items():
+        write_text(out / f"{split}.jsonl", "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in chosen))
     share = sum(s["meets"] for s in judged) / len(judged)
-    counts = ", ".join(f"{len(pairs)} {split}" for split, pairs in rows.items())
+    counts = ", ".join(f"{len(chosen)} {split}" for split, chosen in rows.items())
     print(f"{len(judged)} answers, {share:.0%} meet the rule; pairs: {counts}; in {out}", flush=True)
 
 

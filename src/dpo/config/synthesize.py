@@ -26,10 +26,9 @@ class Synthesize:
     prompts: str | None = MISSING
     out: str = MISSING
     n: int = MISSING
-    rounds: int = MISSING
     seed: int = MISSING
-    dev_share: float = MISSING
-    test_share: float = MISSING
+    dev_pairs: int = MISSING
+    test_pairs: int = MISSING
     sampling: SamplingConfig = MISSING
     model: Model = MISSING
     hardware: Hardware = MISSING

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 SPLITS = ("train", "dev", "test")
 
 
-def split_of(subject: str, dev_share: float, test_share: float) -> str:
-    """The split of a subject: a hash of its text alone, so more prompts never move one."""
-    place = int(hashlib.sha256(subject.encode()).hexdigest()[:8], 16) / 2**32
-    return "test" if place < test_share else "dev" if place < test_share + dev_share else "train"
+def split_subjects(pairs: Iterable[Mapping[str, Any]], dev_pairs: int, test_pairs: int) -> dict[str, str]:
+    """Subject -> split. Subjects in the order of a hash of their text fill test, then dev, to those many pairs
+    (one that would overshoot goes on); the rest is train."""
+    sizes = Counter(pair["subject"] for pair in pairs)
+    order = sorted(sizes, key=lambda subject: hashlib.sha256(subject.encode()).hexdigest())
+    room = {"test": test_pairs, "dev": dev_pairs}
+    place = {}
+    for subject in order:
+        split = next((name for name in room if sizes[subject] <= room[name]), "train")
+        place[subject] = split
+        if split in room:
+            room[split] -= sizes[subject]
+    return place
 
 
 def pairs_of(samples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -43,11 +52,3 @@ def pairs_of(samples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 }
             )
     return pairs
-
-
-def without_a_pair(samples: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Prompts whose answers all meet the rule, or all do not."""
-    meets: dict[str, set[bool]] = defaultdict(set)
-    for sample in samples:
-        meets[sample["prompt"]].add(bool(sample["meets"]))
-    return {prompt for prompt, seen in meets.items() if len(seen) == 1}
