@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
-from packed_models import gradients, packed_log_probs, random_pairs, separate_log_probs, tiny_model, with_lora
+from packed_models import gradients, random_pairs, separate_log_probs, tiny_model, with_lora
 
 from dpo.training.packed import attention_cuda
 from dpo.training.packed.attention_pairs import by_pair

@@ -95,7 +95,17 @@ def packed_log_probs(model: torch.nn.Module, pairs: list[TokenPair]) -> torch.Te
     """[B, 2] the way the trainer asks for it."""
     from dpo.training.packed.collate import pack
 
-    batch = pack(pairs, pad_id=0)
+    return _from_batch(model, pack(pairs, pad_id=0))
+
+
+def padded_log_probs(model: torch.nn.Module, pairs: list[TokenPair]) -> torch.Tensor:
+    """[B, 2] by TRL's own forward on its padded batch (needs its fused head on the model)."""
+    from dpo.training.packed.collate import pad
+
+    return _from_batch(model, pad(pairs, pad_id=0))
+
+
+def _from_batch(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
     completion_mask = batch.pop("completion_mask")
     labels = batch["input_ids"].masked_fill(completion_mask == 0, -100)
     out = model(**batch, labels=labels, use_cache=False, fused_lm_head=True)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from trl.trainer.utils import add_fused_lm_head
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from packed_models import EXTRA, gradients, packed_log_probs, random_pairs, separate_log_probs, tiny_model, with_lora
+from packed_models import (
+    EXTRA,
+    gradients,
+    packed_log_probs,
+    padded_log_probs,
+    random_pairs,
+    separate_log_probs,
+    tiny_model,
+    with_lora,
+)
 
 from dpo.training.packed.install import install, installed
 from dpo.training.packed.support import VERIFIED
@@ -120,3 +131,24 @@ def test_install_twice_changes_outputs_only() -> None:
     forward = model.forward
     assert install(model, outputs=("log_probs",)) is None
     assert model.forward == forward
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_error_is_at_most_one_and_a_half_times_the_plain_one(family: str) -> None:
+    pairs = random_pairs(16, seed=3)
+    weights = torch.linspace(-1.0, 1.5, 32).view(16, 2)
+
+    def measure(policy: torch.nn.Module, scores: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        log_probs = scores(policy, pairs)
+        (log_probs.float() * weights).sum().backward()
+        found = gradients(policy)
+        return log_probs.detach().float(), torch.cat([found[name].float().flatten() for name in sorted(found)])
+
+    truth = measure(with_lora(tiny_model(family, torch.float32)), separate_log_probs)
+    half = with_lora(tiny_model(family, torch.float32)).to(torch.bfloat16)
+    add_fused_lm_head(half.get_base_model(), outputs=("log_probs",))
+    plain = measure(half, padded_log_probs)
+    assert install(half) is None
+    packed = measure(half, packed_log_probs)
+    for mine, theirs, exact in zip(packed, plain, truth, strict=True):
+        assert (mine - exact).norm() <= 1.5 * (theirs - exact).norm()

@@ -29,6 +29,7 @@ NORMS = {
     "Gemma3RMSNorm": True,
 }
 """Class name -> whether the scale is 1 + weight."""
+FEW_ROWS = 64
 MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemma3MLP")
 
 
@@ -69,7 +70,7 @@ def _linear(module: Any) -> Callable[..., Any]:
 
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         branch = None if args or kwargs or x.shape[0] == 0 else branch_of(self)
-        if branch is None or not _same_device(branch.layer, x):
+        if branch is None or not _suits(branch.layer, x):
             return original(x, *args, **kwargs)
         return LeanLinear.apply(x, branch.down, branch.up, branch)
 
@@ -82,7 +83,7 @@ def _mlp(module: Any) -> Callable[..., Any]:
 
     def forward(self: Any, x: torch.Tensor) -> Any:
         branches = tuple(branch_of(linear) for linear in (self.gate_proj, self.up_proj, self.down_proj))
-        found = [branch for branch in branches if branch is not None and _same_device(branch.layer, x)]
+        found = [branch for branch in branches if branch is not None and _suits(branch.layer, x)]
         if len(found) < 3:
             return original(x)
         adapters = [tensor for branch in found for tensor in (branch.down, branch.up)]
@@ -100,6 +101,9 @@ def _norm(module: Any, shifted: bool) -> Callable[..., Any]:
     return forward
 
 
-def _same_device(layer: Any, x: torch.Tensor) -> bool:
+def _suits(layer: Any, x: torch.Tensor) -> bool:
     # Offloaded and meta layers go through their own hooks.
-    return layer.weight.device == x.device and not hasattr(layer, "_hf_hook")
+    if layer.weight.device != x.device or hasattr(layer, "_hf_hook"):
+        return False
+    # Generation reads a few rows at a time, for which bitsandbytes has kernels that unpack nothing.
+    return torch.is_grad_enabled() or not is_4bit(layer) or x.numel() // x.shape[-1] >= FEW_ROWS
