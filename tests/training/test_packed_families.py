@@ -152,3 +152,18 @@ def test_bf16_error_is_at_most_one_and_a_half_times_the_plain_one(family: str) -
     packed = measure(half, packed_log_probs)
     for mine, theirs, exact in zip(packed, plain, truth, strict=True):
         assert (mine - exact).norm() <= 1.5 * (theirs - exact).norm()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_autocast_in_bf16(family: str) -> None:
+    policy, pairs = with_lora(tiny_model(family, torch.float32)), random_pairs(4)
+    with torch.no_grad():
+        exact = separate_log_probs(policy, pairs)
+    assert install(policy) is None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = packed_log_probs(policy, pairs)
+    assert (got - exact).abs().max() < 0.05 * exact.abs().max()
+    got.diff(dim=1).sum().backward()
+    found = gradients(policy)
+    assert len(found) == 42
+    assert all(gradient.dtype == torch.float32 for gradient in found.values())

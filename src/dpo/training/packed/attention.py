@@ -101,6 +101,10 @@ def packed_attention(
     """
     if sliding_window is not None and sliding_window >= layout.longest:
         sliding_window = None
+    if torch.is_autocast_enabled(query.device.type):
+        # Rotation can leave query and key in fp32 beside a bf16 value; SDPA would cast them, our kernels have to.
+        kind = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(kind), key.to(kind), value.to(kind)
     if attention_cuda.usable(query, dropout):
         return attention_cuda.packed_attention(query, key, value, layout, scaling, sliding_window)
     if attention_flash_cpu.usable(query, dropout):

@@ -166,7 +166,7 @@ def _agrees(attend: Any, device: torch.device, dtype: torch.dtype, head_size: in
     shapes = ((1, 4, total, head_size), (1, 2, total, head_size), (1, 2, total, head_size))
     inputs = [torch.randn(s, generator=generator, device=device, dtype=dtype) for s in shapes]
     weight = torch.randn((1, total, 4, head_size), generator=generator, device=device, dtype=dtype)
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast("cuda", enabled=False):
         for window in (None, 4):
             results = []
             for function, kind in ((attend, dtype), (exact, torch.float32)):
