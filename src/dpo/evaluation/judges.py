@@ -50,9 +50,10 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """A judge named as in conf/judge; `definition` is printed beside its figures."""
+    """A judge named as in conf/judge; `label` names its figure in tables, `definition` is printed beside it."""
 
     name: str
+    label: str
     definition: str
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
@@ -63,6 +64,7 @@ class RuleJudge:
     """`judge: [rules]`: the stated rule; `reason` names the failed facets."""
 
     name = "rules"
+    label = "answers that meet the rule"
     definition = rules.RULES
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:

@@ -73,7 +73,11 @@ def measure(config: Evaluate) -> Path:
         "pairs": summarise_pairs(rows, sides.config.dpo.beta, settings.resamples, settings.confidence, settings.seed),
         "answers": summarise_answers(answers, settings),
         "judges": {
-            judge.name: {"definition": judge.definition, **summarise_verdicts(answers, verdicts[judge.name], settings)}
+            judge.name: {
+                "label": judge.label,
+                "definition": judge.definition,
+                **summarise_verdicts(answers, verdicts[judge.name], settings),
+            }
             for judge in judges
         },
         "divergence": _summarise_divergence(divergence, settings),

@@ -110,6 +110,16 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * math.exp(top) * math.fsum(math.exp(x - top) for x in logs))
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (Holm 1979): p-values that hold for all of a family of tests together."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
 @dataclass(frozen=True)
 class Comparison:
     """How often one side wins over the other on the same prompts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ def read_summary(run: Path, name: str) -> Row:
 def read_samples(run: Path, name: str) -> list[Row]:
     """samples.jsonl of an evaluation."""
     return json_lines(run / "evaluation" / name / "samples.jsonl")
+
+
+def pick(samples: list[Row], count: int, seed: int) -> list[Row]:
+    """`count` samples drawn by the seed alone: neither the best nor the worst are chosen."""
+    return random.Random(seed).sample(samples, min(count, len(samples)))
 
 
 def read_pairs(run: Path, name: str) -> list[Row]:

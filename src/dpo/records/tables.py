@@ -73,17 +73,24 @@ def points(estimate: Mapping[str, Any] | None) -> str:
     """`+12 points [+3, +21]` from an estimate of a difference between shares."""
     if estimate is None:
         return "-"
-    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    return f"{value:+.0f} points [{low:+.0f}, {high:+.0f}]"
+    value, low, high = (_signed(100 * estimate[key], 0) for key in ("value", "low", "high"))
+    return f"{value} points [{low}, {high}]"
 
 
 def number(estimate: Mapping[str, Any] | None, digits: int = 2, signed: bool = False) -> str:
     """`1.52 [1.31, 1.73]` from an estimate."""
     if estimate is None:
         return "-"
-    sign = "+" if signed else ""
-    value, low, high = (f"{estimate[key]:{sign}.{digits}f}" for key in ("value", "low", "high"))
+    value, low, high = (
+        _signed(estimate[key], digits) if signed else f"{estimate[key]:.{digits}f}" for key in ("value", "low", "high")
+    )
     return f"{value} [{low}, {high}]"
+
+
+def _signed(value: float, digits: int) -> str:
+    """With its sign, but no sign on what rounds to zero."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text
 
 
 def clock(seconds: float) -> str:

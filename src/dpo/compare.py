@@ -1,0 +1,80 @@
+"""`python -m dpo.compare runs=[DIR,DIR]`: which run is better, by how much, how surely, and at what cost?"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from dpo.config.app import main as app
+from dpo.config.evaluation import Compare, check_ranges, register
+from dpo.errors import ConfigError
+
+
+def compare(config: Compare) -> Path:
+    """Compare evaluated runs, print the tables, write comparison.json, .csv and report.html; returns their folder."""
+    check_ranges(config)
+    if not config.runs:
+        raise ConfigError("runs: name at least one run directory")
+    from dpo.evaluation.comparison import compare as compare_entries
+    from dpo.evaluation.comparison import read_entries
+    from dpo.records.comparison_tables import comparison_csv
+    from dpo.records.files import write_json, write_text
+    from dpo.records.page_compare import write_comparison_page
+    from dpo.records.run import outputs_root
+
+    folders = [Path(run).expanduser() for run in config.runs]
+    entries = read_entries(folders, config.evaluation)
+    found = compare_entries(entries, config.resamples, config.confidence, config.seed)
+    names = "\0".join([config.evaluation, *(str(folder.resolve()) for folder in folders)])
+    digest = hashlib.sha256(names.encode()).hexdigest()[:10]
+    out = Path(config.out).expanduser() if config.out else outputs_root() / "comparisons" / digest
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "comparison.json", found)
+    write_text(out / "comparison.csv", comparison_csv(found))
+    write_comparison_page(out / "report.html", found, _side_by_side(entries), config.show)
+    _print(found, out)
+    return out
+
+
+def _side_by_side(entries: list[Any]) -> list[dict[str, Any]]:
+    """One row a prompt and sample: the baseline's answer and every run's."""
+    rows = []
+    for samples in zip(*(entry.samples for entry in entries), strict=True):
+        answers = [("baseline", samples[0]["baseline"])]
+        answers += [(entry.label, sample["policy"]) for entry, sample in zip(entries, samples, strict=True)]
+        rows.append({"messages": samples[0]["messages"], "answers": answers})
+    return rows
+
+
+def _print(found: dict[str, Any], out: Path) -> None:
+    from dpo.records.comparison_tables import cost_table, pairwise_table, quality_table
+    from dpo.records.tables import clean, terminal, to_table
+
+    console = terminal()
+    columns, rows = quality_table(found)
+    # Runs side by side: one column each, which stays readable where one row each would not.
+    turned = [[name, *(row[i] for row in rows)] for i, name in enumerate(columns) if i > 0]
+    console.print(to_table(["", *(row[0] for row in rows)], turned, "quality"))
+    if found["pairwise"]:
+        console.print(to_table(*pairwise_table(found), title="run against run"))
+    console.print(to_table(*cost_table(found), title="cost, all attempts included"))
+    if found["choice"]:
+        console.print(Text(clean(found["choice"]["reason"]), style="bold"))
+    console.print(Text(f"comparison in {out}"), soft_wrap=True)
+
+
+def _body(config: Compare) -> None:
+    compare(config)
+
+
+def main() -> None:
+    """Compose, parse and compare; exits with the code of the outcome."""
+    register()
+    app("compare", Compare, _body, positional="runs+")
+
+
+if __name__ == "__main__":
+    main()

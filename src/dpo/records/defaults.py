@@ -1,0 +1,55 @@
+"""A run's settings as a diff against what `python -m dpo.train` does when nothing is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Row = dict[str, Any]
+# Not settings: how the file is read back, and names that differ for every run.
+SKIPPED = ("options",)
+
+
+def default_settings() -> Row:
+    """The composed defaults, flat: `dpo.beta` to 0.1."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    from dpo.config.app import conf_folder, register
+    from dpo.config.parse import parse, plain
+    from dpo.config.schema import Config
+
+    register("config", Config)
+    # A verb that Hydra started has left its own state behind; composing needs a clean one.
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+        composed = hydra.compose("config")
+    OmegaConf.resolve(composed)
+    return flat(plain(parse(composed, Config)))
+
+
+def flat(node: Any, prefix: str = "") -> Row:
+    """Nested mappings to dotted keys; lists and empty mappings are values."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    found: Row = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def changed_settings(config: Row, defaults: Row) -> list[list[str]]:
+    """[key, default, this run] of every setting that differs; `-` where one side has no such key."""
+    mine = flat({key: value for key, value in config.items() if key not in SKIPPED})
+    rows = []
+    for key in sorted(mine.keys() | defaults.keys()):
+        if key not in mine or key not in defaults or mine[key] != defaults[key]:
+            rows.append([key, _word(defaults, key), _word(mine, key)])
+    return rows
+
+
+def _word(settings: Row, key: str) -> str:
+    if key not in settings:
+        return "-"
+    value = settings[key]
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,91 @@
+"""The figures of an evaluation before and after, as rows of words: for the terminal and for pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpo.records.tables import number, points, share
+
+Row = dict[str, Any]
+COLUMNS = ("", "before", "after", "difference")
+
+
+def figure_rows(summary: Row) -> list[list[str]]:
+    """Label, before, after and difference of every figure; differences and shares carry their intervals."""
+    pairs, answers = summary["pairs"], summary["answers"]
+    base, policy = answers["baseline"], answers["policy"]
+    rows = [
+        [
+            "implicit-reward accuracy",
+            share(pairs["accuracy_before"]),
+            share(pairs["accuracy"]),
+            points(pairs["accuracy_gain"]),
+        ],
+        [
+            "  per token of the answers",
+            share(pairs["accuracy_before_per_token"]),
+            share(pairs["accuracy_per_token"]),
+            "",
+        ],
+        ["reward margin (beta x nats)", "0", number(pairs["margin"]), ""],
+        ["chosen log-ratio (nats)", "0", number(pairs["chosen_log_ratio"], 1, True), ""],
+        ["rejected log-ratio (nats)", "0", number(pairs["rejected_log_ratio"], 1, True), ""],
+        ["calibration error", "", f"{pairs['calibration_error']:.2f}", ""],
+    ]
+    for name, judged in summary["judges"].items():
+        level, change = (share, points) if judged["decides"] else (number, _signed)
+        rows.append([judged["label"], level(judged["baseline"]), level(judged["policy"]), change(judged["difference"])])
+        rows.append(
+            [
+                f"  wins / ties / losses by {name}",
+                "",
+                f"{judged['wins']} / {judged['ties']} / {judged['losses']}",
+                f"sign test p = {judged['sign_test_p']:.2g}",
+            ]
+        )
+        rows.append(["  win rate at equal length", "", share(judged["length_controlled_win_rate"]), ""])
+    rows += [
+        [
+            "answer length (words)",
+            number(base["words"], 1),
+            number(policy["words"], 1),
+            number(answers["words_difference"], 1, True),
+        ],
+        [
+            "answers cut at the token limit",
+            f"{base['truncated']} of {answers['answers']}",
+            f"{policy['truncated']} of {answers['answers']}",
+            "",
+        ],
+    ]
+    if summary["divergence"] is not None:
+        rows.append(["KL from the reference (nats an answer)", "0", number(summary["divergence"]["per_answer"]), ""])
+    return rows
+
+
+def caption(summary: Row) -> str:
+    """What was held out and asked."""
+    pairs, answers = summary["pairs"], summary["answers"]
+    return f"{summary['split']}: {pairs['pairs']} held-out pairs, {answers['prompts']} prompts answered by each side"
+
+
+def notes(summary: Row) -> list[str]:
+    """What the figures mean: the judges' definitions, the intervals, accuracy before and after, the sampling."""
+    lines = [f"judge {name}: {judged['definition']}" for name, judged in summary["judges"].items()]
+    confidence = summary["settings"]["confidence"]
+    lines += [
+        f"[low, high]: {100 * confidence:.0f}% intervals, bootstrap over prompts (Wilson for shares of answers).",
+        "accuracy before: pairs whose chosen answer the base model finds likelier (its implicit rewards are all 0, "
+        "every pair a tie); after: pairs whose chosen answer gained more log-probability over the base than the "
+        "rejected one.",
+    ]
+    if summary["settings"]["temperature"] > 0:
+        lines.append(
+            f"answers: temperature {summary['settings']['temperature']}, top {summary['settings']['top_k']}, at most "
+            f"{summary['settings']['max_new_tokens']} tokens; both sides with the same random numbers."
+        )
+    return lines
+
+
+def _signed(estimate: Row) -> str:
+    return number(estimate, 2, True)
