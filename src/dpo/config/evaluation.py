@@ -22,14 +22,17 @@ class Split(Enum):
 
 @dataclass
 class Endpoint:
-    """An OpenAI-compatible server that answers in place of the local model, such as vLLM with the adapter loaded."""
+    """An OpenAI-compatible server that answers in place of the local model, such as vLLM with the adapter loaded.
 
-    base_url: str = MISSING
-    policy: str = MISSING
-    baseline: str = MISSING
-    key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 8
-    timeout: float = 120.0
+    `key_variable` names the environment variable with the key; `timeout` is in seconds.
+    """
+
+    base_url: str | None = MISSING
+    policy: str | None = MISSING
+    baseline: str | None = MISSING
+    key_variable: str = MISSING
+    concurrency: int = MISSING
+    timeout: float = MISSING
 
 
 @dataclass
@@ -52,7 +55,7 @@ class Evaluation:
     confidence: float = MISSING
     show: int = MISSING
     again: bool = MISSING
-    endpoint: Endpoint | None = None
+    endpoint: Endpoint = MISSING
 
 
 @dataclass
@@ -135,6 +138,13 @@ def check_ranges(node: Any, prefix: str = "") -> None:
         value = getattr(node, key, None)
         if value is not None and not holds(value):
             faults.append(f"{prefix}{key}={value}: must be {allowed}")
+    endpoint = getattr(node, "endpoint", None)
+    if endpoint is not None and endpoint.base_url is not None:
+        faults += [
+            f"{prefix}endpoint.{side}: needs the name {endpoint.base_url} knows that model by"
+            for side in ("policy", "baseline")
+            if getattr(endpoint, side) is None
+        ]
     if faults:
         raise ConfigError("\n".join(faults[:3]))
 

@@ -48,10 +48,10 @@ def read_entries(folders: Sequence[Path], evaluation: str) -> list[Entry]:
     labels = _labels(folders)
     entries = []
     for folder, label in zip(folders, labels, strict=True):
-        summary = read_summary(folder, evaluation)
+        run, summary = read_run(folder), read_summary(folder, evaluation)
         samples = sorted(read_samples(folder, evaluation), key=lambda row: (row["prompt"], row["sample"]))
         pairs = sorted(read_pairs(folder, evaluation), key=lambda row: row["id"])
-        entries.append(Entry(label, read_run(folder), summary, samples, pairs))
+        entries.append(Entry(label, run, summary, samples, pairs))
     for entry in entries[1:]:
         _check_comparable(entries[0], entry)
     return entries

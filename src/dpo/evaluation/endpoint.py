@@ -32,7 +32,7 @@ def endpoint_drawer(endpoint: Endpoint, config: Evaluation) -> Drawer:
 
     def ask(side: str, prompt: Prompt, number: int) -> dict[str, Any]:
         reply = client.chat.completions.create(
-            model=endpoint.policy if side == POLICY else endpoint.baseline,
+            model=str(endpoint.policy if side == POLICY else endpoint.baseline),
             messages=[{"role": m.role, "content": m.content} for m in prompt.messages],  # type: ignore[misc]
             temperature=config.temperature,
             max_tokens=config.max_new_tokens,

@@ -123,7 +123,7 @@ def _prompts(config: Evaluation, sides: Sides, pairs: Sequence[Pair], tokens: Se
 
 
 def _drawer(sides: Sides, config: Evaluation) -> Drawer:
-    if config.endpoint is None:
+    if config.endpoint.base_url is None:
         return local_drawer(sides, config)
     from dpo.evaluation.endpoint import endpoint_drawer
 

@@ -1,0 +1,136 @@
+"""`dpo.compare`: refusals, figures against the baseline, the choice, and its files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "records"))
+
+from hostile import estimate, write_run
+
+from dpo.compare import compare
+from dpo.config.evaluation import Compare
+from dpo.errors import ConfigError
+from dpo.evaluation.comparison import choose, read_entries
+
+
+def _config(out: Path, *runs: Path) -> Compare:
+    return Compare([str(run) for run in runs], "test", str(out), 500, 0.95, 0, 4)
+
+
+def test_runs_against_the_baseline_and_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, same = write_run(tmp_path / "good" / "r", gain=0.55), write_run(tmp_path / "same" / "r", gain=0.0)
+    out = compare(_config(tmp_path / "out", good, same))
+    found = json.loads((out / "comparison.json").read_text())
+    assert [row["label"] for row in found["rows"]] == ["baseline", "good", "same"]
+    judged = found["rows"][1]["judges"]["rules"]
+    assert judged["wins"] + judged["ties"] + judged["losses"] == 40
+    (pair,) = found["pairwise"]
+    assert pair["judges"]["rules"]["difference"]["low"] > 0
+    assert pair["judges"]["rules"]["wins"] > pair["judges"]["rules"]["losses"]
+    assert found["choice"]["label"] == "good"
+    assert found["same_baseline_answers"]
+    assert found["rows"][1]["cost"]["money"] == 0.035
+    printed = capsys.readouterr().out
+    assert "good is better" in printed
+    assert "\x1b" not in printed
+    assert (out / "report.html").stat().st_size > 1_000_000
+    rows = list(csv.DictReader((out / "comparison.csv").open()))
+    assert float(rows[1]["judges_rules_difference_value"]) == pytest.approx(judged["difference"]["value"])
+
+
+def test_one_run_alone_is_set_against_the_baseline(tmp_path: Path) -> None:
+    out = compare(_config(tmp_path / "out", write_run(tmp_path / "a" / "r", gain=0.5)))
+    found = json.loads((out / "comparison.json").read_text())
+    assert found["pairwise"] == []
+    assert found["choice"]["label"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"held_out": "x"}, "other held-out pairs"),
+        ({"base": "x"}, "other base weights"),
+        ({"quantization": {"bits": 4}}, "other quantization"),
+        ({"prompts": "x"}, "other prompts"),
+        ({"settings": {"temperature": 0.1, "top_k": 50, "max_new_tokens": 80, "seed": 1, "samples_per_prompt": 1}},
+         "temperature=0.1"),
+    ],
+)  # fmt: skip
+def test_what_does_not_measure_the_same_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    one, other = write_run(tmp_path / "a" / "r"), write_run(tmp_path / "b" / "r", **change)
+    with pytest.raises(ConfigError, match=said) as error:
+        read_entries([one, other], "test")
+    assert len(str(error.value).splitlines()) <= 3
+
+
+def test_a_run_without_the_evaluation_says_how_to_make_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a" / "r")
+    with pytest.raises(ConfigError, match=r"no evaluation named long; it has test\n.*evaluation\.name=long"):
+        read_entries([run], "long")
+    with pytest.raises(ConfigError, match="named twice"):
+        read_entries([run, run], "test")
+
+
+def _row(label: str, level: float, gain: float, kl: float) -> dict[str, Any]:
+    judged = {"level": estimate(level), "difference": estimate(gain, 0.1)}
+    return {"label": label, "kl": estimate(kl), "judges": {"rules": judged}}
+
+
+def _pair(first: str, second: str, gap: float) -> dict[str, Any]:
+    return {"first": first, "second": second, "judges": {"rules": {"difference": estimate(gap, 0.1)}}}
+
+
+def test_the_choice_prefers_the_nearer_of_two_that_cannot_be_told_apart() -> None:
+    base = {"judges": {"rules": {"level": estimate(0.4)}}}
+    far, near, weak = _row("far", 0.70, 0.3, 9.0), _row("near", 0.68, 0.28, 3.0), _row("weak", 0.5, 0.12, 1.0)
+    pairs = [_pair("far", "near", 0.02), _pair("far", "weak", 0.2), _pair("near", "weak", 0.18)]
+    chosen = choose([far, near, weak], pairs, "rules", True, base)
+    assert chosen["label"] == "near"
+    assert "33% of its KL" in chosen["reason"]
+    assert chosen["alike"] == ["far", "near"]
+    apart = [_pair("far", "near", 0.2), *pairs[1:]]
+    assert choose([far, near, weak], apart, "rules", True, base)["label"] == "far"
+    nothing = choose([_row("a", 0.42, 0.02, 1.0)], [], "rules", True, base)
+    assert nothing["label"] is None
+    assert "beyond noise" in nothing["reason"]
+
+
+def test_the_command_line_takes_folders_and_stays_light(tmp_path: Path) -> None:
+    runs = [str(write_run(tmp_path / name / "r")) for name in ("a", "b")]
+    script = (
+        f"import sys, dpo.compare; sys.argv[1:] = {[*runs, 'resamples=200']!r}; dpo.compare.main(); "
+        "print('HEAVY', 'torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY False" in done.stdout
+    assert list((tmp_path / "outputs" / "comparisons").glob("*/report.html"))
+    wrong = subprocess.run(
+        [sys.executable, "-m", "dpo.compare", runs[0], "/nowhere"],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert wrong.returncode == 2
+    assert "/nowhere: no run.json in it" in wrong.stderr
+
+
+def test_report_of_a_run_from_the_command_line(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a" / "r")
+    done = subprocess.run(
+        [sys.executable, "-m", "dpo.report", str(run)], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (run / "report.html").is_file()
+    assert done.stdout.strip() == str(run / "report.html")
+    wrong = subprocess.run(
+        [sys.executable, "-m", "dpo.report", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert wrong.returncode == 2
+    assert "not a run directory" in wrong.stderr
