@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -115,7 +114,9 @@ def _only(step: Any, pairs: list[Any], options: argparse.Namespace) -> None:
     # The block with the most tokens decides the peak.
     blocks = [pairs[i : i + options.batch] for i in range(0, len(pairs), options.batch)]
     step(max(blocks, key=lambda b: max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in b)))
-    print(f"PEAK {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}")
+    # Not getrusage: its maximum survives exec, so a child would report the size of the process that started it.
+    status = Path("/proc/self/status").read_text()
+    print(f"PEAK {int(status.split('VmHWM:')[1].split()[0]) / 1024:.0f}")
 
 
 def peak_memory(arm: str, options: argparse.Namespace) -> float:
