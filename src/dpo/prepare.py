@@ -30,8 +30,8 @@ class Prepare:
     format: PairFormat = MISSING
 
 
-def prepare(config: Prepare) -> Path:
-    """Prepare the dataset or find it prepared, write pairs and report, print one screen; returns the folder."""
+def prepare(config: Prepare) -> None:
+    """Prepare the dataset or find it prepared, write pairs and report into a folder, print one screen."""
     from dpo.records.quiet import quiet
 
     quiet()
@@ -53,12 +53,11 @@ def prepare(config: Prepare) -> Path:
     write_json(folder / "data.json", data.report)
     write_page(data, folder / "data.html")
     show(data, folder)
-    return folder
 
 
 def main() -> None:
     """Compose, parse and prepare; exits with the code of the outcome."""
-    app("prepare", Prepare, lambda config: prepare(config) and None)
+    app("prepare", Prepare, prepare)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dpo.data.word_memo import WordMemo, cuts_at_spaces
 from dpo.errors import ConfigError
 
 
@@ -53,6 +54,12 @@ class Codec:
         self._texts = {name: text for text, name in self._hidden.items()}
         self._hidden_pattern = re.compile(f"h{nonce}n[0-9]+e")
 
+    @functools.cached_property
+    def _memo(self) -> WordMemo | None:
+        if not cuts_at_spaces(json.loads(self._json)):
+            return None
+        return WordMemo(functools.partial(_encode_batch, self._plain), self.control, self._pattern)
+
     @property
     def definition(self) -> str:
         """The tokenizer as JSON; equal definitions give equal ids."""
@@ -85,10 +92,15 @@ class Codec:
 
     def encode(self, texts: Sequence[str], sealed: bool = False) -> list[list[int]]:
         """Token ids of each text, on all cores, without any token the text does not hold."""
-        tokenizer = self._sealed if sealed else self._plain
-        with _all_cores():
-            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        unique = list(dict.fromkeys(texts))
+        if sealed or self._memo is None:
+            encoded = _encode_batch(self._sealed if sealed else self._plain, unique)
+        else:
+            encoded = self._memo.encode(unique)
+        if len(unique) == len(texts):
+            return encoded
+        by_text = dict(zip(unique, encoded, strict=True))
+        return [by_text[text] for text in texts]
 
     def offsets(self, text: str, sealed: bool = False) -> list[tuple[int, int]]:
         """(first, one past last) character of each token of one text."""
@@ -131,6 +143,11 @@ class Codec:
     def _makes_control(self, merge: Any) -> bool:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         return left in self._names or right in self._names or left + right in self._names
+
+
+def _encode_batch(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    with _all_cores():
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -39,9 +38,9 @@ class Files:
 class Splits:
     """Pairs of each split, in source order, and what became of every row. Pairs are read from disk as asked for."""
 
-    train: Sequence[Pair]
-    dev: Sequence[Pair]
-    test: Sequence[Pair]
+    train: PairFile
+    dev: PairFile
+    test: PairFile
     report: DataReport
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from enum import Enum
 from itertools import islice
@@ -18,8 +18,7 @@ from dpo.config.datasets import Dataset
 from dpo.data.entry import file_digest, get_or_build
 from dpo.data.lengths import length_bias, quantiles
 from dpo.data.load import Files, Splits, load_files, locate
-from dpo.data.pair import Pair
-from dpo.data.pair_file import PairFile, PairWriter
+from dpo.data.pair_file import PairFile, PairWriter, from_line
 from dpo.data.refusal import Refusal
 from dpo.data.report import SPLITS, DataReport, Faults
 from dpo.data.token_file import TokenFile, TokenWriter
@@ -113,7 +112,7 @@ def _build(dataset: Dataset, files: Files, encoder: Encoder, folder: Path) -> No
 
 def _encode_split(
     split: str,
-    pairs: Sequence[Pair],
+    pairs: PairFile,
     report: DataReport,
     encoder: Encoder,
     writer: TokenWriter,
@@ -122,8 +121,9 @@ def _encode_split(
 ) -> None:
     kept = PairWriter(folder / f"{split}.jsonl")
     try:
-        for batch in batches(pairs, BATCH):
-            for pair, result in zip(batch, encoder.encode_batch(batch), strict=True):
+        for lines in batches(pairs.lines(), BATCH):
+            batch = [from_line(line) for line in lines]
+            for line, pair, result in zip(lines, batch, encoder.encode_batch(batch), strict=True):
                 if isinstance(result, Refusal):
                     report.refuse(pair.id, result.reason)
                     report.kept[split] -= 1
@@ -131,7 +131,7 @@ def _encode_split(
                         faults.add(*_place(pair.id), result)
                 else:
                     writer.write(result)
-                    kept.write(pair)
+                    kept.write_line(line)
     finally:
         kept.close(sync=True)
 
@@ -141,7 +141,7 @@ def _place(row_id: str) -> tuple[str, str]:
     return source_and_split, row
 
 
-def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Consecutive lists of at most `size`."""
     rest = iter(items)
     while batch := list(islice(rest, size)):
