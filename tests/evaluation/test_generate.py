@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from dpo.evaluation.generate import Sampling, sample
 
 PROMPTS = [[4, 8, 9], [4, 10], [4, 11, 12, 13, 14], [4, 15, 9, 9], [4, 8]]
+SYSTEM = [5, 9, 13, 17, 21, 8, 12, 16, 20]
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +22,14 @@ def model(trained: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(OmegaConf.load(trained / "config.yaml").model.path).eval()
 
 
-def _draw(model: torch.nn.Module, batch: int, order: list[int] | None = None, **sampling: float) -> list[list[int]]:
+def _draw(model: torch.nn.Module, batch: int, order: list[int] | None = None, **changes: Any) -> list[list[int]]:
+    system, share = changes.pop("system", []), changes.pop("share_prefix", False)
     order = order or list(range(len(PROMPTS)))
-    settings = Sampling(**({"temperature": 1.0, "top_k": 50, "max_new_tokens": 12, "seed": 3} | sampling))  # type: ignore[arg-type]
+    settings = Sampling(**({"temperature": 1.0, "top_k": 50, "max_new_tokens": 12, "seed": 3} | changes))
     found: dict[int, list[int]] = {}
-    prompts = [PROMPTS[i] for i in order]
-    for indices, answers in sample(model, prompts, settings, {2}, 2, batch, row_seeds=[f"prompt {i}" for i in order]):
+    prompts = [system + PROMPTS[i] for i in order]
+    seeds = [f"prompt {i}" for i in order]
+    for indices, answers in sample(model, prompts, settings, {2}, 2, batch, row_seeds=seeds, share_prefix=share):
         found |= {order[i]: answer.ids for i, answer in zip(indices, answers, strict=True)}
     return [found[i] for i in range(len(PROMPTS))]
 
@@ -35,6 +39,21 @@ def test_an_answer_depends_on_no_other_prompt_and_no_batch(model: torch.nn.Modul
     assert _draw(model, 5) == alone
     assert _draw(model, 2, order=[3, 1, 4, 0, 2]) == alone
     assert _draw(model, 5, seed=4) != alone
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_shared_prefix_is_read_once_and_changes_no_answer(model: torch.nn.Module, temperature: float) -> None:
+    widths = []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    plain = _draw(model, 5, system=SYSTEM, temperature=temperature)
+    without, widths[:] = widths[0], []
+    shared = _draw(model, 5, system=SYSTEM, temperature=temperature, share_prefix=True)
+    hook.remove()
+    assert shared == plain
+    assert widths[0] == len(SYSTEM) + 1
+    assert sum(widths[:2]) < without / 2
 
 
 def test_greedy_equals_transformers(model: torch.nn.Module) -> None:

@@ -81,7 +81,9 @@ def local_drawer(sides: Sides, config: Evaluation) -> Drawer:
         seeds = [f"{prompt.id}:{number}" for prompt, number in asked]
         size = config.batch_size or batch_size(sides, max(map(len, ids)) + config.max_new_tokens)
         with sides.use(side) as model:
-            batches = sample(model, ids, sampling, sides.stop_ids, tokenizer.pad_token_id, size, row_seeds=seeds)
+            batches = sample(
+                model, ids, sampling, sides.stop_ids, tokenizer.pad_token_id, size, row_seeds=seeds, share_prefix=True
+            )
             for indices, answers in batches:
                 yield (
                     indices,

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+SHORTEST_PREFIX = 8
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -42,6 +44,7 @@ def sample(
     batch_size: int,
     skip: int = 0,
     row_seeds: list[str] | None = None,
+    share_prefix: bool = False,
 ) -> Iterator[tuple[list[int], list[Answer]]]:
     """Yield (prompt indices, answers) a batch; prompts of like length share a batch.
 
@@ -51,6 +54,9 @@ def sample(
 
     With `row_seeds` each prompt instead draws from its own stream of random numbers, so that its answer depends on
     no other prompt, and two models asked with the same seeds are compared with common random numbers.
+
+    `share_prefix` reads what all prompts of a batch begin with (a system prompt) once. It changes rounding, so
+    answers drawn before without it may not come out the same.
     """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     for number, start in enumerate(range(0, len(order), batch_size)):
@@ -62,7 +68,9 @@ def sample(
         if row_seeds is not None:
             rows = [random.Random(f"{sampling.seed}:{row_seeds[i]}") for i in indices]
             uniforms = torch.tensor([[row.random() for _ in range(sampling.max_new_tokens)] for row in rows])
-        answers = _sample_batch(model, [prompts[i] for i in indices], sampling, stop_ids, pad_id, generator, uniforms)
+        batch = [prompts[i] for i in indices]
+        shared = _common_prefix(batch) if share_prefix and _sees_everything(model) else 0
+        answers = _sample_batch(model, batch, sampling, stop_ids, pad_id, generator, uniforms, shared)
         yield indices, answers
 
 
@@ -75,15 +83,21 @@ def _sample_batch(
     pad_id: int,
     generator: torch.Generator,
     uniforms: torch.Tensor | None = None,
+    shared: int = 0,
 ) -> list[Answer]:
     from transformers import DynamicCache
 
     device = model.device
     width = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    own = [prompt[shared:] for prompt in prompts]
+    ids = torch.tensor([[pad_id] * (width - shared - len(p)) + p for p in own], device=device)
+    mask = torch.tensor([[1] * shared + [0] * (width - shared - len(p)) + [1] * len(p) for p in own], device=device)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)[:, shared:]
     cache = DynamicCache(config=model.config)
+    if shared:
+        prefix = torch.tensor([prompts[0][:shared]], device=device)
+        model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(prompts))
     stops = torch.tensor(sorted(stop_ids), device=device)
     tokens: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
@@ -97,8 +111,8 @@ def _sample_batch(
             use_cache=True,
             logits_to_keep=1,
         )
-        own = None if uniforms is None else uniforms[alive, step]
-        drawn = _draw(out.logits[:, -1].float(), sampling, generator, own)
+        fate = None if uniforms is None else uniforms[alive, step]
+        drawn = _draw(out.logits[:, -1].float(), sampling, generator, fate)
         ended = torch.isin(drawn, stops)
         for row, (token, stop) in enumerate(zip(drawn.tolist(), ended.tolist(), strict=True)):
             if stop:
@@ -116,6 +130,18 @@ def _sample_batch(
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
         positions = positions[:, -1:] + 1
     return [Answer(t, f) for t, f in zip(tokens, finished, strict=True)]
+
+
+def _common_prefix(prompts: list[list[int]]) -> int:
+    """Tokens all prompts begin with, leaving at least one of each; 0 when they are too few to pay for a forward."""
+    most = min(map(len, prompts)) - 1
+    count = next((i for i in range(most) if any(p[i] != prompts[0][i] for p in prompts)), most)
+    return count if count >= SHORTEST_PREFIX else 0
+
+
+def _sees_everything(model: Any) -> bool:
+    """Not with sliding windows: padding lies between a shared prefix and the rest, and windows would count it."""
+    return getattr(model.config, "sliding_window", None) is None
 
 
 def _draw(
