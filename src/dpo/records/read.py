@@ -35,21 +35,29 @@ def read_run(folder: Path) -> RunFiles:
     """Read a run directory; files it does not have yet are empty. Raises ConfigError when it is no run directory."""
     record = read_record(folder)
     metrics = json_lines(folder / "metrics.jsonl")
-    config: Any = {}
-    if (folder / "config.yaml").is_file():
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     names = [p.parent.name for p in folder.glob("evaluation/*/summary.json")]
     return RunFiles(
         folder,
         record,
         state_of(record),
-        config,
+        _config(folder / "config.yaml"),
         [row for row in metrics if row.get("kind") == "train"],
         [row for row in metrics if row.get("kind") == "eval"],
         json_file(folder / "ledger.json"),
         json_file(folder / "data.json"),
         sorted(names),
     )
+
+
+def _config(path: Path) -> Row:
+    """config.yaml as plain data. Interpolations stay text: a stranger's file must not reach the environment."""
+    if not path.is_file():
+        return {}
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # noqa: BLE001 - any YAML fault of a foreign file is the same one-line answer
+        raise ConfigError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def read_summary(run: Path, name: str) -> Row:

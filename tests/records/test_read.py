@@ -1,0 +1,86 @@
+"""Reading run directories: whole, half written, torn, and of a stranger."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hostile import write_run
+
+from dpo.errors import CheckpointError, ConfigError
+from dpo.records.defaults import changed_settings, default_settings, flat
+from dpo.records.headline import COLUMNS, figure_rows, notes
+from dpo.records.read import json_lines, pick, read_run, read_samples, read_summary
+
+
+def test_a_run_is_read_whole(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "r"))
+    assert run.state == "complete"
+    assert [row["step"] for row in run.dev] == [0, 5, 10, 15, 20]
+    assert len(run.train) == 20
+    assert run.evaluations == ["test"]
+    assert run.config["dpo"]["beta"] == 0.2
+    assert len(read_samples(tmp_path / "r", "test")) == 40
+
+
+def test_half_written_and_foreign_folders(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no run\.json"):
+        read_run(tmp_path)
+    (tmp_path / "run.json").write_text('{"status": ')
+    with pytest.raises(CheckpointError, match="not readable"):
+        read_run(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"status": "complete"}))
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"kind": "train", "step": 1}\n\xff\xfe\n[1]\n{"kind": "tra')
+    run = read_run(tmp_path)
+    assert run.train == [{"kind": "train", "step": 1}]
+    assert (run.ledger, run.data, run.config, run.evaluations) == ({}, {}, {}, [])
+    with pytest.raises(ConfigError, match=r"python -m dpo\.evaluate"):
+        read_summary(tmp_path, "test")
+
+
+def test_code_in_a_config_is_only_text(tmp_path: Path) -> None:
+    write_run(tmp_path / "r")
+    trap = tmp_path / "trap"
+    (tmp_path / "r" / "config.yaml").write_text(
+        f"dpo: {{beta: 0.1}}\n_target_: os.system\n_args_: ['touch {trap}']\nname: ${{oc.env:HOME}}\n"
+        "hydra: {callbacks: {x: {_target_: os.mkdir}}}\n"
+    )
+    config = read_run(tmp_path / "r").config
+    assert config["_target_"] == "os.system"
+    assert config["name"] == "${oc.env:HOME}"
+    (tmp_path / "r" / "config.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError, match="not readable as YAML"):
+        read_run(tmp_path / "r")
+    assert not trap.exists()
+
+
+def test_picked_samples_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    samples = read_samples(write_run(tmp_path / "r"), "test")
+    assert pick(samples, 3, 1) == pick(samples, 3, 1)
+    assert pick(samples, 3, 1) != pick(samples, 3, 2)
+    assert len(pick(samples, 99, 1)) == 40
+    assert json_lines(tmp_path / "none") == []
+
+
+def test_settings_as_a_diff_against_the_defaults() -> None:
+    defaults = default_settings()
+    assert defaults["dpo.beta"] == 0.1
+    mine = {"dpo": {"beta": 0.5, "trainer": {}}, "extra": None, "options": {"dpo": "base_sigmoid"}}
+    rows = {key: (default, value) for key, default, value in changed_settings(mine, defaults)}
+    assert rows["dpo.beta"] == ("0.1", "0.5")
+    assert rows["extra"] == ("-", "null")
+    assert rows["seed"] == ("0", "-")
+    assert "dpo.trainer" not in rows
+    assert not any(key.startswith("options") for key in rows)
+    assert flat({"a": {"b": [1], "c": {}}}) == {"a.b": [1], "a.c": {}}
+
+
+def test_the_headline_has_every_figure_before_and_after(tmp_path: Path) -> None:
+    summary = read_summary(write_run(tmp_path / "r"), "test")
+    rows = figure_rows(summary)
+    assert all(len(row) == len(COLUMNS) for row in rows)
+    labels = [row[0].strip() for row in rows]
+    for wanted in ("implicit-reward accuracy", "answers that meet the rule", "answer length (words)"):
+        assert wanted in labels
+    assert any("95% intervals" in line for line in notes(summary))
