@@ -12,6 +12,7 @@ splits, tokens, report, cache entry on disk, verification); TRL only with its ma
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -51,7 +52,7 @@ class Writer:
         vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
         words = [piece[1:] for piece, _ in vocabulary if piece.startswith("\u0120") and piece[1:].isalpha()]
         self.words = [word for word in words if word.isascii()][:20_000]
-        self.weights = [1 / (rank + 3) for rank in range(len(self.words))]
+        self.weights = list(itertools.accumulate(1 / (rank + 3) for rank in range(len(self.words))))
 
     def length(self, kind: str) -> int:
         """Characters, by log-linear interpolation between the quantiles of real rows."""
@@ -64,7 +65,7 @@ class Writer:
 
     def text(self, kind: str) -> str:
         length = self.length(kind)
-        words = self.random.choices(self.words, self.weights, k=2 + length // 4)
+        words = self.random.choices(self.words, cum_weights=self.weights, k=2 + length // 4)
         for i in range(11, len(words), 12):
             words[i] += self.random.choice((".", ",", "?", ". ", ".\n\n", "'s"))
         return " ".join(words).replace("\n ", "\n")[:length].strip() or "ok"
