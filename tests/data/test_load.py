@@ -161,3 +161,14 @@ def test_repositories_are_read_in_their_own_layout() -> None:
 def test_schemas_match_their_options(option: str, kind: type) -> None:
     assert isinstance(dataset(option), kind)
     assert dataset(option).source == option
+
+
+def test_the_shipped_rows_are_clean_and_enough() -> None:
+    splits = load_splits(dataset("synthetic"))
+    assert not splits.report.refused
+    assert not splits.report.notes["prompt seen before"]
+    counts = splits.report.kept
+    assert counts["train"] >= 600
+    assert min(counts["dev"], counts["test"]) >= 150
+    subjects = [{pair.group for pair in part} for part in (splits.train, splits.dev, splits.test)]
+    assert not subjects[0] & subjects[1] | subjects[0] & subjects[2] | subjects[1] & subjects[2]

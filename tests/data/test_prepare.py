@@ -143,9 +143,12 @@ def test_a_build_that_died_leaves_nothing_that_looks_ready(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         get_or_build(tmp_path, "key", dies, print)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    (tmp_path / ".key-killed").mkdir()
+    (tmp_path / ".key-killed" / "half").write_text("half")
     folder, cached = get_or_build(tmp_path, "key", lambda into: (into / "whole").write_text("x") and None, print)
     assert not cached
     assert (folder / "whole").read_text() == "x"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["key", "key.lock"]
 
 
 def _build_slowly(root: Path, marks: Path) -> None:

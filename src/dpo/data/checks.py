@@ -14,7 +14,7 @@ def digest(*texts: str) -> bytes:
     """16 bytes that stand for some texts, in this order."""
     state = hashlib.blake2b(digest_size=16)
     for text in texts:
-        state.update(text.encode())
+        state.update(text.encode("utf-8", "surrogatepass"))
         state.update(b"\0")
     return state.digest()
 

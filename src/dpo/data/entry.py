@@ -57,6 +57,8 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], None], say: Calla
                 return entry, True
             say(f"cache entry {entry} is damaged ({fault}); building it again")
             shutil.rmtree(entry)
+        for left in root.glob(f".{key[:12]}-*"):  # by a builder that was killed: the lock is ours now
+            shutil.rmtree(left)
         aside = Path(tempfile.mkdtemp(prefix=f".{key[:12]}-", dir=root))
         try:
             build(aside)

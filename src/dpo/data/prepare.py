@@ -96,7 +96,7 @@ def _plain(value: Any) -> Any:
 
 
 def _build(dataset: Dataset, files: Files, encoder: Encoder, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="dpo-pairs-", dir=folder.parent) as aside:
+    with tempfile.TemporaryDirectory(prefix="rows-", dir=folder) as aside:
         splits = load_files(dataset, files, Path(aside))
         writer = TokenWriter(folder)
         faults = Faults()
