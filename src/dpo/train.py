@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dpo.config.app import main as app
 from dpo.config.schema import Config
+from dpo.training.sweep import run_sweep
 
 
 def train(config: Config) -> Path:
@@ -33,7 +34,7 @@ def train(config: Config) -> Path:
 
 def main() -> None:
     """Compose, parse and train; exits with the code of the outcome."""
-    app("config", Config, lambda config: train(config) and None)
+    app("config", Config, lambda config: train(config) and None, multirun=run_sweep)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,8 @@ def test_full_training_refuses_quantization_and_lora_keys():
 def test_help_config_and_errors_never_import_torch(arguments):
     probe = (
         "import sys, runpy, atexit\n"
-        "atexit.register(lambda: print('HEAVY', sorted({'torch', 'transformers', 'trl', 'wandb'} & set(sys.modules))))\n"
+        "heavy = {'torch', 'transformers', 'trl', 'wandb'}\n"
+        "atexit.register(lambda: print('HEAVY', sorted(heavy & set(sys.modules))))\n"
         f"sys.argv[1:] = {arguments!r}\n"
         "runpy.run_module('dpo.train', run_name='__main__')"
     )

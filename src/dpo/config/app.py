@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -32,6 +33,8 @@ SECRET = re.compile(
 # No verb wants Hydra's own folders, logs or change of directory: the run directory is ours.
 HYDRA = (
     "hydra.run.dir=.",
+    "hydra.sweep.dir=outputs/sweeps",
+    "hydra.sweep.subdir=.",
     "hydra.output_subdir=null",
     "hydra.job.chdir=false",
     "hydra/job_logging=none",
@@ -45,22 +48,37 @@ def conf_folder() -> Path:
     return packaged if packaged.is_dir() else Path(dpo.__file__).parents[2] / "conf"
 
 
-def main(config_name: str, schema: type[T], body: Callable[[T], None], positional: str | None = None) -> None:
+def main(
+    config_name: str,
+    schema: type[T],
+    body: Callable[[T], None],
+    positional: str | None = None,
+    multirun: Callable[[list[tuple[T, list[str]]]], None] | None = None,
+) -> None:
     """Run `body` with the parsed config of this command line and exit with its code.
 
-    `positional` is the key that bare folders on the command line go to (`dpo.evaluate DIR` is `run=DIR`); when it
-    ends in `+` they go there as a list.
+    With -m, `multirun` gets every (config, overrides) of the grid, all of them checked. `positional` is the key that
+    bare folders on the command line go to (`dpo.evaluate DIR` is `run=DIR`); when it ends in `+`, as a list.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         sys.argv[1:] = [*_arguments(sys.argv[1:], positional), *HYDRA]
         register(config_name, schema)
         composed = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)
-        captured: list[DictConfig] = []
-        _compose(lambda: composed(captured.append)())
-        # Hydra keeps `--help`, `--cfg` and multirun to itself; a plain run comes out here, past its error printing.
-        if captured:
-            body(_parse(captured[0], schema))
+        captured: list[tuple[DictConfig, list[str]]] = []
+
+        def capture(cfg: DictConfig) -> None:
+            captured.append((cfg, list(HydraConfig.get().overrides.task)))
+
+        _compose(lambda: composed(capture)())
+        # Hydra keeps `--help` and `--cfg` to itself; what it composed comes out here, past its error printing.
+        configs = [(_parse(cfg, schema), overrides) for cfg, overrides in captured]
+        if {"-m", "--multirun"} & set(sys.argv):
+            if multirun is None:
+                raise ConfigError("-m: this verb takes no grid")
+            multirun(configs)
+        elif configs:
+            body(configs[0][0])
     except Exception as error:  # noqa: BLE001 - the one place where failures become exit codes
         sys.exit(report(error))
     except KeyboardInterrupt:

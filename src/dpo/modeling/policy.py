@@ -115,6 +115,13 @@ def keep_quantized_in_train_mode(model: Any) -> None:
             module.training = True
 
 
+def _fits_dequantized(model: Any) -> bool:
+    """Whether the weights in fp32 take at most a quarter of the free memory."""
+    import psutil
+
+    return 4 * footprint(model).total < psutil.virtual_memory().available / 4
+
+
 def templates() -> Path:
     """The folder of fallback chat templates."""
     return conf_folder() / "model" / "templates"
@@ -141,6 +148,9 @@ def load_trained(run: Path) -> tuple[Any, Any, Config]:
     else:
         weights = resolve(config.model.path, config.model.revision)
         model = load_base(weights, config.lora.quantization, compute, attention)
+        if config.lora.quantization is not None and compute.device == "cpu" and _fits_dequantized(model):
+            # The same numbers, dequantized once instead of at every token: each linear multiplies by these very values.
+            model = model.dequantize()
         model = PeftModel.from_pretrained(model, final, use_safetensors=True)
     model.eval()
     if compute.device == "cpu":

@@ -25,9 +25,8 @@ def load_tokenizer(folder: Path, fallback_template: str | None, templates: Path)
             )
         path = templates / f"{fallback_template}.jinja"
         if not path.is_file():
-            raise ConfigError(
-                f"model.chat_template={fallback_template}: no such template{nearest(fallback_template, _names(templates))}"
-            )
+            near = nearest(fallback_template, _names(templates))
+            raise ConfigError(f"model.chat_template={fallback_template}: no such template{near}")
         tokenizer.chat_template = path.read_text()
     return tokenizer
 

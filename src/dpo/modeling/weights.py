@@ -99,7 +99,8 @@ def _from_hub(repo: str, revision: str) -> tuple[Path, str]:
     except (HfHubHTTPError, OSError) as error:
         return cached(f"the hub did not answer ({type(error).__name__})")
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in ("httpx", "requests", "httpcore"):
+        # The client library's own exceptions, whichever it is in this version of the hub package.
+        if not type(error).__module__.startswith(("httpx", "requests", "httpcore")):
             raise
         return cached(f"the hub did not answer ({type(error).__name__})")
     folder = snapshot_download(

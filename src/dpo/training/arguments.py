@@ -6,13 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from dpo.config.schema import Checkpointing, Config, Lora
+from dpo.config.schema import Config, Lora
 from dpo.modeling.device import Compute
 
 NEVER = 10**9
 
 
-def build_arguments(config: Config, compute: Compute, folder: Path, activation_checkpointing: bool) -> Any:
+def build_arguments(config: Config, compute: Compute, folder: Path) -> Any:
     """DPOConfig for one process: every field that another key decides is set here and nowhere else."""
     from trl import DPOConfig
 
@@ -40,7 +40,8 @@ def build_arguments(config: Config, compute: Compute, folder: Path, activation_c
         bf16=compute.bf16,
         fp16=False,
         use_cpu=compute.device == "cpu",
-        **{checkpointing: activation_checkpointing},
+        # TRL turns it on by default; the memory plan decides once the model is there.
+        **{checkpointing: False},
         max_length=None,
         # PEFT's dropout must stay alive when asked for; the base models have none in training.
         disable_dropout=not (isinstance(config.lora, Lora) and config.lora.dropout > 0),
@@ -57,8 +58,3 @@ def build_arguments(config: Config, compute: Compute, folder: Path, activation_c
         dataloader_pin_memory=compute.device == "cuda",
         **dpo.trainer,
     )
-
-
-def wants_checkpointing(setting: Checkpointing, fits_without: bool) -> bool:
-    """Resolve `hardware.activation_checkpointing`."""
-    return setting is Checkpointing.on or (setting is Checkpointing.auto and not fits_without)

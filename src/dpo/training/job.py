@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from dpo.config.parse import fingerprint
 from dpo.config.read import config_yaml
@@ -37,7 +38,11 @@ def open_job(config: Config) -> Iterator[Job]:
     """Choose or continue the run directory; whatever ends the block, run.json says so truthfully."""
     mark = fingerprint(config)
     # A sweep decides its jobs' folders itself and says so in the environment.
-    folder, continued = choose_folder(config.name, mark, os.environ.get("DPO_RUN_FOLDER") or config.resume)
+    given = os.environ.get("DPO_RUN_FOLDER")
+    if given:
+        folder, continued = Path(given), (Path(given) / "run.json").is_file()
+    else:
+        folder, continued = choose_folder(config.name, mark, config.resume)
     run = Run.open(folder, continued, config_yaml(config), mark, config.seed)
     job = Job(config, run, Ledger(folder, config.hardware.hourly_rate), Interrupts())
     job.say(f"run directory {folder}{' (continued)' if continued else ''}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo.config.parse import plain
-from dpo.config.schema import Engine, FullTraining
+from dpo.config.schema import Checkpointing, Engine, FullTraining
 from dpo.data.pair import TokenPair
 from dpo.data.prepare import Prepared, prepare
 from dpo.errors import DiskFull
@@ -30,10 +30,13 @@ from dpo.training.job import Job, exit_code
 from dpo.training.packed.budget import split
 from dpo.training.packed.collate import pack, pad
 from dpo.training.packed.install import install, installed
+from dpo.training.packed.memory import plan
 from dpo.training.packed.score import sequence_log_probs
 from dpo.training.reference import ReferenceCache, context_key
 
 IDENTITY_PAIRS = 32
+# Fixed, so that a reference log-prob does not depend on how much memory was free when it was computed.
+REFERENCE_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def build_trainer(job: Job, base: Base, data: Prepared) -> trainers.Trainer:
         set_seed(config.seed)
         trainer = trainers.Trainer(
             model=model,
-            args=build_arguments(config, base.compute, job.run.folder, activation_checkpointing=False),
+            args=build_arguments(config, base.compute, job.run.folder),
             peft_config=lora_config(config.lora),
             tokenizer=base.tokenizer,
             train_pairs=data.train,
@@ -109,24 +112,39 @@ def build_trainer(job: Job, base: Base, data: Prepared) -> trainers.Trainer:
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
-        trainer.engine, line = choose_engine(job, trainer, base.tokenizer.pad_token_id)
+        line = choose_engine(job, base, trainer, needed_pairs(job, data) + trainer.dev_pairs)
     job.say(f"{describe(base.compute)}, {str(base.compute.dtype)[6:]}, {line}")
     job.say(str(footprint(trainer.model)))
     return trainer
 
 
-def choose_engine(job: Job, trainer: trainers.Trainer, pad_id: int) -> tuple[trainers.Engine, str]:
-    """The engine, and a line that says which one and why."""
-    budget = job.config.hardware.token_budget or 4096
-    why = ""
-    if job.config.hardware.engine is Engine.packed:
+def choose_engine(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[TokenPair]) -> str:
+    """Set the trainer's engine and activation checkpointing; returns a line that says which and why.
+
+    A continued run keeps the token budget it began with: another split of a step would change its rounding.
+    """
+    hardware, pad_id = job.config.hardware, base.tokenizer.pad_token_id
+    name, why = "plain", ""
+    if hardware.engine is Engine.packed:
         refused = install(trainer.model)
-        if refused is None:
-            engine = trainers.Engine(lambda p: pack(p, pad_id), lambda p, b: split(p, b, "packed"), budget)
-            return engine, f"packed engine, at most {budget} tokens a micro-batch"
-        why = f" because {refused}"
-    engine = trainers.Engine(lambda p: pad(p, pad_id), lambda p, b: split(p, b, "plain"), budget)
-    return engine, f"plain engine{why}, at most {budget} tokens a micro-batch"
+        name, why = ("packed", "") if refused is None else ("plain", f" because {refused}")
+    collate = pack if name == "packed" else pad
+    asked = hardware.activation_checkpointing
+    planned = plan(
+        trainer.model,
+        pairs,
+        engine=name,
+        dtype=base.compute.dtype,
+        token_budget=job.run.record.get("token_budget") or hardware.token_budget,
+        checkpointing=None if asked is Checkpointing.auto else asked is Checkpointing.on,
+    )
+    if planned.activation_checkpointing:
+        trainer.args.activation_checkpointing = True
+        trainer.args.gradient_checkpointing = True
+        trainer.model.enable_input_require_grads()
+    trainer.engine = trainers.Engine(lambda p: collate(p, pad_id), lambda p, b: split(p, b, name), planned.token_budget)
+    job.run.update(token_budget=planned.token_budget, engine=name)
+    return f"{name} engine{why}, {planned.line}"
 
 
 def needed_pairs(job: Job, data: Prepared) -> list[TokenPair]:
@@ -157,7 +175,7 @@ def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[T
 
     def compute(part: list[TokenPair]) -> list[tuple[float, float]]:
         job.interrupts.check()
-        return sequence_log_probs(model, part, trainer.engine.budget)
+        return sequence_log_probs(model, part, REFERENCE_TOKENS)
 
     cache = ReferenceCache(cache_folder("reference") / "log_probs.sqlite", say=job.say)
     off = model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
@@ -173,7 +191,7 @@ def check_start(job: Job, trainer: trainers.Trainer, compute: Compute) -> None:
     """Before step 1 the policy is the reference: every log-ratio is 0 and the loss has its known value."""
     pairs = trainer.dev_pairs[:IDENTITY_PAIRS]
     with trainer.accelerator.autocast():
-        scores = sequence_log_probs(trainer.model, pairs, trainer.engine.budget)
+        scores = sequence_log_probs(trainer.model, pairs, REFERENCE_TOKENS)
     policy = {pair.id: score for pair, score in zip(pairs, scores, strict=True)}
     lengths = {pair.id: (len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs}
     worst = guards.check_reference_identity(policy, trainer.reference, lengths, compute.dtype)

@@ -1,0 +1,136 @@
+"""Where weights come from, and what is said when they cannot be had."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from dpo.errors import ConfigError, Refused
+from dpo.modeling.tokenizer import load_tokenizer
+from dpo.modeling.weights import fingerprint, resolve
+
+TEMPLATES = Path(__file__).parents[2] / "conf" / "model" / "templates"
+
+
+def train(cwd: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dpo.train", *arguments, "tracking=none"],
+        cwd=cwd, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "DPO_OUTPUTS": str(cwd / "outputs"), **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("offline", ["1", "0"])
+def test_a_hub_model_without_a_hub_is_exit_8_in_seconds(tmp_path, offline):
+    # Nothing listens on this port, so the connection is refused as on a machine without a network.
+    began = time.monotonic()
+    done = train(
+        tmp_path, "model=llama3_1_8b", HF_HUB_OFFLINE=offline, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path)
+    )
+    assert done.returncode == 8, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert 1 <= len(lines) <= 3
+    assert "meta-llama/Llama-3.1-8B" in lines[0]
+    assert "Traceback" not in done.stderr
+    # The promise is ten seconds of waiting; the import of torch on a busy machine is not waiting.
+    assert time.monotonic() - began < 60
+
+
+def test_a_hub_that_stalls_is_given_up_on(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, never answers
+        port = server.getsockname()[1]
+        done = train(
+            tmp_path, "model=custom", "model.path=some/model",
+            HF_HUB_OFFLINE="0", HF_ENDPOINT=f"http://127.0.0.1:{port}", HF_HOME=str(tmp_path),
+        )  # fmt: skip
+    assert done.returncode == 8, done.stderr
+    assert "did not answer" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "says"),
+    [(401, "GatedRepo", "gated"), (404, "RepoNotFound", "no such model"), (404, "RevisionNotFound", "no revision")],
+)
+def test_the_hubs_refusals_are_told_apart(tmp_path, code, name, says):
+    """A real local server answers as the hub does for gated and missing repositories."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(code)
+            self.send_header("X-Error-Code", name)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        done = train(
+            tmp_path, "model=custom", "model.path=some/model",
+            HF_HUB_OFFLINE="0", HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", HF_HOME=str(tmp_path),
+        )  # fmt: skip
+    finally:
+        server.shutdown()
+    assert done.returncode == 8, done.stderr
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 3
+
+
+def test_a_folder_without_weights_or_with_pickles_only_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder"):
+        resolve(str(tmp_path / "none"), "main")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"no \*\.safetensors"):
+        resolve(str(tmp_path), "main")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(Refused, match=r"pytorch_model\.bin"):
+        resolve(str(tmp_path), "main")
+
+
+def test_the_fingerprint_follows_the_bytes(tmp_path):
+    folder = tiny.make_model(tmp_path / "model")
+    before = fingerprint(folder)
+    assert fingerprint(folder) == before
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    assert fingerprint(folder) != before
+
+
+def test_a_tokenizer_without_template_needs_a_named_fallback(tmp_path):
+    folder = tiny.make_model(tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match=r"model\.chat_template=NAME, one of chatml, plain_dialogue"):
+        load_tokenizer(folder, None, TEMPLATES)
+    with pytest.raises(ConfigError, match="nearest: chatml"):
+        load_tokenizer(folder, "chatlm", TEMPLATES)
+    tokenizer = load_tokenizer(folder, "chatml", TEMPLATES)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "hill"}], tokenize=False)
+    assert text == "<|im_start|>user\nhill<|im_end|>\n"
+    assert tokenizer.pad_token is not None
+
+
+def test_the_embedded_model_is_real():
+    from transformers import AutoModelForCausalLM
+
+    weights = resolve("embedded:smollm2-135m-instruct", "main")
+    tokenizer = load_tokenizer(weights.folder, None, TEMPLATES)
+    model = AutoModelForCausalLM.from_pretrained(weights.folder)
+    asked = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.float().generate(**ids, max_new_tokens=10, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0][ids["input_ids"].shape[1] :])
