@@ -18,6 +18,9 @@ from data_options import REPOSITORY
 from safetensors.numpy import save_file
 from tokenizer_families import chatml
 
+from dpo.prepare import main
+
+OPTIONS = ("dataset=local", "dataset.path=pairs.jsonl", "dataset.on_bad=drop")
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m"
 
 
@@ -31,12 +34,27 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def arguments(model: Path, folder: Path, *overrides: str) -> list[str]:
+    return ["model=custom", f"model.path={model}", f"output={folder}/out", *overrides]
+
+
 def run(model: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dpo.prepare", "model=custom", f"model.path={model}", f"output={folder}/out"]
+    """The verb as its users run it."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "DPO_CACHE": str(folder / "cache")}
-    return subprocess.run(
-        [*command, *overrides], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-    )
+    command = [sys.executable, "-m", "dpo.prepare", *arguments(model, folder, *overrides)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def run_here(monkeypatch: pytest.MonkeyPatch, model: Path, folder: Path, *overrides: str) -> int:
+    """The verb in this process, where the heavy imports are done already; returns its exit code."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DPO_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(sys, "argv", ["dpo.prepare", *arguments(model, folder, *overrides)])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +63,8 @@ def done(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
     rows = [{"prompt": f"Q{i} {HOSTILE}", "chosen": f"a{i} {HOSTILE}", "rejected": f"b{i}"} for i in range(40)]
     rows[3]["chosen"] = ""
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = ("dataset=local", "dataset.path=pairs.jsonl", "dataset.on_bad=drop")
-    first = run(model, folder, *options)
+    first = run(model, folder, *OPTIONS)
     assert first.returncode == 0, first.stderr
-    again = run(model, folder, *options, "format=parquet")
-    assert "found in the cache" in again.stdout
     return folder, first
 
 
@@ -65,7 +80,14 @@ def test_one_screen_says_it_all(done: tuple[Path, subprocess.CompletedProcess[st
     assert done[1].stderr == ""
 
 
-def test_the_pairs_can_be_reviewed(done: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_the_pairs_can_be_reviewed(
+    done: tuple[Path, subprocess.CompletedProcess[str]],
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_here(monkeypatch, model, done[0], *OPTIONS, "format=parquet") == 0
+    assert "found in the cache" in capsys.readouterr().out
     [folder] = (done[0] / "out").iterdir()
     report = json.loads((folder / "data.json").read_text())
     for split, kept in report["kept"].items():
@@ -94,19 +116,24 @@ def test_the_page_is_whole_and_no_row_can_run_in_it(done: tuple[Path, subprocess
     assert sum(plots["difference"]["data"][0]["y"]) == json.loads((folder / "data.json").read_text())["kept"]["train"]
 
 
-def test_bad_rows_stop_it_with_their_names(model: Path, tmp_path: Path) -> None:
+def test_bad_rows_stop_it_with_their_names(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "Q", "chosen": "a", "rejected": null}\n')
-    failed = run(model, tmp_path, "dataset=local", "dataset.path=pairs.jsonl")
-    assert failed.returncode == 3
-    assert failed.stderr.splitlines() == [
+    assert run_here(monkeypatch, model, tmp_path, "dataset=local", "dataset.path=pairs.jsonl") == 3
+    assert capsys.readouterr().err.splitlines() == [
         "error: pairs.jsonl:0/rejected: null (1 bad of 1 rows; dataset.on_bad=drop drops and counts them)"
     ]
+    assert not (tmp_path / "out").exists()
 
 
-def test_offline_it_ends_with_lines(model: Path, tmp_path: Path) -> None:
-    failed = run(model, tmp_path, "dataset=hh_rlhf", "dataset.limit=10")
-    assert failed.returncode == 8
-    assert len(failed.stderr.splitlines()) <= 3
+def test_offline_it_ends_with_lines(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_here(monkeypatch, model, tmp_path, "dataset=hh_rlhf", "dataset.limit=10") == 8
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error: Anthropic/hh-rlhf: ")
+    assert len(lines) <= 3
 
 
 def test_config_errors_load_nothing_heavy(tmp_path: Path) -> None:
