@@ -82,6 +82,13 @@ def test_draws_follow_the_softmax(model: torch.nn.Module) -> None:
     assert set(drawn) <= set(index.tolist())
 
 
+def test_every_answer_is_told_of_once_when_it_ends(model: torch.nn.Module) -> None:
+    told: list[int] = []
+    batches = sample(model, PROMPTS, Sampling(1.0, 50, 12, 5), {2, 3, 4, 5, 6, 7}, 2, 3, on_end=told.append)
+    answers = [answer for _, part in batches for answer in part]
+    assert sum(told) == len(answers) == len(PROMPTS)
+
+
 def test_stop_tokens_end_an_answer_and_are_not_part_of_it(model: torch.nn.Module) -> None:
     everything = set(range(model.config.vocab_size))
     settings = Sampling(1.0, 50, 4, 0)

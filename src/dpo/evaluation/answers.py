@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from dpo.evaluation.progress import StageProgress
 from dpo.evaluation.sides import SIDES, Sides
 
 MEMORY_SHARE = 0.25
-LARGEST_BATCH = 256
+LARGEST_BATCH = {"cpu": 96, "cuda": 512}
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,10 @@ class Prompt:
     subject: str | None
 
 
-# (side, prompt, sample) -> text, tokens, finished for each; yields (indices, answers as dicts).
-Drawer = Callable[[str, list[tuple[Prompt, int]]], Iterator[tuple[list[int], list[dict[str, Any]]]]]
+Asked = list[tuple[Prompt, int]]
+# (side, prompts with sample numbers, progress) -> (indices, answers as dicts) as they are done; `progress` is told
+# how many answers have just ended, in all once for each.
+Drawer = Callable[[str, Asked, Callable[[int], None]], Iterator[tuple[list[int], list[dict[str, Any]]]]]
 
 
 def prompts_of(pairs: Sequence[Pair], tokens: Sequence[TokenPair], limit: int | None) -> list[Prompt]:
@@ -57,14 +60,13 @@ def draw_answers(
         if not missing:
             continue
         with StageProgress(f"answers of the {side}", len(wanted), len(wanted) - len(missing)) as progress:
-            for indices, answers in draw(side, missing):
+            for indices, answers in draw(side, missing, progress.advance):
                 made = [
                     {"side": side, "prompt": missing[i][0].id, "sample": missing[i][1], **answer}
                     for i, answer in zip(indices, answers, strict=True)
                 ]
                 folder.append("answers", made)
                 rows |= {(r["side"], r["prompt"], r["sample"]): r for r in made}
-                progress.advance(len(made))
     return [rows[side, prompt.id, sample] for side in SIDES for prompt, sample in wanted]
 
 
@@ -75,14 +77,26 @@ def local_drawer(sides: Sides, config: Evaluation) -> Drawer:
     sampling = Sampling(config.temperature, config.top_k, config.max_new_tokens, config.seed)
     tokenizer = sides.tokenizer
 
-    def draw(side: str, asked: list[tuple[Prompt, int]]) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+    def draw(
+        side: str, asked: Asked, progress: Callable[[int], None]
+    ) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
         ids = [prompt.ids for prompt, _ in asked]
         # The stream of a sample hangs on its prompt and number alone, so both sides draw with the same numbers.
         seeds = [f"{prompt.id}:{number}" for prompt, number in asked]
-        size = config.batch_size or batch_size(sides, max(map(len, ids)) + config.max_new_tokens)
+        most = config.batch_size or batch_size(sides, max(map(len, ids)) + config.max_new_tokens)
+        # Batches of like size: a small last one costs nearly as many steps as a full one.
+        size = math.ceil(len(ids) / math.ceil(len(ids) / most))
         with sides.use(side) as model:
             batches = sample(
-                model, ids, sampling, sides.stop_ids, tokenizer.pad_token_id, size, row_seeds=seeds, share_prefix=True
+                model,
+                ids,
+                sampling,
+                sides.stop_ids,
+                tokenizer.pad_token_id,
+                size,
+                row_seeds=seeds,
+                share_prefix=True,
+                on_end=progress,
             )
             for indices, answers in batches:
                 yield (
@@ -115,4 +129,4 @@ def batch_size(sides: Sides, tokens: int) -> int:
         free = torch.cuda.mem_get_info(sides.device)[0]
     else:
         free = psutil.virtual_memory().available
-    return max(1, min(LARGEST_BATCH, int(free * MEMORY_SHARE // row)))
+    return max(1, min(LARGEST_BATCH.get(sides.device.type, LARGEST_BATCH["cpu"]), int(free * MEMORY_SHARE // row)))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from dpo.config.evaluation import Endpoint, Evaluation
 from dpo.errors import ConfigError, NetworkError
-from dpo.evaluation.answers import Drawer, Prompt
+from dpo.evaluation.answers import Asked, Drawer, Prompt
 from dpo.evaluation.sides import POLICY
 
 
@@ -47,12 +47,15 @@ def endpoint_drawer(endpoint: Endpoint, config: Evaluation) -> Drawer:
             "finished": choice.finish_reason == "stop",
         }
 
-    def draw(side: str, asked: list[tuple[Prompt, int]]) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+    def draw(
+        side: str, asked: Asked, progress: Callable[[int], None]
+    ) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
         with ThreadPoolExecutor(endpoint.concurrency) as pool:
             jobs = {pool.submit(ask, side, prompt, number): i for i, (prompt, number) in enumerate(asked)}
             try:
                 for job in as_completed(jobs):
                     yield [jobs[job]], [job.result()]
+                    progress(1)
             except openai.OpenAIError as error:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise NetworkError(

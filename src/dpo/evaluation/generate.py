@@ -8,7 +8,7 @@ draws among the top k, so that an evaluation of a few hundred prompts is bounded
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,7 @@ def sample(
     skip: int = 0,
     row_seeds: list[str] | None = None,
     share_prefix: bool = False,
+    on_end: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[list[int], list[Answer]]]:
     """Yield (prompt indices, answers) a batch; prompts of like length share a batch.
 
@@ -56,7 +57,8 @@ def sample(
     no other prompt, and two models asked with the same seeds are compared with common random numbers.
 
     `share_prefix` reads what all prompts of a batch begin with (a system prompt) once. It changes rounding, so
-    answers drawn before without it may not come out the same.
+    answers drawn before without it may not come out the same. `on_end` is called with how many answers of the batch
+    have just ended.
     """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     for number, start in enumerate(range(0, len(order), batch_size)):
@@ -70,7 +72,7 @@ def sample(
             uniforms = torch.tensor([[row.random() for _ in range(sampling.max_new_tokens)] for row in rows])
         batch = [prompts[i] for i in indices]
         shared = _common_prefix(batch) if share_prefix and _sees_everything(model) else 0
-        answers = _sample_batch(model, batch, sampling, stop_ids, pad_id, generator, uniforms, shared)
+        answers = _sample_batch(model, batch, sampling, stop_ids, pad_id, generator, uniforms, shared, on_end)
         yield indices, answers
 
 
@@ -84,6 +86,7 @@ def _sample_batch(
     generator: torch.Generator,
     uniforms: torch.Tensor | None = None,
     shared: int = 0,
+    on_end: Callable[[int], None] | None = None,
 ) -> list[Answer]:
     from transformers import DynamicCache
 
@@ -120,6 +123,8 @@ def _sample_batch(
             else:
                 tokens[alive[row]].append(token)
         if bool(ended.any()):
+            if on_end is not None:
+                on_end(int(ended.sum()))
             keep = (~ended).nonzero().flatten()
             alive = [alive[i] for i in keep.tolist()]
             if not alive:
@@ -129,6 +134,8 @@ def _sample_batch(
         ids = drawn.unsqueeze(1)
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
         positions = positions[:, -1:] + 1
+    if on_end is not None:
+        on_end(finished.count(False))
     return [Answer(t, f) for t, f in zip(tokens, finished, strict=True)]
 
 
