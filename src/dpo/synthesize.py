@@ -105,7 +105,7 @@ def _write_splits(config: Synthesize, judged: list[dict[str, Any]], out: Path) -
 
 def main() -> None:
     """Compose, parse and synthesize."""
-    app("synthesize", Synthesize, lambda config: synthesize(config) and None)
+    app("synthesize", Synthesize, synthesize)
 
 
 if __name__ == "__main__":

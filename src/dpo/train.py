@@ -24,9 +24,10 @@ def train(config: Config) -> Path:
         data = stages.load_data(job, base)
         checkpoint = stages.find_checkpoint(job)
         trainer = stages.build_trainer(job, base, data)
-        stages.add_reference(job, base, trainer, stages.needed_pairs(job, data) + trainer.dev_pairs)
+        wanted = stages.needed_pairs(job, data) + trainer.dev_pairs
+        stages.add_reference(job, base, trainer, wanted)
         if checkpoint is None:
-            stages.check_start(job, trainer, base.compute)
+            stages.check_start(job, trainer, wanted, base.compute)
         stages.run_steps(job, trainer, checkpoint, base.compute)
         stages.save_final(job, trainer, base.tokenizer)
     return job.run.folder
@@ -34,7 +35,7 @@ def train(config: Config) -> Path:
 
 def main() -> None:
     """Compose, parse and train; exits with the code of the outcome."""
-    app("config", Config, lambda config: train(config) and None, multirun=run_sweep)
+    app("config", Config, train, multirun=run_sweep)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def conf_folder() -> Path:
 def main(
     config_name: str,
     schema: type[T],
-    body: Callable[[T], None],
+    body: Callable[[T], object],
     positional: str | None = None,
     multirun: Callable[[list[tuple[T, list[str]]]], None] | None = None,
 ) -> None:

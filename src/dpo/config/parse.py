@@ -94,7 +94,7 @@ def _value(cfg: DictConfig, key: str) -> Any:
 def _unknown(cfg: DictConfig, schema: type, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
     """Yield (full key, known full keys) for each key the dataclasses do not have; `+key=` gets this far."""
     known = [f.name for f in dataclasses.fields(schema)]
-    for key in cfg:
+    for key in map(str, cfg):
         if key not in known:
             yield f"{prefix}{key}", [f"{prefix}{name}" for name in known]
         elif OmegaConf.is_missing(cfg, key):

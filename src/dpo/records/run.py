@@ -104,7 +104,8 @@ class Run:
     def open(cls, folder: Path, continued: bool, config_yaml: str, fingerprint: str, seed: int) -> Run:
         """Start (or continue) writing: config.yaml and run.json with a new attempt."""
         now = time.time()
-        record = read_record(folder) if continued else {"created": now, "attempts": [], "fingerprints": {}}
+        fresh: dict[str, Any] = {"created": now, "attempts": [], "fingerprints": {}}
+        record = read_record(folder) if continued else fresh
         if record["attempts"] and record["attempts"][-1].get("ended") is None:
             record["attempts"][-1] |= {"ended": record.get("updated", now), "status": "killed"}
         process = psutil.Process()

@@ -14,12 +14,14 @@ NEVER = 10**9
 
 def build_arguments(config: Config, compute: Compute, folder: Path) -> Any:
     """DPOConfig for one process: every field that another key decides is set here and nowhere else."""
-    from trl import DPOConfig
+    from trl.trainer.dpo_config import DPOConfig
 
     dpo = config.dpo
     # transformers renamed the field; both names are in use among the versions we support.
     names = {field.name for field in dataclasses.fields(DPOConfig)}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    # TRL turns it on by default; the memory plan decides once the model is there.
+    extra: dict[str, Any] = {checkpointing: False, **dpo.trainer}
     return DPOConfig(
         output_dir=str(folder / "checkpoints"),
         seed=config.seed,
@@ -40,8 +42,6 @@ def build_arguments(config: Config, compute: Compute, folder: Path) -> Any:
         bf16=compute.bf16,
         fp16=False,
         use_cpu=compute.device == "cpu",
-        # TRL turns it on by default; the memory plan decides once the model is there.
-        **{checkpointing: False},
         max_length=None,
         # PEFT's dropout must stay alive when asked for; the base models have none in training.
         disable_dropout=not (isinstance(config.lora, Lora) and config.lora.dropout > 0),
@@ -56,5 +56,5 @@ def build_arguments(config: Config, compute: Compute, folder: Path) -> Any:
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=compute.device == "cuda",
-        **dpo.trainer,
+        **extra,
     )

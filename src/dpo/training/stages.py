@@ -187,9 +187,9 @@ def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[T
     job.say(f"reference: {counters.hits} pairs from the cache, {counters.misses} computed")
 
 
-def check_start(job: Job, trainer: trainers.Trainer, compute: Compute) -> None:
-    """Before step 1 the policy is the reference: every log-ratio is 0 and the loss has its known value."""
-    pairs = trainer.dev_pairs[:IDENTITY_PAIRS]
+def check_start(job: Job, trainer: trainers.Trainer, pairs: list[TokenPair], compute: Compute) -> None:
+    """Before step 1 the policy is the reference: the log-ratios of the last `IDENTITY_PAIRS` pairs are 0."""
+    pairs = pairs[-IDENTITY_PAIRS:]
     with trainer.accelerator.autocast():
         scores = sequence_log_probs(trainer.model, pairs, REFERENCE_TOKENS)
     policy = {pair.id: score for pair, score in zip(pairs, scores, strict=True)}
@@ -227,7 +227,8 @@ def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Check
         with job.interrupts.deferred():
             if start == 0:
                 metrics = trainer.evaluate_now()
-                guards.check_start_loss(metrics["loss"], job.config.dpo.loss, job.config.dpo.beta, compute.dtype)
+                if metrics:
+                    guards.check_start_loss(metrics["loss"], job.config.dpo.loss, job.config.dpo.beta, compute.dtype)
             if start < steps:
                 trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint is not None else None)
             else:

@@ -20,7 +20,8 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from transformers import Trainer as HfTrainer
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from dpo.data.pair import TokenPair
 from dpo.errors import OutOfMemory
@@ -69,6 +70,9 @@ class Engine:
 
 class Trainer(DPOTrainer):
     """See the module's docstring. `reference` maps pair id to summed (chosen, rejected) log-probs."""
+
+    model: Any
+    train_dataset: Any
 
     def __init__(
         self,
@@ -223,6 +227,8 @@ class Trainer(DPOTrainer):
         """TRL's loss and metrics over the dev pairs, each pair counted once."""
         from dpo.modeling.policy import keep_quantized_in_train_mode
 
+        if not self.dev_pairs:
+            return {}
         kept, self._window = self._window, {}
         self.model.eval()
         if self.args.device.type == "cpu":
