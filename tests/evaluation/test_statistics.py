@@ -85,7 +85,7 @@ def _called_different(seed: int, gain: float, samples: int) -> bool:
     first = (rng.random((samples, PROMPTS)) < after).ravel()
     second = (rng.random((samples, PROMPTS)) < before).ravel()
     groups = list(range(PROMPTS)) * samples
-    return compare_scores(first.astype(float), second.astype(float), groups, resamples=500, seed=seed).different
+    return compare_scores(first.astype(float), second.astype(float), groups, resamples=300, seed=seed).different
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -104,7 +104,7 @@ def test_a_win_rate_ten_points_above_even_is_found_without_any_tie() -> None:
     calls = 0
     for seed in range(SIMULATIONS):
         wins = np.random.default_rng(5000 + seed).random(PROMPTS) < 0.60
-        calls += compare_scores(wins.astype(float), 1.0 - wins, resamples=500, seed=seed).different
+        calls += compare_scores(wins.astype(float), 1.0 - wins, resamples=300, seed=seed).different
     assert calls / SIMULATIONS >= 0.80
 
 

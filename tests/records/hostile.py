@@ -122,7 +122,7 @@ def _write_evaluation(
     side = {"words": estimate(20, 2), "tokens": estimate(25, 2), "finished": 34, "truncated": 6, "empty": 0}
     keys = [
         "accuracy_before", "accuracy", "accuracy_gain", "accuracy_before_per_token", "accuracy_per_token", "margin",
-        "chosen_log_ratio", "rejected_log_ratio",
+        "chosen_log_ratio", "rejected_log_ratio", "chosen_tokens",
     ]  # fmt: skip
     summary = {
         "name": "test", "created": 1.0, "base": "b" * 16, "model": texts[5], "quantization": None, "split": "test",

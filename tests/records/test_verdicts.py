@@ -71,13 +71,15 @@ def test_overfitting_is_dev_loss_that_rises_again() -> None:
     ("chosen", "rejected", "level", "words"),
     [
         (estimate(-8, 2), estimate(-20, 2), WARNING, "Both"),
+        (estimate(-0.7, 0.2), estimate(-3, 1), NOTE, "a little less likely"),
         (estimate(-8, 2), estimate(0, 2), WARNING, "Chosen answers got less likely"),
         (estimate(5, 2), estimate(-20, 2), GOOD, "likelier"),
         (estimate(-0.5, 1), estimate(-20, 2), GOOD, "kept"),
     ],
 )
 def test_likelihood_displacement(chosen: Any, rejected: Any, level: str, words: str) -> None:
-    pairs = {"pairs": 100, "chosen_log_ratio": chosen, "rejected_log_ratio": rejected}
+    tokens = estimate(40, 1)
+    pairs = {"pairs": 100, "chosen_tokens": tokens, "chosen_log_ratio": chosen, "rejected_log_ratio": rejected}
     found = verdicts.displacement(_run([], {}), _summary(pairs=pairs))
     assert (found.level, words in found.words) == (level, True)
     assert len(found.evidence) == 2

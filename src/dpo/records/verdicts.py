@@ -21,6 +21,7 @@ OVERFIT_RISE = 0.02
 GENERALISATION_GAP = 0.15
 LENGTH_CHANGE = 0.15
 LARGE_KL_PER_TOKEN = 0.5
+SMALL_FALL = 0.05  # nats a token
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,17 @@ def displacement(run: RunFiles, summary: Row | None) -> Finding:
         )
         chosen_falls, chosen_rises = chosen["high"] < 0, chosen["low"] > 0
         rejected_falls = rejected["high"] < 0
+        small = abs(chosen["value"]) < SMALL_FALL * summary["pairs"]["chosen_tokens"]["value"]
     elif len(run.dev) > 1 and run.config.get("dpo"):
         beta = float(run.config["dpo"]["beta"])
         c, r = (run.dev[-1][f"rewards/{side}"] / beta for side in ("chosen", "rejected"))
         evidence = (f"dev log-ratios at step {run.dev[-1]['step']}: chosen {c:+.1f}, rejected {r:+.1f} nats",)
-        chosen_falls, chosen_rises, rejected_falls = c < -0.5, c > 0.5, r < -0.5
+        chosen_falls, chosen_rises, rejected_falls, small = c < -0.5, c > 0.5, r < -0.5, False
     else:
         return Finding(name, UNKNOWN, "No held-out log-ratios yet.")
+    if chosen_falls and small:
+        words = f"Chosen answers got a little less likely, by under {SMALL_FALL} nats a token; watch it in longer runs."
+        return Finding(name, NOTE, words, evidence)
     if chosen_falls and rejected_falls:
         return Finding(
             name,
