@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dpo.data.packed import pack, unpack
 from dpo.data.word_memo import WordMemo, cuts_at_spaces
 from dpo.errors import ConfigError
 
@@ -90,8 +91,12 @@ class Codec:
         found = self._pattern.search(text)
         return None if found is None else found.end()
 
-    def encode(self, texts: Sequence[str], sealed: bool = False) -> list[list[int]]:
-        """Token ids of each text, on all cores, without any token the text does not hold."""
+    def encode(self, text: str, sealed: bool = False) -> list[int]:
+        """Token ids of one text, without any token the text does not hold."""
+        return unpack(self.encode_batch([text], sealed)[0])
+
+    def encode_batch(self, texts: Sequence[str], sealed: bool = False) -> list[bytes]:
+        """Packed token ids of each text; equal texts are encoded once, and new words on all cores."""
         unique = list(dict.fromkeys(texts))
         if sealed or self._memo is None:
             encoded = _encode_batch(self._sealed if sealed else self._plain, unique)
@@ -145,9 +150,9 @@ class Codec:
         return left in self._names or right in self._names or left + right in self._names
 
 
-def _encode_batch(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+def _encode_batch(tokenizer: Any, texts: list[str]) -> list[bytes]:
     with _all_cores():
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [pack(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from dpo.modeling.cache import cache_folder
 from dpo.records.files import write_json
 
 # Raised when the same rows would give other ids, so that entries of older versions are not used.
-VERSION = 1
+VERSION = 2
 BATCH = 1024
 # Keys that say where rows come from or are judged elsewhere; the rows themselves are in the key by their content.
 PLACES = ("path", "dev_path", "test_path", "hub", "revision")
@@ -123,7 +123,7 @@ def _encode_split(
     try:
         for lines in batches(pairs.lines(), BATCH):
             batch = [from_line(line) for line in lines]
-            for line, pair, result in zip(lines, batch, encoder.encode_batch(batch), strict=True):
+            for line, pair, result in zip(lines, batch, encoder.encode_packed(batch), strict=True):
                 if isinstance(result, Refusal):
                     report.refuse(pair.id, result.reason)
                     report.kept[split] -= 1

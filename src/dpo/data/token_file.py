@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from dpo.data.packed import PackedPair
 from dpo.data.pair import TokenPair
 
 IDS = "tokens.bin"
@@ -29,16 +31,16 @@ class TokenWriter:
         self._strengths = array("d")
         self._names: list[bytes] = []
 
-    def write(self, pair: TokenPair) -> None:
+    def write(self, pair: PackedPair) -> None:
         """Append one pair to the split that is being written."""
-        lengths = array("i", (len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)))
-        ids = array("i", pair.prompt_ids + pair.chosen_ids + pair.rejected_ids)
+        lengths = pair.lengths
         self._lengths.extend(lengths)
         self._strengths.append(pair.strength)
         self._names.append(pair.id.encode())
-        for part in (lengths, ids, array("d", (pair.strength,))):
-            self._state.update(part)
-        self._file.write(ids.tobytes())
+        ids = pair.prompt + pair.chosen + pair.rejected
+        self._state.update(struct.pack("<3id", *lengths, pair.strength))
+        self._state.update(ids)
+        self._file.write(ids)
 
     def end_split(self, split: str) -> None:
         """Close a split; what follows belongs to the next."""

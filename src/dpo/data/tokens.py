@@ -11,6 +11,7 @@ from typing import Any
 from dpo.config.datasets import Keep
 from dpo.data.chat_template import ChatTemplate, Turns, join_turns
 from dpo.data.control_tokens import Codec
+from dpo.data.packed import WIDTH, PackedPair, pack
 from dpo.data.pair import Message, Pair, TokenPair
 from dpo.data.refusal import Reason, Refusal, RowRefused
 from dpo.data.truncation import Ledger
@@ -29,11 +30,15 @@ class _Plan:
     chosen: str = ""
     rejected: str = ""
     tail: str = ""
-    ids: dict[str, list[int]] = field(default_factory=dict)
+    ids: dict[str, bytes] = field(default_factory=dict)
 
     def over(self, max_length: int) -> int:
         """Tokens by which the longer sequence exceeds the limit; negative is room."""
-        return len(self.ids["prompt"]) + max(len(self.ids["chosen"]), len(self.ids["rejected"])) - max_length
+        return self.tokens("prompt") + max(self.tokens("chosen"), self.tokens("rejected")) - max_length
+
+    def tokens(self, part: str) -> int:
+        """Length of prompt, chosen or rejected."""
+        return len(self.ids[part]) // WIDTH
 
 
 class Encoder:
@@ -61,8 +66,8 @@ class Encoder:
             self.template = ChatTemplate(tokenizer, chat_template_kwargs or {})
         except RowRefused as refused:
             raise ConfigError(f"chat template: {refused.refusal}") from None
-        self._tails: dict[tuple[str, bool], list[int]] = {}
-        probe = self.codec.encode([self.template.probe])[0]
+        self._tails: dict[tuple[str, bool], bytes] = {}
+        probe = self.codec.encode(self.template.probe)
         bos = tokenizer.bos_token_id
         if bos is not None and probe[:2] == [bos, bos]:
             raise ConfigError("chat template: it begins with the begin-of-text token twice")
@@ -72,7 +77,7 @@ class Encoder:
         self.appended_end = end is None
         if self.appended_end and tokenizer.eos_token_id is None:
             raise ConfigError("chat template: no control token ends an answer, and the tokenizer has no eos token")
-        self.end_id: int = tokenizer.eos_token_id if end is None else self.codec.encode([self.ending])[0][-1]
+        self.end_id: int = tokenizer.eos_token_id if end is None else self.codec.encode(self.ending)[-1]
 
     @property
     def key(self) -> str:
@@ -100,7 +105,7 @@ class Encoder:
         turns, lead, _ = join_turns(prompt)
         sealed = any(self.codec.needs_sealing(turn["content"]) for turn in turns)
         text = self.template.prompt(self._hidden(turns) if sealed else turns) + lead
-        return self.codec.encode([self.codec.seal(text) if sealed else text], sealed)[0]
+        return self.codec.encode(self.codec.seal(text) if sealed else text, sealed)
 
     def visible(self, pair: TokenPair) -> dict[str, str]:
         """A token pair as text again, control tokens between \u27e6 and \u27e7 so that typed ones look different."""
@@ -112,7 +117,11 @@ class Encoder:
         }
 
     def encode_batch(self, pairs: Sequence[Pair]) -> list[TokenPair | Refusal]:
-        """Each pair as token ids or the reason why not, in order. Encoding uses every core."""
+        """Each pair as token ids or the reason why not, in order."""
+        return [one if isinstance(one, Refusal) else one.unpack() for one in self.encode_packed(pairs)]
+
+    def encode_packed(self, pairs: Sequence[Pair]) -> list[PackedPair | Refusal]:
+        """`encode_batch` with packed ids; large batches are faster."""
         plans = [self._plan(pair) for pair in pairs]
         for sealed in (False, True):
             self._encode([plan for plan in plans if isinstance(plan, _Plan) and plan.sealed is sealed], sealed)
@@ -154,56 +163,55 @@ class Encoder:
         texts: list[str] = []
         for plan in plans:
             texts += plan.prompt, plan.tail + plan.chosen, plan.tail + plan.rejected
-        encoded = self.codec.encode(texts, sealed) if texts else []
+        encoded = self.codec.encode_batch(texts, sealed)
         for index, plan in enumerate(plans):
             prompt, chosen, rejected = encoded[3 * index : 3 * index + 3]
             plan.ids = {"prompt": prompt}
             for side, ids in (("chosen", chosen), ("rejected", rejected)):
                 plan.ids[side] = self._behind_tail(plan, ids, getattr(plan, side))
 
-    def _behind_tail(self, plan: _Plan, ids: list[int], answer: str) -> list[int]:
+    def _behind_tail(self, plan: _Plan, ids: bytes, answer: str) -> bytes:
         tail = self._tail_ids(plan.tail, plan.sealed)
-        if ids[: len(tail)] == tail:
+        if ids.startswith(tail):
             ids = ids[len(tail) :]
         else:
             # A token spans the boundary. At inference the prompt stands alone, so the answer starts a token here.
             if not self.ledger.forced_boundary or self.ledger.forced_boundary[-1] != plan.pair.id:
                 self.ledger.forced_boundary.append(plan.pair.id)
-            ids = self.codec.encode([answer], plan.sealed)[0]
-        return [*ids, self.end_id] if self.appended_end else ids
+            [ids] = self.codec.encode_batch([answer], plan.sealed)
+        return ids + pack([self.end_id]) if self.appended_end else ids
 
-    def _tail_ids(self, tail: str, sealed: bool) -> list[int]:
+    def _tail_ids(self, tail: str, sealed: bool) -> bytes:
         if (tail, sealed) not in self._tails:
             if len(self._tails) >= 4096:  # templates whose tail holds the user's text would fill it without end
                 self._tails.clear()
-            self._tails[tail, sealed] = self.codec.encode([tail], sealed)[0]
+            [self._tails[tail, sealed]] = self.codec.encode_batch([tail], sealed)
         return self._tails[tail, sealed]
 
-    def _finish(self, plan: _Plan) -> TokenPair | Refusal:
+    def _finish(self, plan: _Plan) -> PackedPair | Refusal:
         try:
             if plan.over(self.max_length) > 0:
                 self._cut(plan)
         except RowRefused as refused:
             return refused.refusal
-        prompt, chosen, rejected = plan.ids["prompt"], plan.ids["chosen"], plan.ids["rejected"]
-        if chosen == rejected:
+        if plan.ids["chosen"] == plan.ids["rejected"]:
             return Refusal(Reason.identical, "rejected", "in what is left after cutting")
-        return TokenPair(plan.pair.id, prompt, chosen, rejected, plan.pair.strength)
+        return PackedPair(id=plan.pair.id, strength=plan.pair.strength, **plan.ids)
 
     def _cut(self, plan: _Plan) -> None:
         """Bring an encoded plan under `max_length`; raises RowRefused when no token of an answer would be left."""
-        before = len(plan.ids["prompt"])
+        before = plan.tokens("prompt")
         while plan.over(self.max_length) > 0 and self._drop_oldest(plan):
             self._again(plan)
-        dropped = before - len(plan.ids["prompt"])
+        dropped = before - plan.tokens("prompt")
         self._shorten_user(plan)
-        shortened = before - dropped - len(plan.ids["prompt"])
-        room = self.max_length - len(plan.ids["prompt"])
+        shortened = before - dropped - plan.tokens("prompt")
+        room = self.max_length - plan.tokens("prompt")
         if room < 1:
-            raise RowRefused(Reason.completion_lost, "prompt", f"{len(plan.ids['prompt'])} tokens of prompt remain")
-        cuts = {side: len(plan.ids[side]) - room for side in ("chosen", "rejected")}
+            raise RowRefused(Reason.completion_lost, "prompt", f"{plan.tokens('prompt')} tokens of prompt remain")
+        cuts = {side: plan.tokens(side) - room for side in ("chosen", "rejected")}
         for side in cuts:
-            plan.ids[side] = plan.ids[side][:room]
+            plan.ids[side] = plan.ids[side][: room * WIDTH]
         for ledger, tokens in (
             (self.ledger.dropped_turns, dropped),
             (self.ledger.shortened_user_turn, shortened),

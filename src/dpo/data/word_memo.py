@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any
+
+from dpo.data.packed import pack
 
 # Pre-tokenizer expressions for which the above was checked: Llama 3, and Qwen 2 to 3 (digits one by one).
 SPLITS = {
@@ -25,7 +26,7 @@ _CUT = re.compile(f" (?<=[^{_SPACE}] )(?=[^{_SPACE}])")
 _CLEAN_END = re.compile(f"[^{_SPACE}]\\Z")
 CAPACITY = 200_000
 
-EncodeBatch = Callable[[list[str]], list[list[int]]]
+EncodeBatch = Callable[[list[str]], list[bytes]]
 
 
 def cuts_at_spaces(definition: dict[str, Any]) -> bool:
@@ -70,12 +71,12 @@ class WordMemo:
 
     def __init__(self, encode_batch: EncodeBatch, control: dict[str, int], pattern: re.Pattern[str]) -> None:
         self._encode_batch = encode_batch
-        self._control = {f"  {text}": (token_id,) for text, token_id in control.items()}
+        self._control = {f"  {text}": pack([token_id]) for text, token_id in control.items()}
         self._segments = re.compile(f"({pattern.pattern})")
-        self._memory: dict[str, tuple[int, ...]] = dict(self._control)
+        self._memory: dict[str, bytes] = dict(self._control)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text."""
+    def encode(self, texts: Sequence[str]) -> list[bytes]:
+        """Packed ids of each text."""
         if len(self._memory) > CAPACITY:
             self._memory = dict(self._control)
         memory = self._memory
@@ -87,7 +88,7 @@ class WordMemo:
                 unknown.update(keys)
             planned.append(keys)
         self._learn(sorted(key for key in unknown if key not in memory))
-        return [list(chain.from_iterable(map(memory.__getitem__, keys))) for keys in planned]
+        return [b"".join(map(memory.__getitem__, keys)) for keys in planned]
 
     def _likely(self, text: str) -> list[str] | None:
         """Keys from splitting at every space: right if all of them are known, for only clean words are."""
@@ -115,5 +116,4 @@ class WordMemo:
 
     def _learn(self, keys: list[str]) -> None:
         texts = [key[2:] if key.startswith("  ") else key if key.startswith(" ") else f" {key}" for key in keys]
-        for key, ids in zip(keys, self._encode_batch(texts), strict=True):
-            self._memory[key] = tuple(ids)
+        self._memory.update(zip(keys, self._encode_batch(texts), strict=True))
