@@ -136,6 +136,9 @@ def test_a_foreign_config_is_read_never_run(tmp_path):
     )
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         read_config(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("name: ${oc.env:HOME}\noptions: {}\n")
+    with pytest.raises(ConfigError, match="interpolation"):
+        read_config(tmp_path / "config.yaml")
     (tmp_path / "config.yaml").write_text("options: {dpo: os.system}\n")
     with pytest.raises(ConfigError):
         read_config(tmp_path / "config.yaml")

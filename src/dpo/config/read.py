@@ -23,13 +23,15 @@ def read_config(path: Path) -> Config:
         raise ConfigError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(raw, DictConfig):
         raise ConfigError(f"{path}: must hold a mapping")
+    # Ours are written resolved; an interpolation in a stranger's could read this machine's environment.
+    if "${" in path.read_text(encoding="utf-8"):
+        raise ConfigError(f"{path}: holds an interpolation, ${{...}}; a run directory's config has none")
     options: dict[str, Any] = raw.pop("options", {})
     typed = OmegaConf.structured(Config)
     try:
         for group, node_name in options.items():
             typed[group] = OmegaConf.structured(NODES[group][node_name])
         merged = OmegaConf.merge(typed, raw)
-        OmegaConf.resolve(merged)
     except (KeyError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
     assert isinstance(merged, DictConfig)

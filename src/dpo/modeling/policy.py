@@ -13,6 +13,7 @@ from dpo.errors import CheckpointError
 from dpo.modeling.device import Compute, choose_compute
 from dpo.modeling.tokenizer import load_tokenizer
 from dpo.modeling.weights import Weights, resolve
+from dpo.records.run import read_record
 
 
 def load_base(
@@ -146,7 +147,8 @@ def load_trained(run: Path) -> tuple[Any, Any, Config]:
         folder = Weights(final, str(final), None, "")
         model = load_base(folder, None, compute, attention)
     else:
-        weights = resolve(config.model.path, config.model.revision)
+        # The commit the run was trained on, not what its branch has become.
+        weights = resolve(config.model.path, read_record(run).get("revision") or config.model.revision)
         model = load_base(weights, config.lora.quantization, compute, attention)
         if config.lora.quantization is not None and compute.device == "cpu" and _fits_dequantized(model):
             # The same numbers, dequantized once instead of at every token: each linear multiplies by these very values.
