@@ -42,6 +42,8 @@ LENGTHS = {
 # Turns of a prompt and how many of 2,482 rows have them.
 TURNS = {1: 733, 3: 650, 5: 631, 7: 347, 9: 74, 11: 18, 13: 14, 15: 15}
 PAIRS_OF_A_POST = 10
+# TRL's rate does not depend on how many rows there are; at full size it would take an hour.
+TRL_ROWS = 4000
 
 
 class Writer:
@@ -129,19 +131,24 @@ def load_tokenizer(folder: str) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def ours(kind: str, path: Path, tokenizer: Any) -> tuple[float, int]:
-    """(seconds, pairs) of preparing a file into an empty cache."""
+def timed(work: Callable[[], int]) -> tuple[float, float, int]:
+    """(seconds, CPU seconds with those of child processes, pairs)."""
+    before, start = os.times(), time.perf_counter()
+    pairs = work()
+    took, after = time.perf_counter() - start, os.times()
+    return took, sum(after[:4]) - sum(before[:4]), pairs
+
+
+def ours(kind: str, path: Path, tokenizer: Any) -> tuple[float, float, int]:
+    """Prepare a file into an empty cache; see `timed`."""
     from dpo.data.prepare import prepare
 
     with tempfile.TemporaryDirectory(dir=path.parent) as cache:
-        start = time.perf_counter()
-        data = prepare(config(kind, path), tokenizer, Path(cache))
-        took = time.perf_counter() - start
-        return took, sum(data.report["kept"].values())
+        return timed(lambda: sum(prepare(config(kind, path), tokenizer, Path(cache)).report["kept"].values()))
 
 
-def trl(kind: str, path: Path, tokenizer: Any, processes: int | None) -> tuple[float, int]:
-    """(seconds, pairs) of TRL's preparation of the pairs in that file, which it gets parsed, in memory."""
+def trl(kind: str, path: Path, tokenizer: Any, processes: int | None) -> tuple[float, float, int]:
+    """TRL's preparation of the pairs in that file, which it gets parsed, in memory; see `timed`."""
     import datasets
     from trl import DPOConfig, DPOTrainer
 
@@ -160,53 +167,57 @@ def trl(kind: str, path: Path, tokenizer: Any, processes: int | None) -> tuple[f
     dataset = datasets.Dataset.from_list(rows)
     datasets.disable_caching()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        arguments = DPOConfig(output_dir=folder, dataset_num_proc=processes, bf16=False, use_cpu=True)
-        start = time.perf_counter()
-        done = DPOTrainer._prepare_dataset(
-            SimpleNamespace(_tokenizer=tokenizer), dataset, tokenizer, arguments, "train"
-        )
-        return time.perf_counter() - start, len(done)
+        options = DPOConfig(output_dir=folder, dataset_num_proc=processes, bf16=False, use_cpu=True)
+        trainer = SimpleNamespace(_tokenizer=tokenizer)
+        return timed(lambda: len(DPOTrainer._prepare_dataset(trainer, dataset, tokenizer, options, "train")))
 
 
 def compare(tokenizer: Any, rows: int, blocks: int, folder: Path) -> None:
     """Both on the same rows, one after the other and back (ABBA), median of the paired ratios."""
+    arms = {"TRL, one process": None, "TRL, two processes": 2}
     for kind in ROWS:
-        ratios: dict[str, list[float]] = {"one process": [], "two processes": []}
-        speeds: dict[str, list[float]] = {"ours": [], **{name: [] for name in ratios}}
+        speed: dict[str, list[float]] = {name: [] for name in ("ours", *arms)}
+        cpu: dict[str, list[float]] = {name: [] for name in ("ours", *arms)}
         for block in range(blocks):
             path = folder / f"{kind}-{block}.jsonl"
             write_rows(path, kind, rows, tokenizer, block)
             first = ours(kind, path, tokenizer)
-            for name, processes in (("one process", None), ("two processes", 2)):
-                took, pairs = trl(kind, path, tokenizer, processes)
-                speeds[name].append(pairs / took)
+            for name, processes in arms.items():
+                took, spent, pairs = trl(kind, path, tokenizer, processes)
+                speed[name].append(pairs / took)
+                cpu[name].append(1000 * spent / pairs)
             second = ours(kind, path, tokenizer)
-            speed = 2 * first[1] / (first[0] + second[0])
-            speeds["ours"].append(speed)
-            for name, found in ratios.items():
-                found.append(speed / speeds[name][-1])
+            speed["ours"].append(2 * first[2] / (first[0] + second[0]))
+            cpu["ours"].append(500 * (first[1] + second[1]) / first[2])
             path.unlink()
-        print(f"{kind}: {rows} rows x {blocks} blocks; rows/s, median:")
-        for name, values in speeds.items():
-            ratio = f"  ours is {statistics.median(ratios[name]):.1f}x" if name in ratios else ""
-            print(
-                f"  {'TRL, ' if name in ratios else ''}{name:14s} {statistics.median(values):8.0f}{ratio}", flush=True
-            )
+        print(f"{kind}: {rows} rows x {blocks} blocks, medians")
+        for name in speed:
+            faster = statistics.median(a / b for a, b in zip(speed["ours"], speed[name], strict=True))
+            leaner = statistics.median(b / a for a, b in zip(cpu["ours"], cpu[name], strict=True))
+            ratio = f"; ours: {faster:.1f}x the rows/s, {leaner:.1f}x less CPU" if name != "ours" else ""
+            print(f"  {name:18s} {statistics.median(speed[name]):6.0f} rows/s, "
+                  f"{statistics.median(cpu[name]):.2f} CPU ms a row{ratio}", flush=True)  # fmt: skip
 
 
 def full(tokenizer: Any, kind: str, rows: int, folder: Path) -> None:
-    """One full-size set; the peak is this process's, rows included as they pass through."""
-    path = folder / f"{kind}.jsonl"
+    """One full-size set; the peak is this process's. Then TRL on the first TRL_ROWS of the same rows."""
+    path, part = folder / f"{kind}.jsonl", folder / f"{kind}-part.jsonl"
     pid = os.fork()  # the rows are written by a child, so that this process's peak is that of preparing them
     if pid == 0:
         write_rows(path, kind, rows, tokenizer, 0)
         os._exit(0)
     os.waitpid(pid, 0)
-    took, pairs = ours(kind, path, tokenizer)
+    took, spent, pairs = ours(kind, path, tokenizer)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     size = path.stat().st_size / 2**20
     print(f"{kind}: {rows} rows ({size:.0f} MiB), {pairs} pairs in {took:.0f} s: {rows / took:.0f} rows/s, "
-          f"peak {peak:.2f} GiB resident")  # fmt: skip
+          f"{1000 * spent / rows:.2f} CPU ms a row, peak {peak:.2f} GiB resident", flush=True)  # fmt: skip
+    with path.open() as whole, part.open("w") as file:
+        file.writelines(itertools.islice(whole, TRL_ROWS))
+    theirs, cpu, count = trl(kind, part, tokenizer, None)
+    print(f"  TRL on the first {count} of them: {count / theirs:.0f} rows/s, {1000 * cpu / count:.2f} CPU ms a row; "
+          f"ours: {rows / took / (count / theirs):.1f}x the rows/s, "
+          f"{cpu / count / (spent / rows):.1f}x less CPU")  # fmt: skip
 
 
 def main() -> None:

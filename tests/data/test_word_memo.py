@@ -26,9 +26,10 @@ def split(pattern: str) -> Any:
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), BYTES])
 
 
+# So that runs of white space become tokens, which a wrong cut would break.
+BLANKS = ["a  b   c    d\n e \n f\n\n  g\t h\t\ti 1  2   3\r\n 4 \u00a0 5\n\n\n6  ,  ' \n  \n  x"] * 200
 STEPS = {
     "gpt2": GPT2,
-    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2]),
     **{f"split {number}": split(pattern) for number, pattern in enumerate(sorted(SPLITS))},
 }
 
@@ -41,7 +42,7 @@ def trained(step: str) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=900, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.train_from_iterator(CORPUS + BLANKS, trainer)
     tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     tokenizer.add_tokens(["<tool>"])
     return tokenizer
@@ -131,6 +132,8 @@ def test_tokenizers_that_may_join_words_are_encoded_whole() -> None:
         definition,
         changed(normalizer={"type": "Lowercase"}),
         changed(pre_tokenizer=None),
+        # SmolLM's own: a run of spaces before a digit is one match there, and two when the last is cut off.
+        changed(pre_tokenizer=json.loads(pre_tokenizers.Sequence([pre_tokenizers.Digits(), GPT2]).__getstate__())),
         changed(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}),
         changed(
             pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}

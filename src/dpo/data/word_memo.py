@@ -1,9 +1,11 @@
 """Encoding text word by word with a memory, where that provably gives the ids of encoding it whole.
 
-Byte-level BPE tokenizers first cut text with a regular expression and never join what it cut. In the expressions
-listed here a space can only begin a match, unless another white space stands beside it; so before a single space
-between two other characters there is always a cut, whatever stands around it, and the words on either side can be
-encoded apart. Words repeat, so nearly all of them are looked up; that is an order of magnitude faster than encoding.
+Byte-level BPE tokenizers first cut text with a regular expression and never join what it cut. Take a space with a
+character behind it that is no white space. In the expressions listed here no match contains both that space and what
+stands before it: a match that is all white space may not be followed by another character unless it is one character
+long, one that ends in line ends contains no space behind them, and in all others a space can only come first. The
+matches before the space are those the text would have if it ended there. So text can be encoded word by word, each
+with its space in front, and words repeat: nearly all are looked up, which is several times faster than encoding.
 """
 
 from __future__ import annotations
@@ -22,15 +24,14 @@ SPLITS = {
 }
 # White space, in this and other versions of Unicode.
 _SPACE = r"\s\u180e\u200b\ufeff"
-_CUT = re.compile(f" (?<=[^{_SPACE}] )(?=[^{_SPACE}])")
-_CLEAN_END = re.compile(f"[^{_SPACE}]\\Z")
+_CUT = re.compile(f" (?=[^{_SPACE}])")
 CAPACITY = 200_000
 
 EncodeBatch = Callable[[list[str]], list[bytes]]
 
 
 def cuts_at_spaces(definition: dict[str, Any]) -> bool:
-    """Whether a tokenizer, as JSON, is known to cut before every single space between two other characters."""
+    """Whether a tokenizer, as JSON, is known to cut before each space that a word follows."""
     if (definition.get("normalizer") or {"type": "NFC"})["type"] != "NFC":
         return False
     model = definition["model"]
@@ -52,9 +53,7 @@ def _cuts(step: dict[str, Any] | None) -> bool:
     *first, last = step["pretokenizers"]
     if last["type"] != "ByteLevel" or last["add_prefix_space"]:
         return False
-    if last["use_regex"]:
-        return all(part["type"] == "Digits" for part in first)
-    return len(first) == 1 and first[0]["type"] == "Split" and _known_split(first[0])
+    return not last["use_regex"] and len(first) == 1 and first[0]["type"] == "Split" and _known_split(first[0])
 
 
 def _known_split(step: dict[str, Any]) -> bool:
@@ -64,9 +63,8 @@ def _known_split(step: dict[str, Any]) -> bool:
 class WordMemo:
     """Encodes like `encode_batch`, which must cut at spaces; control tokens are cut out first, as it does itself.
 
-    Keys of the memory: a word behind a space as it is, or with that space when it does not end clean, so that it is
-    found only where nothing follows; what begins a segment with two spaces in front. No two kinds can be mixed up:
-    splitting at spaces yields no key with a space in it.
+    Keys of the memory: a word behind a space as it is, what begins a segment with two spaces in front. The first
+    never begin with white space, so the two cannot be mixed up.
     """
 
     def __init__(self, encode_batch: EncodeBatch, control: dict[str, int], pattern: re.Pattern[str]) -> None:
@@ -90,14 +88,12 @@ class WordMemo:
         self._learn(sorted(key for key in unknown if key not in memory))
         return [b"".join(map(memory.__getitem__, keys)) for keys in planned]
 
-    def _likely(self, text: str) -> list[str] | None:
-        """Keys from splitting at every space: right if all of them are known, for only clean words are."""
+    def _likely(self, text: str) -> list[str]:
+        """Keys from splitting at every space: the same as `_certain` if all of them are known words."""
         keys: list[str] = []
         for segment in self._segments.split(text):
             if segment:
                 words = segment.split(" ")
-                if len(words) > 1 and not _CLEAN_END.search(words[0]):
-                    return None
                 keys.append(f"  {words[0]}")
                 keys += words[1:]
         return keys
@@ -107,13 +103,11 @@ class WordMemo:
         keys: list[str] = []
         for segment in self._segments.split(text):
             if segment:
-                first, *rest = _CUT.split(segment)
-                keys.append(f"  {first}")
-                keys += rest
-                if rest and not _CLEAN_END.search(rest[-1]):  # the others end at a cut, so they end clean
-                    keys[-1] = f" {rest[-1]}"
+                words = _CUT.split(segment)
+                keys.append(f"  {words[0]}")
+                keys += words[1:]
         return keys
 
     def _learn(self, keys: list[str]) -> None:
-        texts = [key[2:] if key.startswith("  ") else key if key.startswith(" ") else f" {key}" for key in keys]
+        texts = [key[2:] if key.startswith("  ") else f" {key}" for key in keys]
         self._memory.update(zip(keys, self._encode_batch(texts), strict=True))
