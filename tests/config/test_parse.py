@@ -86,6 +86,7 @@ BAD = {
     "dpo.trainer.bf16=true": "decided by hardware.precision",
     "dpo.trainer.adam_beta3=1": "not a field of TRL's DPOConfig; nearest: adam_beta",
     "dpo.trainer.push_to_hub=true": "cannot be changed here",
+    "dataset.soft_labels=true": "no loss here learns from soft labels yet",
     "lora.target_modules=3": "must be all-linear or a list of module names",
     "model.path=hf_abcdefghijklmnopqrstuvwxyz": "looks like a secret",
 }

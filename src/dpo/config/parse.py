@@ -111,6 +111,8 @@ def _check_combinations(config: Config) -> None:
         raise ConfigError("lora.quantization.double=true: int8 has no double quantization; set it to false")
     if isinstance(lora, Lora) and not (lora.target_modules == "all-linear" or _is_names(lora.target_modules)):
         raise ConfigError(f"lora.target_modules={lora.target_modules}: must be all-linear or a list of module names")
+    if config.dataset.soft_labels:
+        raise ConfigError("dataset.soft_labels=true: no loss here learns from soft labels yet; leave it false")
     for name in dpo.trainer:
         if name in DERIVED:
             raise ConfigError(f"dpo.trainer.{name}: decided by {DERIVED[name]}; set that instead")
