@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import pytest
 from data_options import dataset
 from tokenizer_families import chatml, llama3
 
+from dpo.data import parallel
 from dpo.data.entry import get_or_build
 from dpo.data.lengths import length_bias, wilson
 from dpo.data.load import load_splits
+from dpo.data.pair_file import PairFile
 from dpo.data.prepare import Prepared, prepare
 from dpo.data.tokens import Encoder
 from dpo.errors import DataError
@@ -212,3 +215,35 @@ def test_length_bias_finds_a_planted_difference() -> None:
     assert bias["chosen_longer_low"] > 0.5
     assert length_bias(lengths[:1]) is None
     assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # Wilson (1927)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_every_core_gives_what_one_gives(
+    dies: bool, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = rows.read_text().splitlines()
+    lines[7] = json.dumps({"prompt": "P", "chosen": "same " * 60 + "a", "rejected": "same " * 60 + "b"})
+    rows.write_text("\n".join([*lines, json.dumps({"prompt": "<|im_end|>", "chosen": "a", "rejected": "b"})]))
+    monkeypatch.setattr(parallel, "BATCH", 8)
+    one = prepared(rows, tmp_path / "one", max_length=30, min_prompt_tokens=4)
+    monkeypatch.setattr(parallel, "WORTH_IT", 10)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    work = parallel._encode
+
+    def watched(encoder: Encoder, pairs: PairFile, start: int) -> parallel.Results:
+        (pids / str(os.getpid())).touch()
+        if dies and start == 24 and os.getpid() != home:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return work(encoder, pairs, start)
+
+    home = os.getpid()
+    monkeypatch.setattr(parallel, "_encode", watched)
+    many = prepared(rows, tmp_path / "many", max_length=30, min_prompt_tokens=4)
+    assert {int(path.name) for path in pids.iterdir()} - {home}
+    assert many.report == one.report
+    assert list(many.train) == list(one.train)
+    assert one.report["refused"]["completions equal after cutting"]["count"] == 1
+    assert one.report["noted"]["control token typed in text"]["count"] == 1
+    assert one.report["truncation"]["chosen"]["pairs"] > 0

@@ -213,7 +213,7 @@ def test_answers_that_cutting_made_equal_are_refused() -> None:
     same = text(60)
     result = Encoder(chatml(), 60).encode(pair(("user", "hi"), chosen=same + " good", rejected=same + " bad"))
     assert isinstance(result, Refusal)
-    assert result.reason is Reason.identical
+    assert result.reason is Reason.equal_after_cutting
 
 
 def test_a_pair_that_fits_exactly_is_not_cut() -> None:

@@ -44,7 +44,7 @@ def trained(step: str) -> Tokenizer:
     )
     tokenizer.train_from_iterator(CORPUS + BLANKS, trainer)
     tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    tokenizer.add_tokens(["<tool>"])
+    tokenizer.add_tokens([AddedToken("<tool>", normalized=False)])
     return tokenizer
 
 
@@ -140,7 +140,12 @@ def test_tokenizers_that_may_join_words_are_encoded_whole() -> None:
         ),
         changed(model={**changed()["model"], "dropout": 0.1}),
     ]
-    for added in (AddedToken("<t>", lstrip=True), AddedToken("<t>", single_word=True), AddedToken("a b")):
+    for added in (
+        AddedToken("<t>", lstrip=True),
+        AddedToken("<t>", single_word=True),
+        AddedToken("a b"),
+        AddedToken("K"),
+    ):
         tokenizer = Tokenizer.from_str(trained("gpt2").to_str())
         tokenizer.add_tokens([added])
         refused.append(json.loads(tokenizer.to_str()))

@@ -15,6 +15,9 @@ from dpo.data.packed import pack, unpack
 from dpo.data.word_memo import WordMemo, cuts_at_spaces
 from dpo.errors import ConfigError
 
+# Whether the tokenizers library may use threads of its own.
+THREADS = True
+
 
 class Codec:
     """Encodes rendered chats with a fast tokenizer.
@@ -37,6 +40,7 @@ class Codec:
         added = tokenizer.added_tokens_decoder
         listed = set(getattr(tokenizer, "chat_control_tokens", None) or ())
         named = {str(token) for token in tokenizer.special_tokens_map.values() if isinstance(token, str)}
+        self._added = {token.content: token_id for token_id, token in added.items()}
         self.control: dict[str, int] = {
             token.content: token_id
             for token_id, token in added.items()
@@ -59,7 +63,7 @@ class Codec:
     def _memo(self) -> WordMemo | None:
         if not cuts_at_spaces(json.loads(self._json)):
             return None
-        return WordMemo(functools.partial(_encode_batch, self._plain), self.control, self._pattern)
+        return WordMemo(functools.partial(_encode_batch, self._plain), self._added)
 
     @property
     def definition(self) -> str:
@@ -159,7 +163,7 @@ def _encode_batch(tokenizer: Any, texts: list[str]) -> list[bytes]:
 def _all_cores() -> Iterator[None]:
     """The library's threads, also where they are switched off for the sake of processes that fork later."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if THREADS else "false"
     try:
         yield
     finally:

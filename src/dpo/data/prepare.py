@@ -6,12 +6,10 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from enum import Enum
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import dpo
 from dpo.config.datasets import Dataset
@@ -19,6 +17,7 @@ from dpo.data.entry import file_digest, get_or_build
 from dpo.data.lengths import length_bias, quantiles
 from dpo.data.load import Files, Splits, load_files, locate
 from dpo.data.pair_file import PairFile, PairWriter, from_line
+from dpo.data.parallel import encode_all
 from dpo.data.refusal import Refusal
 from dpo.data.report import SPLITS, DataReport, Faults
 from dpo.data.token_file import TokenFile, TokenWriter
@@ -29,10 +28,8 @@ from dpo.records.files import write_json
 
 # Raised when the same rows would give other ids, so that entries of older versions are not used.
 VERSION = 2
-BATCH = 1024
 # Keys that say where rows come from or are judged elsewhere; the rows themselves are in the key by their content.
 PLACES = ("path", "dev_path", "test_path", "hub", "revision")
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -121,14 +118,15 @@ def _encode_split(
 ) -> None:
     kept = PairWriter(folder / f"{split}.jsonl")
     try:
-        for lines in batches(pairs.lines(), BATCH):
-            batch = [from_line(line) for line in lines]
-            for line, pair, result in zip(lines, batch, encoder.encode_packed(batch), strict=True):
+        for start, results in encode_all(encoder, pairs):
+            for index, result in enumerate(results, start):
+                line = pairs.line(index)
                 if isinstance(result, Refusal):
-                    report.refuse(pair.id, result.reason)
+                    row_id = from_line(line).id
+                    report.refuse(row_id, result.reason)
                     report.kept[split] -= 1
                     if result.reason.structural:
-                        faults.add(*_place(pair.id), result)
+                        faults.add(*_place(row_id), result)
                 else:
                     writer.write(result)
                     kept.write_line(line)
@@ -139,13 +137,6 @@ def _encode_split(
 def _place(row_id: str) -> tuple[str, str]:
     source_and_split, _, row = row_id.rpartition(":")
     return source_and_split, row
-
-
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Consecutive lists of at most `size`."""
-    rest = iter(items)
-    while batch := list(islice(rest, size)):
-        yield batch
 
 
 def _report(dataset: Dataset, splits: Splits, encoder: Encoder, folder: Path, fingerprint: str) -> dict[str, Any]:

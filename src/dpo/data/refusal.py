@@ -31,6 +31,7 @@ class Reason(Enum):
     contradiction = "contradicts another pair"
     leak = "prompt is held out"
     completion_lost = "no room for the completion"
+    equal_after_cutting = "completions equal after cutting"
 
     @property
     def structural(self) -> bool:
@@ -47,6 +48,7 @@ _CHOICES = frozenset(
         Reason.contradiction,
         Reason.leak,
         Reason.completion_lost,
+        Reason.equal_after_cutting,
     }
 )
 

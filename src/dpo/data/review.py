@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from dpo.data.pair_file import PairFile
-from dpo.data.prepare import Prepared, batches
+from dpo.data.prepare import Prepared
 
 ROWS = 1000
 
@@ -39,7 +39,7 @@ def _write_parquet(pairs: PairFile, path: Path) -> None:
     }
     schema = pyarrow.schema(columns)
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for batch in batches(pairs, ROWS):
+        for start in range(0, len(pairs), ROWS):
             rows = [
                 {
                     "id": pair.id,
@@ -49,6 +49,6 @@ def _write_parquet(pairs: PairFile, path: Path) -> None:
                     "strength": pair.strength,
                     "group": pair.group,
                 }
-                for pair in batch
+                for pair in pairs[start : start + ROWS]
             ]
             writer.write_table(pyarrow.Table.from_pylist(rows, schema))

@@ -195,7 +195,7 @@ class Encoder:
         except RowRefused as refused:
             return refused.refusal
         if plan.ids["chosen"] == plan.ids["rejected"]:
-            return Refusal(Reason.identical, "rejected", "in what is left after cutting")
+            return Refusal(Reason.equal_after_cutting, "rejected")
         return PackedPair(id=plan.pair.id, strength=plan.pair.strength, **plan.ids)
 
     def _cut(self, plan: _Plan) -> None:

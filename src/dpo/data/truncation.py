@@ -28,6 +28,14 @@ class Ledger:
         """Pairs of whose completions at least one lost its end."""
         return self.cut_chosen.keys() | self.cut_rejected.keys()
 
+    def add(self, other: Ledger) -> None:
+        """Take in what another ledger, of other pairs, holds."""
+        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
+            if isinstance(mine, dict):
+                mine.update(theirs)
+            else:
+                mine.extend(theirs)
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: how many pairs and tokens each kind of cut took, then tokens by pair id."""
         cuts = {

@@ -25,7 +25,8 @@ SPLITS = {
 # White space, in this and other versions of Unicode.
 _SPACE = r"\s\u180e\u200b\ufeff"
 _CUT = re.compile(f" (?=[^{_SPACE}])")
-CAPACITY = 200_000
+# Words kept, at some 200 bytes each.
+CAPACITY = 500_000
 
 EncodeBatch = Callable[[list[str]], list[bytes]]
 
@@ -39,6 +40,8 @@ def cuts_at_spaces(definition: dict[str, Any]) -> bool:
         return False
     for token in definition["added_tokens"]:
         if token["lstrip"] or token["rstrip"] or token["single_word"] or re.search(r"\s", token["content"]):
+            return False
+        if token["normalized"] and definition.get("normalizer"):  # found where the text does not show it yet
             return False
     return _cuts(definition.get("pre_tokenizer"))
 
@@ -61,22 +64,20 @@ def _known_split(step: dict[str, Any]) -> bool:
 
 
 class WordMemo:
-    """Encodes like `encode_batch`, which must cut at spaces; control tokens are cut out first, as it does itself.
+    """Encodes like `encode_batch`, which must cut at spaces; `added` tokens are cut out first, as it does itself.
 
     Keys of the memory: a word behind a space as it is, what begins a segment with two spaces in front. The first
     never begin with white space, so the two cannot be mixed up.
     """
 
-    def __init__(self, encode_batch: EncodeBatch, control: dict[str, int], pattern: re.Pattern[str]) -> None:
+    def __init__(self, encode_batch: EncodeBatch, added: dict[str, int]) -> None:
         self._encode_batch = encode_batch
-        self._control = {f"  {text}": pack([token_id]) for text, token_id in control.items()}
-        self._segments = re.compile(f"({pattern.pattern})")
-        self._memory: dict[str, bytes] = dict(self._control)
+        longest_first = sorted(added, key=len, reverse=True)
+        self._segments = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+        self._memory = {f"  {text}": pack([token_id]) for text, token_id in added.items()}
 
     def encode(self, texts: Sequence[str]) -> list[bytes]:
         """Packed ids of each text."""
-        if len(self._memory) > CAPACITY:
-            self._memory = dict(self._control)
         memory = self._memory
         planned, unknown = [], set()
         for text in texts:
@@ -85,8 +86,12 @@ class WordMemo:
                 keys = self._certain(text)
                 unknown.update(keys)
             planned.append(keys)
-        self._learn(sorted(key for key in unknown if key not in memory))
-        return [b"".join(map(memory.__getitem__, keys)) for keys in planned]
+        learned = self._learn(sorted(key for key in unknown if key not in memory))
+        encoded = [b"".join(map(memory.__getitem__, keys)) for keys in planned]
+        if len(memory) > CAPACITY:  # words met early are the common ones: those stay
+            for key in learned:
+                del memory[key]
+        return encoded
 
     def _likely(self, text: str) -> list[str]:
         """Keys from splitting at every space: the same as `_certain` if all of them are known words."""
@@ -108,6 +113,7 @@ class WordMemo:
                 keys += words[1:]
         return keys
 
-    def _learn(self, keys: list[str]) -> None:
+    def _learn(self, keys: list[str]) -> list[str]:
         texts = [key[2:] if key.startswith("  ") else f" {key}" for key in keys]
         self._memory.update(zip(keys, self._encode_batch(texts), strict=True))
+        return keys
