@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 from dpo.config.app import main as app
 from dpo.config.datasets import Dataset
-from dpo.config.schema import Model
+from dpo.config.model import Model
 
 
 class PairFormat(Enum):

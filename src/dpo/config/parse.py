@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from dpo.config.hardware import Checkpointing
+from dpo.config.lora import FullTraining, Lora
 from dpo.config.nearest import nearest
 from dpo.config.passthrough import ALLOWED, DERIVED, REFUSED
-from dpo.config.schema import Checkpointing, Config, FullTraining, Lora
+from dpo.config.schema import Config
 from dpo.errors import ConfigError
 
 SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from dpo.config.schema import Hardware, Model
+from dpo.config.hardware import Hardware
+from dpo.config.model import Model
 
 
 @dataclass

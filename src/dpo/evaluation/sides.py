@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo.config.schema import Config, FullTraining
+from dpo.config.lora import FullTraining
+from dpo.config.schema import Config
 
 POLICY, BASELINE = "policy", "baseline"
 SIDES = (POLICY, BASELINE)

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from dpo.config.schema import Device, Precision
+from dpo.config.hardware import Device, Precision
 from dpo.errors import ConfigError
 
 

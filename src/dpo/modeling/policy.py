@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dpo.config.app import conf_folder
+from dpo.config.lora import FullTraining, Lora, Quantization, Trainable
 from dpo.config.read import read_config
-from dpo.config.schema import Config, FullTraining, Lora, Quantization, Trainable
+from dpo.config.schema import Config
 from dpo.errors import CheckpointError
 from dpo.modeling.device import Compute, choose_compute
 from dpo.modeling.tokenizer import load_tokenizer

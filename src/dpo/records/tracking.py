@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from dpo.config.schema import Tracking, Wandb, WandbMode
+from dpo.config.tracking import Tracking, Wandb, WandbMode
 from dpo.errors import NetworkError
 
 PROBE_SECONDS = 2.0

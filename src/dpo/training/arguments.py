@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from dpo.config.schema import Config, Lora
+from dpo.config.lora import Lora
+from dpo.config.schema import Config
 from dpo.modeling.device import Compute
 
 NEVER = 10**9

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dpo.config.hardware import Checkpointing, Engine
+from dpo.config.lora import FullTraining
 from dpo.config.parse import plain
-from dpo.config.schema import Checkpointing, Engine, FullTraining
 from dpo.data.pair import TokenPair
 from dpo.data.prepare import Prepared, prepare
 from dpo.errors import DiskFull
