@@ -86,7 +86,7 @@ BAD = {
     "dpo.trainer.bf16=true": "decided by hardware.precision",
     "dpo.trainer.adam_beta3=1": "not a field of TRL's DPOConfig; nearest: adam_beta",
     "dpo.trainer.push_to_hub=true": "cannot be changed here",
-    "dataset.soft_labels=true": "no loss here learns from soft labels yet",
+    "dpo=ipo dataset.soft_labels=true": "only dpo=sigmoid learns from soft labels",
     "lora.target_modules=3": "must be all-linear or a list of module names",
     "model.path=hf_abcdefghijklmnopqrstuvwxyz": "looks like a secret",
 }
@@ -94,7 +94,7 @@ BAD = {
 
 @pytest.mark.parametrize("argument", BAD)
 def test_a_fault_on_the_command_line_is_one_line_with_its_exit_code(argument):
-    done = run_train(argument)
+    done = run_train(*argument.split())
     assert done.returncode == (9 if "secret" in BAD[argument] else 2), done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1

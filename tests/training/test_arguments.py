@@ -28,6 +28,9 @@ DPO = {
     "dpo.eval_every=9": ("eval_steps", 9),
     "dpo.save_every=11": ("save_steps", 11),
     "dpo=ipo": ("loss_type", ["ipo"]),
+    "dpo.f_divergence_type=js_divergence": ("f_divergence_type", "js_divergence"),
+    "dpo.ld_alpha=0.5": ("ld_alpha", 0.5),
+    "dpo.use_weighting=true": ("use_weighting", True),
     "seed=4": ("seed", 4),
     "lora.dropout=0.1": ("disable_dropout", False),
     "+dpo.trainer.adam_beta2=0.95": ("adam_beta2", 0.95),
@@ -36,9 +39,39 @@ DPO = {
 
 @pytest.mark.parametrize("override", DPO)
 def test_a_leaf_reaches_trl(compose, tmp_path, override):
-    name, value = DPO[override]
-    before = getattr(build_arguments(compose(), CPU, tmp_path), name)
-    after = getattr(build_arguments(compose(override), CPU, tmp_path), name)
+    reaches(compose, tmp_path, [], [override], *DPO[override])
+
+
+OF_A_LOSS = {
+    "dpo=sigmoid dpo.f_alpha_divergence_coef=0.7": ("f_alpha_divergence_coef", 0.7),
+    "dpo=exo_pair dpo.label_smoothing=0.2": ("label_smoothing", 0.2),
+    "dpo=robust dpo.label_smoothing=0.2": ("label_smoothing", 0.2),
+    "dpo=aot dpo.label_smoothing=0.2": ("label_smoothing", 0.2),
+    "dpo=aot_unpaired dpo.label_smoothing=0.2": ("label_smoothing", 0.2),
+    "dpo=aot dpo.ld_alpha=0.2": ("ld_alpha", 0.2),
+    "dpo=nca_pair dpo.ld_alpha=0.2": ("ld_alpha", 0.2),
+    "dpo=bco_pair dpo.use_weighting=true": ("use_weighting", True),
+    "dpo=discopop dpo.discopop_tau=0.2": ("discopop_tau", 0.2),
+    "dpo=mpo dpo.loss_weights=[1.0,2.0,3.0]": ("loss_weights", [1.0, 2.0, 3.0]),
+    "dpo=mpo dpo.loss=[sigmoid,hinge,sft]": ("loss_type", ["sigmoid", "hinge", "sft"]),
+    "dpo=mpo dpo.ld_alpha=0.2": ("ld_alpha", 0.2),
+}
+
+
+@pytest.mark.parametrize("override", OF_A_LOSS)
+def test_a_leaf_of_a_loss_reaches_trl(compose, tmp_path, override):
+    option, leaf = override.split()
+    if "f_alpha" in leaf:
+        option, leaf = "dpo.f_divergence_type=alpha_divergence", f"dpo.f_divergence_type=alpha_divergence {leaf}"
+        base = [option, "dpo.f_alpha_divergence_coef=0.5"]
+    else:
+        base = [option]
+    reaches(compose, tmp_path, base, leaf.split(), *OF_A_LOSS[override])
+
+
+def reaches(compose, folder, base, leaves, name, value):
+    before = getattr(build_arguments(compose(*base), CPU, folder), name)
+    after = getattr(build_arguments(compose(*base, *leaves), CPU, folder), name)
     assert before != value
     assert after == value
 
@@ -66,20 +99,22 @@ def test_quantization_reaches_bitsandbytes(compose):
     other = compose("lora.quantization.type=fp4", "lora.quantization.double=false").lora.quantization
     changed = quantization_config(other, CPU)
     assert (changed.bnb_4bit_quant_type, changed.bnb_4bit_use_double_quant) == ("fp4", False)
-    eight = compose("lora.quantization.bits=8", "lora.quantization.double=false").lora.quantization
+    eight = compose("lora=int8").lora.quantization
     assert quantization_config(eight, CPU).load_in_8bit
     assert quantization_config(compose("lora=lora").lora.quantization, CPU) is None
     assert lora_config(compose("lora=full").lora) is None
 
 
-def test_every_leaf_of_both_groups_is_listed_here(compose):
+def test_every_leaf_of_both_groups_is_listed_here():
     import dataclasses
 
-    config = compose()
-    listed = {o.lstrip("+").split("=")[0].split(".")[1] for o in [*DPO, *LORA] if "." in o.split("=")[0]}
+    from dpo.config.schema import NODES
+
+    words = [word.lstrip("+").split("=")[0] for override in [*DPO, *OF_A_LOSS, *LORA] for word in override.split()]
+    listed = {word.split(".")[1] for word in words if "." in word}
     # Shown alive elsewhere: by the runs (checkpoints kept, dev pairs looked at) and by the test above.
-    elsewhere = {"loss", "keep_checkpoints", "eval_limit", "quantization"}
-    leaves = {f.name for group in (config.dpo, config.lora) for f in dataclasses.fields(group)}
+    elsewhere = {"keep_checkpoints", "eval_limit", "quantization"}
+    leaves = {f.name for group in ("dpo", "lora") for node in NODES[group].values() for f in dataclasses.fields(node)}
     assert leaves <= listed | elsewhere
 
 

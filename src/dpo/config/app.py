@@ -62,7 +62,7 @@ def main(
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        sys.argv[1:] = [*_arguments(sys.argv[1:], positional), *HYDRA]
+        sys.argv[1:] = _overrides_first([*_arguments(sys.argv[1:], positional), *HYDRA])
         register(config_name, schema)
         composed = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)
         captured: list[tuple[DictConfig, list[str]]] = []
@@ -152,11 +152,20 @@ def _arguments(argv: list[str], positional: str | None) -> list[str]:
     return rest
 
 
+def _overrides_first(argv: list[str]) -> list[str]:
+    """Overrides side by side, then flags: Hydra's parser takes only one run of overrides."""
+
+    def is_override(argument: str) -> bool:
+        return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+    return sorted(argv, key=lambda argument: not is_override(argument))
+
+
 def options(group: str) -> list[str]:
-    """Names a group offers, without its schema nodes and shared values."""
+    """Names a group offers, without its schema nodes and shared values (whose files begin with `shared`)."""
     folders = [conf_folder() / group, Path.cwd() / "conf" / group]
     names = {path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")}
-    return sorted(names - {"shared", "base"})
+    return sorted(name for name in names if not name.startswith("shared"))
 
 
 def translate(error: BaseException) -> DpoError | None:

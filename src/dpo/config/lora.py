@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 
 class QuantType(Enum):
-    """4-bit data types of bitsandbytes; int8 has none."""
+    """4-bit data types of bitsandbytes."""
 
     nf4 = "nf4"
     fp4 = "fp4"
@@ -21,7 +21,7 @@ class Quantization:
     """How frozen base weights are stored (QLoRA, arXiv:2305.14314, section 3)."""
 
     bits: int = MISSING
-    type: QuantType = MISSING
+    type: QuantType | None = None
     double: bool = MISSING
 
 

@@ -1,4 +1,7 @@
-"""The dpo group: objective and optimization, one dataclass per loss with just what that loss reads."""
+"""The dpo group: objective and optimization, one dataclass per loss with just what that loss reads.
+
+The losses, and which parameter each of them reads, are those of TRL's DPOTrainer; a test compares both tables with it.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,15 @@ class Scheduler(Enum):
     cosine = "cosine"
 
 
+class FDivergence(Enum):
+    """Which divergence holds the policy to its reference (f-DPO, arXiv:2309.16240, table 1)."""
+
+    reverse_kl = "reverse_kl"
+    forward_kl = "forward_kl"
+    js_divergence = "js_divergence"
+    alpha_divergence = "alpha_divergence"
+
+
 @dataclass
 class Dpo:
     """Objective and optimization. `batch_size` is pairs per optimizer step, over all devices."""
@@ -49,10 +61,158 @@ class Dpo:
 
 
 @dataclass
-class Sigmoid(Dpo):
+class LengthDebiased(Dpo):
+    """`ld_alpha` weighs the tokens beyond the shorter answer's length (LD-DPO, arXiv:2409.06411); null: as 1."""
+
+    ld_alpha: float | None = MISSING
+
+
+@dataclass
+class PairLoss(LengthDebiased):
+    """`use_weighting` weighs a pair by how likely the policy is to write it (WPO, arXiv:2406.11827, equation 2)."""
+
+    use_weighting: bool = MISSING
+
+
+@dataclass
+class MarginLoss(PairLoss):
+    """A function of the reward difference, so that another f-divergence may define the reward."""
+
+    f_divergence_type: FDivergence = MISSING
+    f_alpha_divergence_coef: float | None = MISSING
+
+
+@dataclass
+class Sigmoid(MarginLoss):
     """-log sigmoid(beta (chosen - rejected log-ratio)) (DPO, arXiv:2305.18290, equation 7)."""
 
 
 @dataclass
-class Ipo(Dpo):
+class SigmoidNorm(MarginLoss):
+    """The DPO loss on log-ratios per token (Tulu 3, arXiv:2411.15124, section 5.1)."""
+
+
+@dataclass
+class Hinge(MarginLoss):
+    """max(0, 1 - beta (log-ratio difference)) (SLiC, arXiv:2305.10425; RSO, arXiv:2309.06657)."""
+
+
+@dataclass
+class Ipo(MarginLoss):
     """(log-ratio difference - 1/(2 beta))^2 (IPO, arXiv:2310.12036, equation 17)."""
+
+
+@dataclass
+class ExoPair(MarginLoss):
+    """Reverse KL to the smoothed preference (EXO, arXiv:2402.00856, equation 16); `label_smoothing` above 0."""
+
+    label_smoothing: float = MISSING
+
+
+@dataclass
+class Robust(MarginLoss):
+    """Unbiased under labels flipped with probability `label_smoothing` (Robust DPO, arXiv:2403.00409)."""
+
+    label_smoothing: float = MISSING
+
+
+@dataclass
+class DiscoPop(MarginLoss):
+    """Log-ratio modulated loss (DiscoPOP, arXiv:2406.08414, equation 5); `discopop_tau` is its temperature."""
+
+    discopop_tau: float = MISSING
+
+
+@dataclass
+class NcaPair(PairLoss):
+    """Noise-contrastive alignment: absolute likelihoods (NCA, arXiv:2402.05369)."""
+
+
+@dataclass
+class BcoPair(PairLoss):
+    """Binary classifier of chosen and of rejected (BCO, arXiv:2404.04656)."""
+
+
+@dataclass
+class SppoHard(PairLoss):
+    """Squared distance of each log-ratio to +-1/(2 beta) (SPPO with hard labels, arXiv:2405.00675)."""
+
+
+@dataclass
+class ApoZero(PairLoss):
+    """Chosen up, rejected down (APO-zero, arXiv:2408.06266, equation 7)."""
+
+
+@dataclass
+class ApoDown(PairLoss):
+    """Both down, rejected more (APO-down, arXiv:2408.06266, equation 8)."""
+
+
+@dataclass
+class Aot(LengthDebiased):
+    """First-order dominance of the sorted log-ratios of a step (AOT, arXiv:2406.05882); never split."""
+
+    label_smoothing: float = MISSING
+
+
+@dataclass
+class AotUnpaired(LengthDebiased):
+    """AOT with chosen and rejected sorted apart (arXiv:2406.05882); never split."""
+
+    label_smoothing: float = MISSING
+
+
+@dataclass
+class Sft(Dpo):
+    """Mean negative log-likelihood of the chosen tokens of a step; no reference in it."""
+
+
+@dataclass
+class Mix(Dpo):
+    """A weighted sum of losses (MPO, arXiv:2411.10442, is one); null is a parameter that none of them reads."""
+
+    loss_weights: list[float] = MISSING
+    label_smoothing: float | None = MISSING
+    discopop_tau: float | None = MISSING
+    f_divergence_type: FDivergence | None = MISSING
+    f_alpha_divergence_coef: float | None = MISSING
+    ld_alpha: float | None = MISSING
+    use_weighting: bool = MISSING
+
+
+SINGLE: dict[str, type[Dpo]] = {
+    "sigmoid": Sigmoid,
+    "sigmoid_norm": SigmoidNorm,
+    "hinge": Hinge,
+    "ipo": Ipo,
+    "exo_pair": ExoPair,
+    "robust": Robust,
+    "discopop": DiscoPop,
+    "nca_pair": NcaPair,
+    "bco_pair": BcoPair,
+    "sppo_hard": SppoHard,
+    "apo_zero": ApoZero,
+    "apo_down": ApoDown,
+    "aot": Aot,
+    "aot_unpaired": AotUnpaired,
+    "sft": Sft,
+}
+"""TRL's name of a loss -> its dataclass, whose fields beyond Dpo's are what the loss reads."""
+
+PARAMETERS = (
+    "label_smoothing",
+    "discopop_tau",
+    "f_divergence_type",
+    "f_alpha_divergence_coef",
+    "ld_alpha",
+    "use_weighting",
+)
+"""Parameters of losses, under TRL's names."""
+
+SORTED = frozenset({"aot", "aot_unpaired"})
+"""Losses that sort the log-ratios of their batch: a step cannot be split."""
+
+
+def reads(loss: str) -> set[str]:
+    """The names of PARAMETERS that a loss reads."""
+    return set(PARAMETERS) & set(SINGLE[loss].__dataclass_fields__)

@@ -9,8 +9,15 @@ from omegaconf import MISSING
 
 @dataclass
 class Model:
-    """Which weights: a hub id, a folder with safetensors, or `embedded:NAME` for weights shipped in a package."""
+    """Which weights: a hub id, a folder with safetensors, or `embedded:NAME` for weights shipped in a package.
+
+    `adapter` (a folder or hub id at `adapter_revision`) is a LoRA adapter on those weights to start from: training
+    continues it, and it, not the bare base, is the reference.
+    """
 
     path: str = MISSING
     revision: str = MISSING
     chat_template: str | None = None
+    trust_remote_code: bool = MISSING
+    adapter: str | None = None
+    adapter_revision: str = MISSING

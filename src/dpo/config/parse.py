@@ -13,10 +13,8 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from dpo.config.hardware import Checkpointing
-from dpo.config.lora import FullTraining, Lora
+from dpo.config.combinations import check_combinations
 from dpo.config.nearest import nearest
-from dpo.config.passthrough import ALLOWED, DERIVED, REFUSED
 from dpo.config.schema import Config
 from dpo.errors import ConfigError
 
@@ -44,6 +42,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dpo.weight_decay": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "dpo.max_grad_norm": (lambda v: v >= 0, "at least 0 (0: no clipping)"),
     "dpo.warmup_ratio": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "dpo.discopop_tau": (lambda v: 0 < v < float("inf"), "above 0"),
+    "dpo.label_smoothing": (lambda v: 0 <= v < 1, "at least 0 and below 0.5"),
+    "dpo.ld_alpha": (lambda v: 0 <= v <= 1, "0 to 1, or null"),
+    "dpo.f_alpha_divergence_coef": (lambda v: abs(v) < float("inf"), "a finite number, or null"),
     "dpo.epochs": (lambda v: 0 < v < float("inf"), "above 0"),
     "dpo.max_steps": (lambda v: v >= 1, "at least 1, or null for whole epochs"),
     "dpo.batch_size": (lambda v: v >= 1, "at least 1"),
@@ -75,7 +77,7 @@ def parse(cfg: DictConfig, schema: type[Schema]) -> Schema:
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from None
     if isinstance(config, Config):
-        _check_combinations(config)
+        check_combinations(config)
     return config  # type: ignore[return-value]
 
 
@@ -103,36 +105,6 @@ def _unknown(cfg: DictConfig, schema: type, prefix: str = "") -> Iterator[tuple[
             continue
         elif isinstance(node := cfg[key], DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node)):
             yield from _unknown(node, OmegaConf.get_type(node), f"{prefix}{key}.")  # type: ignore[arg-type]
-
-
-def _check_combinations(config: Config) -> None:
-    lora, dpo = config.lora, config.dpo
-    if isinstance(lora, FullTraining) and lora.quantization is not None:
-        raise ConfigError("lora=full with lora.quantization: quantized weights cannot train; use lora=qlora, or null")
-    if lora.quantization is not None and lora.quantization.bits == 8 and lora.quantization.double:
-        raise ConfigError("lora.quantization.double=true: int8 has no double quantization; set it to false")
-    if isinstance(lora, Lora) and not (lora.target_modules == "all-linear" or _is_names(lora.target_modules)):
-        raise ConfigError(f"lora.target_modules={lora.target_modules}: must be all-linear or a list of module names")
-    if config.dataset.soft_labels:
-        raise ConfigError("dataset.soft_labels=true: no loss here learns from soft labels yet; leave it false")
-    for name in dpo.trainer:
-        if name in DERIVED:
-            raise ConfigError(f"dpo.trainer.{name}: decided by {DERIVED[name]}; set that instead")
-        if name in REFUSED:
-            raise ConfigError(f"dpo.trainer.{name}: cannot be changed here")
-        if name not in ALLOWED:
-            raise ConfigError(f"dpo.trainer.{name}: not a field of TRL's DPOConfig{nearest(name, ALLOWED)}")
-    if (
-        config.hardware.activation_checkpointing is Checkpointing.off
-        and "activation_checkpointing_kwargs" in dpo.trainer
-    ):
-        raise ConfigError(
-            "dpo.trainer.activation_checkpointing_kwargs: has no effect with activation_checkpointing=off"
-        )
-
-
-def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 
 def plain(config: Any) -> Any:

@@ -12,7 +12,7 @@ ALLOWED = frozenset(
     dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
     dataloader_multiprocessing_context ddp_bucket_cap_mb
     ddp_broadcast_buffers ddp_static_graph ddp_timeout full_determinism activation_offloading
-    router_aux_loss_coef use_weighting ld_alpha""".split()
+    router_aux_loss_coef""".split()
 )
 
 # Field -> the key that decides it, or why nothing may.
@@ -32,12 +32,14 @@ DERIVED = {
     "max_grad_norm": "dpo.max_grad_norm",
     "beta": "dpo.beta",
     "loss_type": "the dpo group: dpo=sigmoid, dpo=ipo",
-    "loss_weights": "the dpo group",
-    "label_smoothing": "the dpo group",
-    "label_smoothing_factor": "the dpo group",
-    "discopop_tau": "the dpo group",
-    "f_divergence_type": "the dpo group",
-    "f_alpha_divergence_coef": "the dpo group",
+    "loss_weights": "dpo.loss_weights, as of dpo=mpo",
+    "label_smoothing": "dpo.label_smoothing, where the loss reads it",
+    "label_smoothing_factor": "dpo.label_smoothing, where the loss reads it",
+    "discopop_tau": "dpo.discopop_tau of dpo=discopop",
+    "f_divergence_type": "dpo.f_divergence_type",
+    "f_alpha_divergence_coef": "dpo.f_alpha_divergence_coef",
+    "ld_alpha": "dpo.ld_alpha",
+    "use_weighting": "dpo.use_weighting",
     "seed": "seed",
     "data_seed": "seed",
     "bf16": "hardware.precision",

@@ -13,7 +13,7 @@ from omegaconf import MISSING
 from dpo.config import datasets
 from dpo.config.hardware import Hardware
 from dpo.config.lora import FullTraining, Lora, Trainable
-from dpo.config.losses import Dpo, Ipo, Sigmoid
+from dpo.config.losses import SINGLE, Dpo, Mix
 from dpo.config.model import Model
 from dpo.config.tracking import Tracking, Wandb
 
@@ -38,7 +38,7 @@ NODES: dict[str, dict[str, type]] = {
     "model": {"base_model": Model},
     "dataset": {f"base_{name}": schema for name, schema in datasets.SCHEMAS.items()},
     "lora": {"base_lora": Lora, "base_full": FullTraining},
-    "dpo": {"base_sigmoid": Sigmoid, "base_ipo": Ipo},
+    "dpo": {**{f"base_{name}": loss for name, loss in SINGLE.items()}, "base_mix": Mix},
     "hardware": {"base_hardware": Hardware},
     "tracking": {"base_none": Tracking, "base_wandb": Wandb},
 }

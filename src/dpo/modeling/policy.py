@@ -52,6 +52,7 @@ def quantization_config(quantization: Quantization | None, compute: Compute) -> 
 
     if quantization.bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
+    assert quantization.type is not None
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.type.value,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.config.lora import Lora
+from dpo.config.losses import PARAMETERS, Dpo, FDivergence
 from dpo.config.schema import Config
 from dpo.modeling.device import Compute
 
@@ -40,6 +41,7 @@ def build_arguments(config: Config, compute: Compute, folder: Path) -> Any:
         max_grad_norm=dpo.max_grad_norm,
         loss_type=list(dpo.loss),
         beta=dpo.beta,
+        **loss_parameters(dpo),
         bf16=compute.bf16,
         fp16=False,
         use_cpu=compute.device == "cpu",
@@ -59,3 +61,14 @@ def build_arguments(config: Config, compute: Compute, folder: Path) -> Any:
         dataloader_pin_memory=compute.device == "cuda",
         **extra,
     )
+
+
+def loss_parameters(dpo: Dpo) -> dict[str, Any]:
+    """What the option's losses read beyond beta, under TRL's names; null leaves TRL's neutral value."""
+    fields = {field.name for field in dataclasses.fields(dpo)}
+    found: dict[str, Any] = {}
+    for name in [*PARAMETERS, "loss_weights"]:
+        value = getattr(dpo, name) if name in fields else None
+        if value is not None:
+            found[name] = value.value if isinstance(value, FDivergence) else value
+    return found

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dpo.config.losses import Dpo, ExoPair, Mix, PairLoss
 from dpo.errors import Diverged
 
 # Largest log-ratio per completion token that rounding may leave at the start: the policy and the reference are
@@ -13,13 +14,45 @@ from dpo.errors import Diverged
 IDENTITY_BOUND = {"torch.float32": 1e-4, "torch.bfloat16": 3e-2}
 
 
-def loss_at_zero(loss: str, beta: float) -> float | None:
-    """Value of a loss when every log-ratio is 0; None for losses that depend on more than log-ratios."""
-    values = {
-        "sigmoid": math.log(2),
-        "ipo": (1 / (2 * beta)) ** 2,
+def loss_at_zero(dpo: Dpo) -> float | None:
+    """Value of the config's loss when every log-ratio is 0; None where it depends on more than log-ratios.
+
+    Any f-divergence has the value 0 there, and soft labels leave log 2 as it is.
+    """
+    if isinstance(dpo, Mix):
+        values = [_at_zero(name, dpo) for name in dpo.loss]
+        known = [value for value in values if value is not None]
+        weighted = sum(weight * value for weight, value in zip(dpo.loss_weights, known, strict=False))
+        return weighted if len(known) == len(values) and not dpo.use_weighting else None
+    if isinstance(dpo, PairLoss) and dpo.use_weighting:
+        return None
+    return _at_zero(dpo.loss[0], dpo)
+
+
+def _at_zero(loss: str, dpo: Dpo) -> float | None:
+    log_2, half_target = math.log(2), 1 / (2 * dpo.beta)
+    if loss == "exo_pair":
+        assert isinstance(dpo, (ExoPair, Mix))
+        assert dpo.label_smoothing is not None
+        # Half the sum of log(1/2) - log of the smoothed preference's two probabilities.
+        return -log_2 - 0.5 * (math.log1p(-dpo.label_smoothing) + math.log(dpo.label_smoothing))
+    values: dict[str, float | None] = {
+        "sigmoid": log_2,
+        "sigmoid_norm": log_2,
+        "hinge": 1.0,
+        "ipo": half_target**2,
+        "robust": log_2,
+        "discopop": (log_2 + 1) / 2,
+        "nca_pair": 2 * log_2,
+        "bco_pair": 2 * log_2,
+        "sppo_hard": 2 * half_target**2,
+        "apo_zero": 1.0,
+        "apo_down": 1.0,
+        "aot": log_2,
+        "aot_unpaired": log_2,
+        "sft": None,
     }
-    return values.get(loss)
+    return values[loss]
 
 
 def check_reference_identity(
@@ -47,12 +80,14 @@ def check_reference_identity(
     return worst
 
 
-def check_start_loss(loss: float, losses: list[str], beta: float, dtype: Any) -> None:
+def check_start_loss(loss: float, dpo: Dpo, dtype: Any) -> None:
     """Check the dev loss before step 1 against its known value at log-ratios of 0."""
-    expected = loss_at_zero(losses[0], beta) if len(losses) == 1 else None
+    expected = loss_at_zero(dpo)
     tolerance = 0.01 if str(dtype) == "torch.float32" else 0.1
     if expected is not None and not abs(loss - expected) <= tolerance * max(1.0, expected):
-        raise Diverged(f"before step 1 the {losses[0]} loss is {loss:.4f}, must be {expected:.4f} within {tolerance:g}")
+        raise Diverged(
+            f"before step 1 the {'+'.join(dpo.loss)} loss is {loss:.4f}, must be {expected:.4f} within {tolerance:g}"
+        )
 
 
 def check_gradients_arrive(named_parameters: Iterable[tuple[str, Any]], step: int) -> None:

@@ -55,7 +55,16 @@ class Counters:
     rebuilt: bool = False
 
 
-def context_key(*, base: str, quantization: str, adapter: str, precision: str, device: str, attention: str) -> str:
+def context_key(
+    *,
+    base: str,
+    quantization: str,
+    adapter: str,
+    precision: str,
+    device: str,
+    attention: str,
+    ld_alpha: float | None = None,
+) -> str:
     """Hash of all that a reference log-prob depends on besides its tokens.
 
     Args:
@@ -65,8 +74,11 @@ def context_key(*, base: str, quantization: str, adapter: str, precision: str, d
         precision: dtype the forward computes in.
         device: device type, cpu or cuda.
         attention: attention path with its engine, such as packed-sdpa.
+        ld_alpha: weight of the tokens beyond the shorter answer, which makes the sums other ones; None for plain sums.
     """
-    parts = (str(VERSION), base, quantization, adapter, precision, device, attention)
+    parts = [str(VERSION), base, quantization, adapter, precision, device, attention]
+    if ld_alpha is not None:
+        parts.append(f"ld_alpha={ld_alpha!r}")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

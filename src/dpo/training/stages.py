@@ -28,9 +28,10 @@ from dpo.training import checkpoints, guards
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments
 from dpo.training.job import Job, exit_code
+from dpo.training.losses import is_coupled
 from dpo.training.packed.budget import split
 from dpo.training.packed.collate import pack, pad
-from dpo.training.packed.install import install, installed
+from dpo.training.packed.install import DEFAULT_OUTPUTS, install, installed
 from dpo.training.packed.memory import plan
 from dpo.training.packed.score import sequence_log_probs
 from dpo.training.reference import ReferenceCache, context_key
@@ -107,6 +108,7 @@ def build_trainer(job: Job, base: Base, data: Prepared) -> trainers.Trainer:
             interrupts=job.interrupts,
             checkpoint_root=job.run.folder / "checkpoints",
             fingerprints=job.run.record["fingerprints"],
+            soft_labels=config.dataset.soft_labels,
         )
         # TRL casts the adapters of a quantized base to bf16, where a small update is rounded away. In fp32 they
         # keep it; autocast still multiplies in bf16 on a GPU.
@@ -127,9 +129,13 @@ def choose_engine(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[T
     hardware, pad_id = job.config.hardware, base.tokenizer.pad_token_id
     name, why = "plain", ""
     if hardware.engine is Engine.packed:
-        refused = install(trainer.model)
+        # The weights of WPO take one figure more per token.
+        outputs = (*DEFAULT_OUTPUTS, "log_sum_sq_probs") if trainer.use_weighting else DEFAULT_OUTPUTS
+        refused = install(trainer.model, outputs)
         name, why = ("packed", "") if refused is None else ("plain", f" because {refused}")
     collate = pack if name == "packed" else pad
+    coupled = is_coupled(job.config.dpo.loss)
+    together = job.config.dpo.batch_size if coupled else 1
     asked = hardware.activation_checkpointing
     planned = plan(
         trainer.model,
@@ -138,14 +144,22 @@ def choose_engine(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[T
         dtype=base.compute.dtype,
         token_budget=job.run.record.get("token_budget") or hardware.token_budget,
         checkpointing=None if asked is Checkpointing.auto else asked is Checkpointing.on,
+        together=together,
     )
     if planned.activation_checkpointing:
         trainer.args.activation_checkpointing = True
         trainer.args.gradient_checkpointing = True
         trainer.model.enable_input_require_grads()
-    trainer.engine = trainers.Engine(lambda p: collate(p, pad_id), lambda p, b: split(p, b, name), planned.token_budget)
+
+    def parts(pairs: list[TokenPair], budget: int) -> list[list[TokenPair]]:
+        if coupled:
+            return [pairs[i : i + together] for i in range(0, len(pairs), together)]
+        return split(pairs, budget, name)
+
+    trainer.engine = trainers.Engine(lambda p: collate(p, pad_id), parts, planned.token_budget)
     job.run.update(token_budget=planned.token_budget, engine=name)
-    return f"{name} engine{why}, {planned.line}"
+    unsplit = f", steps of {together} pairs in one part" if coupled else ""
+    return f"{name} engine{why}, {planned.line}{unsplit}"
 
 
 def needed_pairs(job: Job, data: Prepared) -> list[TokenPair]:
@@ -172,11 +186,12 @@ def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[T
         precision=str(base.compute.dtype),
         device=base.compute.device,
         attention=f"{'packed' if packed else 'plain'}-{config.hardware.attention}",
+        ld_alpha=trainer.ld_alpha,
     )
 
     def compute(part: list[TokenPair]) -> list[tuple[float, float]]:
         job.interrupts.check()
-        return sequence_log_probs(model, part, REFERENCE_TOKENS)
+        return sequence_log_probs(model, part, REFERENCE_TOKENS, ld_alpha=trainer.ld_alpha)
 
     cache = ReferenceCache(cache_folder("reference") / "log_probs.sqlite", say=job.say)
     off = model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
@@ -192,7 +207,7 @@ def check_start(job: Job, trainer: trainers.Trainer, pairs: list[TokenPair], com
     """Before step 1 the policy is the reference: the log-ratios of the last `IDENTITY_PAIRS` pairs are 0."""
     pairs = pairs[-IDENTITY_PAIRS:]
     with trainer.accelerator.autocast():
-        scores = sequence_log_probs(trainer.model, pairs, REFERENCE_TOKENS)
+        scores = sequence_log_probs(trainer.model, pairs, REFERENCE_TOKENS, ld_alpha=trainer.ld_alpha)
     policy = {pair.id: score for pair, score in zip(pairs, scores, strict=True)}
     lengths = {pair.id: (len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs}
     worst = guards.check_reference_identity(policy, trainer.reference, lengths, compute.dtype)
@@ -229,7 +244,7 @@ def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Check
             if start == 0:
                 metrics = trainer.evaluate_now()
                 if metrics:
-                    guards.check_start_loss(metrics["loss"], job.config.dpo.loss, job.config.dpo.beta, compute.dtype)
+                    guards.check_start_loss(metrics["loss"], job.config.dpo, compute.dtype)
             if start < steps:
                 trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint is not None else None)
             else:

@@ -28,6 +28,7 @@ from dpo.errors import OutOfMemory
 from dpo.training import checkpoints
 from dpo.training.guards import check_finite, check_gradients_arrive
 from dpo.training.interrupts import Interrupts
+from dpo.training.losses import Watched, part_weights, soft_label_term
 
 WINDOW = "window.json"
 
@@ -86,6 +87,7 @@ class Trainer(DPOTrainer):
         interrupts: Interrupts,
         checkpoint_root: Path,
         fingerprints: Mapping[str, str],
+        soft_labels: bool = False,
     ) -> None:
         # The engine patches the model this constructor builds, so it is set afterwards.
         self.engine = Engine(lambda pairs: {}, lambda pairs, budget: [pairs], 1)
@@ -95,6 +97,7 @@ class Trainer(DPOTrainer):
         self.interrupts = interrupts
         self.checkpoint_root = checkpoint_root
         self.fingerprints = fingerprints
+        self.soft_labels = soft_labels
         self.reference: Mapping[str, tuple[float, float]] = {}
         self.check_gradients_at = 1
         self._window: dict[str, list[float]] = {}
@@ -109,6 +112,7 @@ class Trainer(DPOTrainer):
             train_dataset=Dataset.from_dict({"row": list(range(len(train_pairs)))}),
             eval_dataset=Dataset.from_dict({"row": list(range(len(dev_pairs)))}),
         )
+        self._step_weights = list(self.loss_weights)
         # Reference log-probs come with each pair; set after the init, which would otherwise compute them itself.
         self.precompute_ref_logps = True
         self.ref_model = None
@@ -155,10 +159,13 @@ class Trainer(DPOTrainer):
         return loss
 
     def _halve_budget(self, pairs: list[TokenPair], step: int) -> None:
-        if all(len(part) == 1 for part in self.engine.split(pairs, self.engine.budget)):
+        parts = self.engine.split(pairs, self.engine.budget)
+        if len(parts) == len(self.engine.split(pairs, 1)):
+            size = "one pair does" if len(parts) == len(pairs) else f"its {len(pairs)} pairs, never split, do"
+            fewer = "" if len(parts) == len(pairs) else "a smaller dpo.batch_size, "
             raise OutOfMemory(
-                f"step {step}: one pair does not fit the memory\n"
-                "try hardware.activation_checkpointing=on, a shorter dataset.max_length, or lora=qlora"
+                f"step {step}: {size} not fit the memory\n"
+                f"try {fewer}hardware.activation_checkpointing=on, a shorter dataset.max_length, or lora=qlora"
             )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -171,18 +178,25 @@ class Trainer(DPOTrainer):
         for part in self.engine.split(pairs, self.engine.budget):
             share = len(part) / len(pairs)
             with self.compute_loss_context_manager():
-                loss = self._pair_loss(model, part)
+                loss = self._pair_loss(model, part, pairs)
             check_finite(float(loss.detach()), "loss", step, self._step_rows)
             self.accelerator.backward(loss * share)
             total += loss.detach().float() * share
         return total
 
-    def _pair_loss(self, model: Any, part: list[TokenPair]) -> torch.Tensor:
-        """TRL's loss on one micro-batch; its metrics are added to the window, weighted by pairs."""
+    def _pair_loss(self, model: Any, part: list[TokenPair], step: Sequence[TokenPair]) -> torch.Tensor:
+        """TRL's loss on one part of a step; its metrics are added to the window, weighted by pairs."""
         mode = "train" if self.model.training else "eval"
         batch = self._prepare_inputs(self.tensors(part))
         self._metrics[mode] = defaultdict(list)
-        loss: torch.Tensor = self._compute_loss(model, batch, False)
+        self.loss_weights = part_weights(self.loss_types, self._step_weights, part, step)
+        watched = Watched(model)
+        loss: torch.Tensor = self._compute_loss(watched, batch, False)
+        if self.soft_labels:
+            assert watched.log_probs is not None
+            reference = torch.stack([batch["ref_chosen_logps"], batch["ref_rejected_logps"]])
+            strengths = torch.tensor([pair.strength for pair in part], device=reference.device)
+            loss = loss + soft_label_term(watched.log_probs, reference, strengths, self.beta)
         for name, values in self._metrics[mode].items():
             self._add(name, float(values[-1]), len(part))
         self._add("loss", float(loss.detach()), len(part))
@@ -236,7 +250,7 @@ class Trainer(DPOTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             for part in self.engine.split(self.dev_pairs, self.engine.budget):
                 self.interrupts.check()
-                self._pair_loss(self.model, part)
+                self._pair_loss(self.model, part, self.dev_pairs)
         metrics = self._drain()
         self._window = kept
         self.model.train()

@@ -85,6 +85,7 @@ def plan(
     free: int | None = None,
     token_budget: int | None = None,
     checkpointing: bool | None = None,
+    together: int = 1,
 ) -> MemoryPlan:
     """The token budget of a micro-batch, and whether to checkpoint activations.
 
@@ -97,6 +98,7 @@ def plan(
         dtype: of the activations.
         free: bytes to plan with, default `free_memory`.
         token_budget, checkpointing: fixed by the user; None decides here.
+        together: pairs that must share a forward; the longest so many of `pairs` then decide.
     """
     base = unwrapped(model)
     device: torch.device = next(base.get_input_embeddings().parameters()).device
@@ -104,7 +106,7 @@ def plan(
     room = int(SHARE[kind] * (free_memory(device) if free is None else free))
     itemsize = torch.empty((), dtype=dtype).element_size()
     config: Any = base.config.get_text_config()
-    longest = max((cost([pair], engine) for pair in pairs), default=1)
+    longest = cost(sorted(pairs, key=lambda pair: cost([pair], engine))[-together:], engine) or 1
 
     def fits(with_checkpointing: bool) -> int:
         return room // bytes_per_token(config, itemsize, engine=engine, checkpointing=with_checkpointing)
@@ -114,8 +116,9 @@ def plan(
     if token_budget is None:
         enough = max(ENOUGH[kind], longest)
         token_budget = enough if possible >= enough else 1 << max(SMALLEST, possible).bit_length() - 1
+    what = "pair" if together == 1 else f"{together} pairs"
     line = (
-        f"{token_budget} tokens a micro-batch (longest pair {longest}, {room / 2**30:.1f} GiB to use), "
+        f"{token_budget} tokens a micro-batch (longest {what} {longest}, {room / 2**30:.1f} GiB to use), "
         f"activation checkpointing {'on' if use else 'off'}"
     )
     return MemoryPlan(token_budget, use, line)

@@ -24,6 +24,7 @@ def sequence_log_probs(
     pairs: Sequence[TokenPair],
     token_budget: int,
     progress: Callable[[int], None] | None = None,
+    ld_alpha: float | None = None,
 ) -> list[tuple[float, float]]:
     """(log p(chosen | prompt), log p(rejected | prompt)) in nats for every pair, in their order.
 
@@ -34,6 +35,7 @@ def sequence_log_probs(
     Args:
         token_budget: most tokens a forward, see `budget.split`.
         progress: called with the number of pairs just done.
+        ld_alpha: weight of the tokens beyond the length of the pair's shorter completion; None for 1.
     """
     base = unwrapped(model)
     device: torch.device = next(base.get_input_embeddings().parameters()).device
@@ -50,16 +52,29 @@ def sequence_log_probs(
                 log_probs = completion_statistics(base, layout, ("log_probs",)).log_probs
             else:
                 log_probs = _padded_log_probs(base, group, device)
+            log_probs = log_probs.cpu()
+            if ld_alpha is not None:
+                log_probs = log_probs * _length_weights(layout.lengths, ld_alpha, log_probs.dtype)
             owner = torch.arange(2 * len(group)).repeat_interleave(
                 torch.tensor([n for _, chosen, rejected in layout.lengths for n in (chosen, rejected)])
             )
-            sums = torch.zeros(2 * len(group), dtype=log_probs.dtype).index_add_(0, owner, log_probs.cpu())
+            sums = torch.zeros(2 * len(group), dtype=log_probs.dtype).index_add_(0, owner, log_probs)
             for offset, (chosen, rejected) in enumerate(sums.view(-1, 2).tolist()):
                 results[order[done + offset]] = (chosen, rejected)
             done += len(group)
             if progress is not None:
                 progress(len(group))
     return [results[i] for i in range(len(pairs))]
+
+
+def _length_weights(lengths: Sequence[tuple[int, int, int]], alpha: float, dtype: torch.dtype) -> torch.Tensor:
+    """[N] 1 for tokens within the shorter completion of their pair, `alpha` beyond (LD-DPO, arXiv:2409.06411)."""
+    weights: list[float] = []
+    for _, chosen, rejected in lengths:
+        shared = min(chosen, rejected)
+        for length in (chosen, rejected):
+            weights += [1.0] * shared + [alpha] * (length - shared)
+    return torch.tensor(weights, dtype=dtype)
 
 
 def _padded_log_probs(base: Any, group: Sequence[TokenPair], device: torch.device) -> torch.Tensor:

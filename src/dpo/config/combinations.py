@@ -1,0 +1,145 @@
+"""Values that are fine alone and cannot work together: one line each, before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dpo.config.hardware import Checkpointing, Device
+from dpo.config.lora import FullTraining, Lora, Trainable
+from dpo.config.losses import PARAMETERS, SINGLE, SORTED, Dpo, FDivergence, Mix, Optimizer, reads
+from dpo.config.model import Model
+from dpo.config.nearest import nearest
+from dpo.config.passthrough import ALLOWED, DERIVED, REFUSED
+from dpo.config.schema import Config
+from dpo.errors import ConfigError, Refused
+
+MOST_SMOOTHING = 0.5
+COMMIT_DIGITS = 40
+
+
+def check_combinations(config: Config) -> None:
+    """Raise a ConfigError, or Refused for what would be unsafe."""
+    check_model(config.model)
+    _check_lora(config.lora, config.model)
+    _check_losses(config.dpo)
+    _check_soft_labels(config)
+    _check_trainer(config)
+    if config.hardware.device is Device.cpu and config.dpo.optimizer is Optimizer.paged_adamw_8bit:
+        raise ConfigError("dpo.optimizer=paged_adamw_8bit: needs a CUDA GPU; use dpo.optimizer=adamw on a CPU")
+
+
+def check_model(model: Model) -> None:
+    """Remote code runs only from one fixed commit that the user has named, and read."""
+    if model.trust_remote_code and not _is_commit(model.revision):
+        raise Refused(
+            f"model.trust_remote_code=true: runs the code of {model.path}, so it needs a pinned commit: "
+            f"model.revision=<40 hex digits>, not {model.revision}"
+        )
+
+
+def _is_commit(revision: str) -> bool:
+    return len(revision) == COMMIT_DIGITS and set(revision) <= set("0123456789abcdef")
+
+
+def _check_lora(lora: Trainable, model: Model) -> None:
+    quantization = lora.quantization
+    if isinstance(lora, FullTraining) and quantization is not None:
+        raise ConfigError("lora=full with lora.quantization: quantized weights cannot train; use lora=qlora, or null")
+    if isinstance(lora, FullTraining) and model.adapter is not None:
+        raise ConfigError("lora=full with model.adapter: full fine-tuning continues no adapter; merge it into the base")
+    if quantization is not None and quantization.bits == 8 and quantization.double:
+        raise ConfigError("lora.quantization.double=true: int8 has no double quantization; set it to false")
+    if quantization is not None and (quantization.bits == 4) != (quantization.type is not None):
+        kind = "4 bits need nf4 or fp4" if quantization.bits == 4 else "int8 has no type; set it to null"
+        raise ConfigError(f"lora.quantization.type={quantization.type and quantization.type.name}: {kind}")
+    if isinstance(lora, Lora) and not (lora.target_modules == "all-linear" or _is_names(lora.target_modules)):
+        raise ConfigError(f"lora.target_modules={lora.target_modules}: must be all-linear or a list of module names")
+
+
+def _check_losses(dpo: Dpo) -> None:
+    if not dpo.loss:
+        raise ConfigError("dpo.loss=[]: must name at least one loss")
+    for name in dpo.loss:
+        if name not in SINGLE:
+            raise ConfigError(f"dpo.loss: TRL has no loss {name}{nearest(name, SINGLE)}")
+    if isinstance(dpo, Mix):
+        _check_mix(dpo)
+    elif dpo.loss != [found := next(name for name, schema in SINGLE.items() if schema is type(dpo))]:
+        raise ConfigError(f"dpo.loss={dpo.loss}: this option is the loss {found}; take dpo=NAME, or dpo=mpo for a list")
+    smoothing = getattr(dpo, "label_smoothing", None)
+    if smoothing is not None and not smoothing < MOST_SMOOTHING:
+        raise ConfigError(f"dpo.label_smoothing={smoothing}: must be below 0.5; from there on it inverts preferences")
+    if "exo_pair" in dpo.loss and smoothing == 0:
+        raise ConfigError("dpo.label_smoothing=0: exo_pair needs it above 0; its paper takes 0.001")
+    divergence = getattr(dpo, "f_divergence_type", None)
+    coefficient = getattr(dpo, "f_alpha_divergence_coef", None)
+    if divergence is FDivergence.alpha_divergence and coefficient is None:
+        raise ConfigError("dpo.f_divergence_type=alpha_divergence: needs dpo.f_alpha_divergence_coef, as 0.5")
+    if divergence is not FDivergence.alpha_divergence and coefficient is not None:
+        raise ConfigError(f"dpo.f_alpha_divergence_coef={coefficient}: only alpha_divergence reads it; set it to null")
+
+
+def _check_mix(dpo: Mix) -> None:
+    if len(set(dpo.loss)) < len(dpo.loss):
+        raise ConfigError(f"dpo.loss={dpo.loss}: names a loss twice; add up its weights instead")
+    if len(dpo.loss_weights) != len(dpo.loss):
+        raise ConfigError(f"dpo.loss_weights={dpo.loss_weights}: must be {len(dpo.loss)} numbers, one a loss")
+    if not all(0 < weight < math.inf for weight in dpo.loss_weights):
+        raise ConfigError(f"dpo.loss_weights={dpo.loss_weights}: each must be above 0")
+    read = set[str]().union(*(reads(name) for name in dpo.loss))
+    for name in PARAMETERS:
+        value = getattr(dpo, name)
+        if value not in (None, False) and name not in read:
+            raise ConfigError(f"dpo.{name}={_text(value)}: none of {', '.join(dpo.loss)} reads it; set it to null")
+    needed = [name for name in ("label_smoothing", "discopop_tau") if name in read and getattr(dpo, name) is None]
+    if needed:
+        raise ConfigError(f"dpo.{needed[0]}: needs a value, a loss of {', '.join(dpo.loss)} reads it")
+    deaf = [name for name in dpo.loss if name != "sft" and "f_divergence_type" not in reads(name)]
+    if dpo.f_divergence_type not in (None, FDivergence.reverse_kl) and deaf:
+        raise ConfigError(
+            f"dpo.f_divergence_type={_text(dpo.f_divergence_type)}: {deaf[0]} is not a function of the reward "
+            "difference, so it has no other divergence"
+        )
+    unweighted = [name for name in dpo.loss if name in SORTED or name == "sft"]
+    if dpo.use_weighting and unweighted:
+        raise ConfigError(f"dpo.use_weighting=true: {unweighted[0]} has no term per pair to weigh; set it to false")
+
+
+def _check_soft_labels(config: Config) -> None:
+    if not config.dataset.soft_labels:
+        return
+    if config.dpo.loss != ["sigmoid"]:
+        raise ConfigError(
+            f"dataset.soft_labels=true with dpo.loss={config.dpo.loss}: only dpo=sigmoid learns from soft labels"
+        )
+    for name in ("ld_alpha", "use_weighting", "f_divergence_type"):
+        value = getattr(config.dpo, name)
+        if value not in (None, False, FDivergence.reverse_kl):
+            raise ConfigError(f"dataset.soft_labels=true with dpo.{name}={_text(value)}: soft labels go without it")
+
+
+def _check_trainer(config: Config) -> None:
+    dpo = config.dpo
+    for name in dpo.trainer:
+        if name in DERIVED:
+            raise ConfigError(f"dpo.trainer.{name}: decided by {DERIVED[name]}; set that instead")
+        if name in REFUSED:
+            raise ConfigError(f"dpo.trainer.{name}: cannot be changed here")
+        if name not in ALLOWED:
+            raise ConfigError(f"dpo.trainer.{name}: not a field of TRL's DPOConfig{nearest(name, ALLOWED)}")
+    if (
+        config.hardware.activation_checkpointing is Checkpointing.off
+        and "activation_checkpointing_kwargs" in dpo.trainer
+    ):
+        raise ConfigError(
+            "dpo.trainer.activation_checkpointing_kwargs: has no effect with activation_checkpointing=off"
+        )
+
+
+def _text(value: Any) -> Any:
+    return value.name if isinstance(value, FDivergence) else value
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)

@@ -1,0 +1,243 @@
+"""Every loss of TRL: our step is TRL's own, whatever it is split into, in both engines; and its value at the start."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from test_packed_trajectory import SameOrder, lora, tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from packed_models import gradients, random_pairs, tiny_model
+
+from dpo.config.app import options
+from dpo.config.losses import PARAMETERS, SINGLE, reads
+from dpo.config.schema import Config
+from dpo.data.pair import TokenPair
+from dpo.errors import ConfigError, Diverged
+from dpo.modeling.device import Compute
+from dpo.training import guards
+from dpo.training import trainer as trainers
+from dpo.training.arguments import build_arguments
+from dpo.training.interrupts import Interrupts
+from dpo.training.losses import is_coupled
+from dpo.training.packed.collate import pack, pad
+from dpo.training.packed.install import DEFAULT_OUTPUTS, install
+from dpo.training.packed.score import sequence_log_probs
+
+CPU = Compute("cpu", torch.float32)
+PAIRS = [
+    TokenPair(p.id, p.prompt_ids, p.chosen_ids, p.rejected_ids, strength=0.5 + 0.05 * i)
+    for i, p in enumerate(random_pairs(7, seed=3, longest=16))
+]
+STRIKING = {  # everything a loss can read, off its neutral value
+    "label_smoothing": "0.1",
+    "discopop_tau": "0.2",
+    "f_divergence_type": "js_divergence",
+    "ld_alpha": "0.3",
+    "use_weighting": "true",
+}
+CASES = [
+    *[(f"dpo={name}",) for name in options("dpo")],
+    *[
+        (f"dpo={name}", f"dpo.{parameter}={STRIKING[parameter]}")
+        for name in ("sigmoid", "ipo", "discopop", "robust", "aot")
+        for parameter in PARAMETERS
+        if parameter in STRIKING and parameter in reads(name)
+    ],
+    ("dpo=sigmoid", "dpo.f_divergence_type=forward_kl"),
+    ("dpo=sigmoid", "dpo.f_divergence_type=alpha_divergence", "dpo.f_alpha_divergence_coef=0.5"),
+    ("dpo=mpo", "dpo.loss=[hinge,sft,robust]", "dpo.loss_weights=[0.5,2.0,0.1]", "dpo.label_smoothing=0.2"),
+    ("dpo=mpo", "dpo.loss=[aot,sft]", "dpo.loss_weights=[1.0,0.5]", "dpo.label_smoothing=0.0"),
+]
+
+
+def build(config: Config, folder: Path, engine: str, size: int, trained: bool = True) -> trainers.Trainer:
+    """Our trainer on a tiny model whose adapter has moved (B is not zero), parts of at most `size` pairs."""
+    torch.manual_seed(5)
+    trainer = trainers.Trainer(
+        model=tiny_model("llama", torch.float32),
+        args=build_arguments(config, CPU, folder),
+        peft_config=lora(),
+        tokenizer=tokenizer(),
+        train_pairs=PAIRS,
+        dev_pairs=PAIRS,
+        interrupts=Interrupts(),
+        checkpoint_root=folder / "checkpoints",
+        fingerprints={},
+        soft_labels=config.dataset.soft_labels,
+    )
+    if engine == "packed":
+        assert install(trainer.model, (*DEFAULT_OUTPUTS, "log_sum_sq_probs")) is None
+    collate = pack if engine == "packed" else pad
+    trainer.engine = trainers.Engine(
+        lambda pairs: collate(pairs, 0), lambda pairs, _: [pairs[i : i + size] for i in range(0, len(pairs), size)], 1
+    )
+    with trainer.model.disable_adapter():
+        scores = sequence_log_probs(trainer.model, PAIRS, 1000, ld_alpha=trainer.ld_alpha)
+    trainer.reference = {pair.id: score for pair, score in zip(PAIRS, scores, strict=True)}
+    if trained:
+        move(trainer.model)
+    return trainer
+
+
+def move(model: torch.nn.Module) -> None:
+    torch.manual_seed(11)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, 0.0, 0.2)
+
+
+def step_of(trainer: trainers.Trainer) -> tuple[float, dict[str, torch.Tensor]]:
+    trainer.model.train()
+    loss = trainer._forward_backward(trainer.model, PAIRS, 1)
+    return float(loss), gradients(trainer.model)
+
+
+def trl_step(config: Config, folder: Path) -> tuple[float, dict[str, torch.Tensor]]:
+    """TRL's own trainer, all pairs in one padded batch, its reference computed by its own forward."""
+    torch.manual_seed(5)
+    rows = [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in PAIRS]
+    theirs = SameOrder(
+        model=tiny_model("llama", torch.float32),
+        args=build_arguments(config, CPU, folder),
+        peft_config=lora(),
+        processing_class=tokenizer(),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows),
+    )
+    move(theirs.model)
+    theirs.model.train()
+    loss = theirs.compute_loss(theirs.model, theirs.data_collator(rows))
+    loss.backward()
+    return float(loss.detach()), gradients(theirs.model)
+
+
+def same(one: tuple[float, dict[str, torch.Tensor]], other: tuple[float, dict[str, torch.Tensor]]) -> None:
+    assert one[0] == pytest.approx(other[0], rel=2e-5)
+    assert one[1].keys() == other[1].keys()
+    largest = max(float(g.abs().max()) for g in other[1].values())
+    assert largest > 0
+    for name, gradient in one[1].items():
+        assert float((gradient - other[1][name]).abs().max()) <= 2e-4 * largest, name
+
+
+@pytest.mark.parametrize("overrides", CASES, ids=lambda case: ",".join(o.removeprefix("dpo.") for o in case))
+def test_a_step_is_trls_in_one_part_and_in_several_in_both_engines(
+    compose: Callable[..., Config], tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    # A beta at which no loss is flat; sppo_hard's own would drown everything else.
+    config = compose(*overrides, "dpo.beta=0.3", "dpo.batch_size=7")
+    truth = trl_step(config, tmp_path / "trl")
+    for engine in ("packed", "plain"):
+        whole = build(config, tmp_path / engine, engine, len(PAIRS))
+        same(step_of(whole), truth)
+        if not is_coupled(config.dpo.loss):
+            size = 3
+            whole.engine = trainers.Engine(
+                whole.engine.collate, lambda p, _, n=size: [p[i : i + n] for i in range(0, len(p), n)], 1
+            )
+            same(step_of(whole), truth)
+            # The dev loss does not depend on the split either.
+            assert whole.evaluate_now()["loss"] == pytest.approx(truth[0], rel=2e-5)
+
+
+@pytest.mark.parametrize("engine", ["packed", "plain"])
+def test_soft_labels_are_the_hand_computed_loss(compose: Callable[..., Config], tmp_path: Path, engine: str) -> None:
+    config = compose("dataset=shp", "dataset.soft_labels=true", "dpo.beta=0.3")
+    trainer = build(config, tmp_path, engine, len(PAIRS))
+    policy = sequence_log_probs(trainer.model, PAIRS, 1000)
+    expected = 0.0
+    for pair, (chosen, rejected) in zip(PAIRS, policy, strict=True):
+        ref_chosen, ref_rejected = trainer.reference[pair.id]
+        z = 0.3 * ((chosen - ref_chosen) - (rejected - ref_rejected))
+        sigma = 1 / (1 + math.exp(-z))
+        expected -= (pair.strength * math.log(sigma) + (1 - pair.strength) * math.log(1 - sigma)) / len(PAIRS)
+    whole = step_of(trainer)
+    assert whole[0] == pytest.approx(expected, rel=1e-4)
+    hard = build(compose("dataset=shp", "dpo.beta=0.3"), tmp_path / "hard", engine, len(PAIRS))
+    assert step_of(hard)[0] != pytest.approx(expected, rel=1e-2)
+    # Its gradient is that of the same formula on autograd's own terms, and no split changes it.
+    trainer.engine = trainers.Engine(trainer.engine.collate, lambda p, _: [p[:2], p[2:3], p[3:]], 1)
+    same(step_of(trainer), whole)
+    assert trainer.evaluate_now()["loss"] == pytest.approx(expected, rel=1e-4)
+    # Where all labels are certain, it is TRL's sigmoid.
+    certain = [TokenPair(p.id, p.prompt_ids, p.chosen_ids, p.rejected_ids, strength=1.0) for p in PAIRS]
+    loss = trainer._forward_backward(trainer.model, certain, 1)
+    assert float(loss) == pytest.approx(step_of(hard)[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [*options("dpo"), "exo_pair,dpo.label_smoothing=0.2", "robust,dpo.label_smoothing=0.3"]
+)
+def test_the_value_at_the_start_is_known_and_is_the_one_trained_on(
+    compose: Callable[..., Config], tmp_path: Path, name: str
+) -> None:
+    config = compose(*f"dpo={name}".split(","))
+    trainer = build(config, tmp_path, "packed", 7, trained=False)
+    loss = trainer.evaluate_now()["loss"]
+    expected = guards.loss_at_zero(config.dpo)
+    if "sft" in config.dpo.loss:
+        assert expected is None
+        return
+    assert expected is not None
+    assert loss == pytest.approx(expected, rel=1e-4)
+    guards.check_start_loss(loss, config.dpo, torch.float32)
+    with pytest.raises(Diverged, match="before step 1"):
+        guards.check_start_loss(1.5 * loss + 0.1, config.dpo, torch.float32)
+
+
+def test_the_tables_of_losses_are_trls() -> None:
+    """TRL's own source says which losses there are and which read label_smoothing and discopop_tau."""
+    import inspect
+
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    source = inspect.getsource(DPOTrainer._compute_loss)
+    bodies = dict(
+        re.findall(r'loss_type == "(\w+)":\n(.*?)(?=\n            el|\n            if self\.use)', source, re.S)
+    )
+    assert bodies.keys() == SINGLE.keys()
+    for name, body in bodies.items():
+        for parameter in ("label_smoothing", "discopop_tau"):
+            assert (f"self.{parameter}" in body or f"self.args.{parameter}" in body) == (parameter in reads(name)), name
+        # Only what is built on scores sees another divergence.
+        assert bool(re.search(r"_scores|delta_score", body)) == ("f_divergence_type" in reads(name)), name
+
+
+WRONG = {
+    "dpo=sigmoid dpo.loss=[hinge]": "this option is the loss sigmoid",
+    "dpo=mpo dpo.loss=[sigmod]": "TRL has no loss sigmod; nearest: sigmoid",
+    "dpo=mpo dpo.loss=[]": "must name at least one loss",
+    "dpo=mpo dpo.loss=[sft,sft,sft]": "names a loss twice",
+    "dpo=mpo dpo.loss_weights=[1.0]": "must be 3 numbers",
+    "dpo=mpo dpo.loss_weights=[1.0,0.0,1.0]": "each must be above 0",
+    "dpo=mpo dpo.label_smoothing=0.1": "none of sigmoid, bco_pair, sft reads it",
+    "dpo=mpo dpo.f_divergence_type=js_divergence": "bco_pair is not a function of the reward",
+    "dpo=sigmoid_sft dpo.use_weighting=true": "sft has no term per pair to weigh",
+    "dpo=mpo dpo.loss=[robust] dpo.loss_weights=[1.0]": "dpo.label_smoothing: needs a value",
+    "dpo=robust dpo.label_smoothing=0.5": "must be below 0.5",
+    "dpo=exo_pair dpo.label_smoothing=0": "exo_pair needs it above 0",
+    "dpo.f_divergence_type=alpha_divergence": "needs dpo.f_alpha_divergence_coef",
+    "dpo.f_alpha_divergence_coef=0.5": "only alpha_divergence reads it",
+    "dpo=ipo dataset=shp dataset.soft_labels=true": "only dpo=sigmoid learns from soft labels",
+    "dpo.ld_alpha=0.5 dataset=shp dataset.soft_labels=true": "soft labels go without it",
+}
+
+
+@pytest.mark.parametrize("overrides", WRONG)
+def test_losses_that_cannot_be_are_refused(compose: Callable[..., Config], overrides: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(WRONG[overrides])) as caught:
+        compose(*overrides.split())
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_sorting_loss_keeps_a_step_in_one_part(compose: Callable[..., Config]) -> None:
+    assert {name for name in options("dpo") if is_coupled(compose(f"dpo={name}").dpo.loss)} == {"aot", "aot_unpaired"}
