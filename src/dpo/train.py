@@ -13,13 +13,18 @@ def train(config: Config) -> Path:
     """Train one run to its last step, or continue it there; returns the run directory."""
     from dpo.modeling.device import pin_one_gpu
     from dpo.records.quiet import quiet
+    from dpo.training import launch
 
+    if launch.starts_ranks(config.hardware):
+        return launch.run(config)
+    place = launch.take_place()
     pin_one_gpu()
     quiet()
     from dpo.training import stages
     from dpo.training.job import open_job
+    from dpo.training.ranks import joined
 
-    with open_job(config) as job:
+    with joined(place, config.hardware.device) as ranks, open_job(config, ranks) as job:
         base = stages.find_base(job)
         data = stages.load_data(job, base)
         checkpoint = stages.find_checkpoint(job)

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,16 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["dpo.training.stages", "bitsandbytes", "peft"])
 
 
-def start(verb: str, argv: list[str], cwd: Path, at: tuple[str, int, int] | None = None) -> Any:
+def start(
+    verb: str,
+    argv: list[str],
+    cwd: Path,
+    at: tuple[str, int, int] | None = None,
+    environment: dict[str, str] | None = None,
+    output: str = "output.txt",
+) -> Any:
     """Start `python -m dpo.<verb> argv` in `cwd` as a process of its own; see `_main` for `at`."""
-    process = _CONTEXT.Process(target=_main, args=(verb, argv, str(cwd), at))
+    process = _CONTEXT.Process(target=_main, args=(verb, argv, str(cwd), at, environment or {}, output))
     process.start()
     return process
 
@@ -92,12 +100,54 @@ def run(verb: str, argv: list[str], cwd: Path, at: tuple[str, int, int] | None =
     return process.exitcode, (cwd / "output.txt").read_text()
 
 
-def _main(verb: str, argv: list[str], cwd: str, at: tuple[str, int, int] | None) -> None:
+def start_ranks(
+    argv: list[str], cwd: Path, at: dict[int, tuple[str, int, int]] | None = None, size: int = 2
+) -> list[Any]:
+    """Start a run of several ranks the way torchrun does: by environment variables."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        start(
+            "train",
+            [*argv, "hardware.parallel=ddp"],
+            cwd,
+            (at or {}).get(rank),
+            {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            f"output-{rank}.txt",
+        )
+        for rank in range(size)
+    ]
+
+
+def run_ranks(
+    argv: list[str], cwd: Path, at: dict[int, tuple[str, int, int]] | None = None, size: int = 2
+) -> tuple[list[int], str]:
+    """Run all ranks to the end: (their exit codes, what they printed)."""
+    processes = start_ranks(argv, cwd, at, size)
+    for process in processes:
+        process.join(120)
+        assert process.exitcode is not None, "did not end within two minutes"
+    text = "".join(f"--- rank {r}\n{(cwd / f'output-{r}.txt').read_text()}" for r in range(size))
+    return [process.exitcode for process in processes], text
+
+
+def _main(
+    verb: str,
+    argv: list[str],
+    cwd: str,
+    at: tuple[str, int, int] | None,
+    environment: dict[str, str],
+    output: str,
+) -> None:
     """Runs in the child. `at` = (place, n, signal): at the n-th call of that place the process sends itself the
     signal, a real SIGKILL included; or (poison, memory, disk) a weight becomes NaN, an allocation fails, the disk is
     full there. Nothing else differs from the command line."""
     os.chdir(cwd)
-    out = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.environ.update(environment)
+    out = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.environ["DPO_OUTPUTS"] = str(Path(cwd) / "outputs")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dpo.config.hardware import Checkpointing, Device
+from dpo.config.hardware import Checkpointing, Device, Parallel
 from dpo.config.lora import FullTraining, Lora, Trainable
 from dpo.config.losses import PARAMETERS, SINGLE, SORTED, Dpo, FDivergence, Mix, Optimizer, reads
 from dpo.config.model import Model
@@ -25,6 +25,7 @@ def check_combinations(config: Config) -> None:
     _check_losses(config.dpo)
     _check_soft_labels(config)
     _check_trainer(config)
+    _check_parallel(config)
     if config.hardware.device is Device.cpu and config.dpo.optimizer is Optimizer.paged_adamw_8bit:
         raise ConfigError("dpo.optimizer=paged_adamw_8bit: needs a CUDA GPU; use dpo.optimizer=adamw on a CPU")
 
@@ -134,6 +135,24 @@ def _check_trainer(config: Config) -> None:
     ):
         raise ConfigError(
             "dpo.trainer.activation_checkpointing_kwargs: has no effect with activation_checkpointing=off"
+        )
+
+
+def _check_parallel(config: Config) -> None:
+    hardware, parallel = config.hardware, config.hardware.parallel
+    if parallel is Parallel.none:
+        if hardware.processes not in (None, 1):
+            raise ConfigError(f"hardware.processes={hardware.processes}: set hardware.parallel=ddp as well")
+        return
+    if coupled := SORTED & set(config.dpo.loss):
+        raise ConfigError(
+            f"hardware.parallel={parallel.name} with dpo.loss {min(coupled)}: it sorts the pairs of a whole step, "
+            "which no device would hold; set hardware.parallel=none"
+        )
+    if parallel is not Parallel.ddp and config.lora.quantization is not None:
+        raise ConfigError(
+            f"hardware.parallel={parallel.name} with a quantized base: packed weights cannot be spread; "
+            "use hardware.parallel=ddp, or lora=lora"
         )
 
 

@@ -39,6 +39,16 @@ class Checkpointing(Enum):
     off = "off"
 
 
+class Parallel(Enum):
+    """How the devices share a run: ddp holds the weights on each, fsdp, zero2 and zero3 spread them."""
+
+    none = "none"
+    ddp = "ddp"
+    fsdp = "fsdp"
+    zero2 = "zero2"
+    zero3 = "zero3"
+
+
 @dataclass
 class Hardware:
     """How to compute. Nothing here changes what is computed, up to rounding."""
@@ -49,4 +59,6 @@ class Hardware:
     attention: str = MISSING
     token_budget: int | None = None
     activation_checkpointing: Checkpointing = MISSING
+    parallel: Parallel = MISSING
+    processes: int | None = None
     hourly_rate: float = MISSING

@@ -24,10 +24,9 @@ class Compute:
 
 
 def pin_one_gpu() -> None:
-    """Make one GPU visible; must run before torch is imported, because TRL refuses several without a launcher."""
-    if "LOCAL_RANK" not in os.environ:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
+    """Make one GPU visible, the first; must run before torch is imported: TRL refuses several without a launcher."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
 
 
 def choose_compute(device: Device, precision: Precision) -> Compute:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
@@ -15,11 +16,12 @@ class Interrupts:
     """Use as a context manager around a run.
 
     Outside `deferred` a signal raises Interrupted where it strikes. Inside, the first one is kept in `pending` and
-    raised by `check` or at the end of the block; a second one raises at once.
+    raised by `check` or at the end of the block; a second one raises at once, unless it comes within `echo_seconds`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, echo_seconds: float = 0.0) -> None:
         self.pending: int | None = None
+        self._echo_seconds, self._came = echo_seconds, -float("inf")
         self._deferred = False
         self._previous: dict[int, Any] = {}
 
@@ -33,8 +35,11 @@ class Interrupts:
             signal.signal(number, previous)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        before, self._came = self._came, time.monotonic()
         if self._deferred and self.pending is None:
             self.pending = number
+            return
+        if self._came - before < self._echo_seconds:
             return
         raise Interrupted(number)
 

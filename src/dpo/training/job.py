@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dpo.config.parse import fingerprint
 from dpo.config.read import config_yaml
@@ -15,8 +17,11 @@ from dpo.errors import DpoError
 from dpo.records.ledger import Ledger
 from dpo.records.run import Run, choose_folder
 from dpo.training.interrupts import Interrupts
+from dpo.training.ranks import ALONE, LostRank, Ranks
 
 STATUS_OF = {5: "diverged", 6: "out_of_memory", 7: "disk_full", 130: "interrupted", 143: "interrupted"}
+ECHO_SECONDS = 1.0
+"""A cluster's signal reaches a rank twice, from its launcher and from the scheduler: within this time it is one."""
 
 
 @dataclass
@@ -27,24 +32,66 @@ class Job:
     run: Run
     ledger: Ledger
     interrupts: Interrupts
+    ranks: Ranks
 
     def say(self, line: str) -> None:
         """One line of the run's story on the terminal."""
         print(line, flush=True)
 
 
-@contextlib.contextmanager
-def open_job(config: Config) -> Iterator[Job]:
-    """Choose or continue the run directory; whatever ends the block, run.json says so truthfully."""
-    mark = fingerprint(config)
-    # A sweep decides its jobs' folders itself and says so in the environment.
+class Follower(Run):
+    """The run as ranks other than 0 see it: they write nothing."""
+
+    def save(self) -> None:
+        """Nothing."""
+
+    def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def rewind(self, step: int) -> None:
+        """Nothing."""
+
+
+class FollowersLedger(Ledger):
+    """Time and pairs of ranks other than 0; rank 0's ledger charges for all of them."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+
+def choose(config: Config) -> tuple[Path, bool]:
+    """The run directory, and whether a run in it is continued."""
+    # A sweep, or whoever starts several ranks, decides the folder and says so in the environment.
     given = os.environ.get("DPO_RUN_FOLDER")
     if given:
-        folder, continued = Path(given), (Path(given) / "run.json").is_file()
-    else:
-        folder, continued = choose_folder(config.name, mark, config.resume)
-    run = Run.open(folder, continued, config_yaml(config), mark, config.seed)
-    job = Job(config, run, Ledger(folder, config.hardware.hourly_rate), Interrupts())
+        return Path(given), (Path(given) / "run.json").is_file()
+    return choose_folder(config.name, fingerprint(config), config.resume)
+
+
+def begin(config: Config, ranks: Ranks) -> tuple[Run, bool]:
+    """Open the run directory on rank 0 and show its record to the others."""
+    if not ranks.first:
+        told: tuple[Path, bool, dict[str, Any]] | None = ranks.from_first(None)
+        if told is None:
+            raise LostRank("rank 0 could not open the run directory")
+        return Follower(told[0], told[2]), told[1]
+    try:
+        folder, continued = choose(config)
+        run = Run.open(folder, continued, config_yaml(config), fingerprint(config), config.seed)
+    except BaseException:
+        ranks.from_first(None)
+        raise
+    ranks.from_first((folder, continued, run.record))
+    return run, continued
+
+
+@contextlib.contextmanager
+def open_job(config: Config, ranks: Ranks = ALONE) -> Iterator[Job]:
+    """Choose or continue the run directory; whatever ends the block, run.json says so truthfully."""
+    run, continued = begin(config, ranks)
+    folder = run.folder
+    ledger = (Ledger if ranks.first else FollowersLedger)(folder, config.hardware.hourly_rate)
+    job = Job(config, run, ledger, Interrupts(0.0 if ranks.size == 1 else ECHO_SECONDS), ranks)
     job.say(f"run directory {folder}{' (continued)' if continued else ''}")
     try:
         with job.interrupts:
@@ -52,6 +99,9 @@ def open_job(config: Config) -> Iterator[Job]:
             with job.interrupts.deferred():
                 run.finish("complete", None, 0)
     except BaseException as error:
+        if ranks.size > 1:
+            # A launcher tells the ranks that are left to stop; this one is about to, and has a last word to write.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         code = exit_code(error)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         # A full disk may refuse even this line; run.json then still says running, and its dead pid says killed.

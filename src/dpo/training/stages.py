@@ -15,7 +15,7 @@ from dpo.config.lora import FullTraining
 from dpo.config.parse import plain
 from dpo.data.pair import TokenPair
 from dpo.data.prepare import Prepared, prepare
-from dpo.errors import DiskFull
+from dpo.errors import CheckpointError, DiskFull
 from dpo.modeling.cache import cache_folder
 from dpo.modeling.device import Compute, choose_compute, describe
 from dpo.modeling.policy import footprint, load_base, lora_config, templates
@@ -23,7 +23,7 @@ from dpo.modeling.tokenizer import load_tokenizer
 from dpo.modeling.weights import Weights, resolve
 from dpo.records.files import sync_folder, write_json
 from dpo.records.progress import CountProgress, TrainingProgress
-from dpo.records.tracking import Tracker, build_tracker
+from dpo.records.tracking import NoTracker, Tracker, build_tracker
 from dpo.training import checkpoints, guards
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments
@@ -32,7 +32,7 @@ from dpo.training.losses import is_coupled
 from dpo.training.packed.budget import split
 from dpo.training.packed.collate import pack, pad
 from dpo.training.packed.install import DEFAULT_OUTPUTS, install, installed
-from dpo.training.packed.memory import plan
+from dpo.training.packed.memory import free_memory, plan
 from dpo.training.packed.score import sequence_log_probs
 from dpo.training.reference import ReferenceCache, context_key
 
@@ -53,23 +53,26 @@ class Base:
 def find_base(job: Job) -> Base:
     """Resolve device, weights and tokenizer; nothing heavy is loaded yet, so faults show early."""
     config = job.config
-    with job.ledger.phase("load"):
+    with job.ledger.phase("load"), job.ranks.in_turn():
         compute = choose_compute(config.hardware.device, config.hardware.precision)
         weights = resolve(config.model.path, config.model.revision)
         tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates())
     if compute.device == "cuda":
         import torch
 
-        job.ledger.devices = 1
+        job.ledger.devices = job.ranks.size
         job.ledger.device_peak_mb = lambda: torch.cuda.max_memory_allocated() / 2**20
     job.run.record["fingerprints"]["base"] = weights.fingerprint
-    job.run.update(device=describe(compute), revision=weights.revision)
+    if job.ranks.size > 1:
+        # Another number of ranks gives the same step up to rounding only, and other dropout masks.
+        job.run.record["fingerprints"]["processes"] = str(job.ranks.size)
+    job.run.update(device=describe(compute), processes=job.ranks.size, revision=weights.revision)
     return Base(weights, tokenizer, compute)
 
 
 def load_data(job: Job, base: Base) -> Prepared:
     """Checked, tokenized pairs; what was found goes to data.json."""
-    with job.ledger.phase("tokenize"):
+    with job.ledger.phase("tokenize"), job.ranks.in_turn():
         data = prepare(job.config.dataset, base.tokenizer)
     write_json(job.run.folder / "data.json", data.report)
     job.run.record["fingerprints"]["data"] = data.fingerprint
@@ -80,10 +83,19 @@ def load_data(job: Job, base: Base) -> Prepared:
 
 def find_checkpoint(job: Job) -> checkpoints.Checkpoint | None:
     """The verified checkpoint to continue from, or None to start at step 0; metrics after it are dropped."""
-    found = checkpoints.newest(job.run.folder / "checkpoints", job.say)
-    if found is not None:
-        checkpoints.check_belongs(found, job.run.record["fingerprints"], job.config.resume_anyway, job.say)
-        job.say(f"continuing at step {found.step}")
+    found: checkpoints.Checkpoint | None = None
+
+    def look() -> None:
+        nonlocal found
+        found = checkpoints.newest(job.run.folder / "checkpoints", job.say)
+        if found is not None:
+            checkpoints.check_belongs(found, job.run.record["fingerprints"], job.config.resume_anyway, job.say)
+            job.say(f"continuing at step {found.step}")
+
+    job.ranks.lead(look)
+    found = job.ranks.from_first(found)
+    if found is not None and not found.folder.is_dir():
+        raise CheckpointError(f"{found.folder}: not there on this machine; $DPO_OUTPUTS must be a disk they all share")
     job.run.rewind(found.step if found is not None else -1)
     return found
 
@@ -109,12 +121,14 @@ def build_trainer(job: Job, base: Base, data: Prepared) -> trainers.Trainer:
             checkpoint_root=job.run.folder / "checkpoints",
             fingerprints=job.run.record["fingerprints"],
             soft_labels=config.dataset.soft_labels,
+            ranks=job.ranks,
         )
         # TRL casts the adapters of a quantized base to bf16, where a small update is rounded away. In fp32 they
         # keep it; autocast still multiplies in bf16 on a GPU.
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
+        job.ranks.same_start(trainer.model.parameters())
         line = choose_engine(job, base, trainer, needed_pairs(job, data) + trainer.dev_pairs)
     job.say(f"{describe(base.compute)}, {str(base.compute.dtype)[6:]}, {line}")
     job.say(str(footprint(trainer.model)))
@@ -126,6 +140,8 @@ def choose_engine(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[T
 
     A continued run keeps the token budget it began with: another split of a step would change its rounding.
     """
+    import torch
+
     hardware, pad_id = job.config.hardware, base.tokenizer.pad_token_id
     name, why = "plain", ""
     if hardware.engine is Engine.packed:
@@ -142,11 +158,15 @@ def choose_engine(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[T
         pairs,
         engine=name,
         dtype=base.compute.dtype,
+        # Processes of one machine without devices of their own live in the same memory.
+        free=None if base.compute.device == "cuda" else free_memory(torch.device("cpu")) // job.ranks.local_size,
         token_budget=job.run.record.get("token_budget") or hardware.token_budget,
         checkpointing=None if asked is Checkpointing.auto else asked is Checkpointing.on,
         together=together,
     )
-    if planned.activation_checkpointing:
+    agreed = job.ranks.gather((planned.token_budget, planned.activation_checkpointing))
+    budget, activation_checkpointing = min(b for b, _ in agreed), any(c for _, c in agreed)
+    if activation_checkpointing:
         trainer.args.activation_checkpointing = True
         trainer.args.gradient_checkpointing = True
         trainer.model.enable_input_require_grads()
@@ -156,8 +176,8 @@ def choose_engine(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[T
             return [pairs[i : i + together] for i in range(0, len(pairs), together)]
         return split(pairs, budget, name)
 
-    trainer.engine = trainers.Engine(lambda p: collate(p, pad_id), parts, planned.token_budget)
-    job.run.update(token_budget=planned.token_budget, engine=name)
+    trainer.engine = trainers.Engine(lambda p: collate(p, pad_id), parts, budget)
+    job.run.update(token_budget=budget, engine=name)
     unsplit = f", steps of {together} pairs in one part" if coupled else ""
     return f"{name} engine{why}, {planned.line}{unsplit}"
 
@@ -198,9 +218,11 @@ def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[T
     show = CountProgress("reference log-probs")
     with job.ledger.phase("reference"), off, trainer.accelerator.autocast(), show:
         trainer.reference = cache.fill(pairs, context, compute, progress=show.update)
-    counters = cache.counters
-    job.ledger.count("reference", pairs=len(pairs), hits=counters.hits, misses=counters.misses)
-    job.say(f"reference: {counters.hits} pairs from the cache, {counters.misses} computed")
+    # What another rank computed is a hit here.
+    hits, misses = cache.counters.hits, sum(job.ranks.gather(cache.counters.misses))
+    hits -= misses - cache.counters.misses
+    job.ledger.count("reference", pairs=len(pairs), hits=max(0, hits), misses=misses)
+    job.say(f"reference: {max(0, hits)} pairs from the cache, {misses} computed")
 
 
 def check_start(job: Job, trainer: trainers.Trainer, pairs: list[TokenPair], compute: Compute) -> None:
@@ -217,6 +239,8 @@ def check_start(job: Job, trainer: trainers.Trainer, pairs: list[TokenPair], com
 
 def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Checkpoint | None, compute: Compute) -> None:
     """All steps from the checkpoint (or 0) to the last, with evaluation before, during and after."""
+    import torch
+
     start = checkpoint.step if checkpoint is not None else 0
     steps = trainer.steps_in_all()
     job.run.update(max_steps=steps)
@@ -225,6 +249,9 @@ def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Check
         tracked(job) as tracker,
         TrainingProgress(steps, start, job.config.dpo.batch_size) as progress,
     ):
+        if start == 0 and not job.ranks.first:
+            # The same weights everywhere, but dropout masks of its own on each rank.
+            torch.manual_seed(job.config.seed + job.ranks.rank)
 
         def log(kind: str, step: int, values: dict[str, float]) -> None:
             if kind == "train":
@@ -239,7 +266,8 @@ def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Check
             job.run.update(step=step)
             checkpoints.rotate(job.run.folder / "checkpoints", job.config.dpo.keep_checkpoints)
 
-        trainer.on_log, trainer.on_saved = log, saved
+        if job.ranks.first:
+            trainer.on_log, trainer.on_saved = log, saved
         with job.interrupts.deferred():
             if start == 0:
                 metrics = trainer.evaluate_now()
@@ -257,6 +285,9 @@ def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Check
 @contextlib.contextmanager
 def tracked(job: Job) -> Iterator[Tracker]:
     """The tracker of this run, always closed with the truth."""
+    if not job.ranks.first:
+        yield NoTracker()
+        return
     tracker = build_tracker(job.config.tracking, job.run.folder, plain(job.config), os.environ.get("DPO_SWEEP"))
     job.say(f"tracking: {tracker.where}")
     try:
@@ -269,6 +300,8 @@ def tracked(job: Job) -> Iterator[Tracker]:
 
 def save_final(job: Job, trainer: trainers.Trainer, tokenizer: Any) -> None:
     """Write adapter/ (weights, tokenizer, model card), whole or not at all."""
+    if not job.ranks.first:
+        return
     final, aside = job.run.folder / "adapter", job.run.folder / ".tmp-adapter"
     shutil.rmtree(aside, ignore_errors=True)
     try:

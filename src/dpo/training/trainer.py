@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,13 +25,16 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from dpo.data.pair import TokenPair
-from dpo.errors import OutOfMemory
+from dpo.errors import Diverged, OutOfMemory
 from dpo.training import checkpoints
 from dpo.training.guards import check_finite, check_gradients_arrive
 from dpo.training.interrupts import Interrupts
 from dpo.training.losses import Watched, part_weights, soft_label_term
+from dpo.training.ranks import ALONE, Ranks
 
 WINDOW = "window.json"
+RNG_STATE = "rng_state.pth"
+OUT_OF_MEMORY = "out of memory"
 
 
 class EpochOrder(Sampler):
@@ -88,6 +92,7 @@ class Trainer(DPOTrainer):
         checkpoint_root: Path,
         fingerprints: Mapping[str, str],
         soft_labels: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         # The engine patches the model this constructor builds, so it is set afterwards.
         self.engine = Engine(lambda pairs: {}, lambda pairs, budget: [pairs], 1)
@@ -98,6 +103,7 @@ class Trainer(DPOTrainer):
         self.checkpoint_root = checkpoint_root
         self.fingerprints = fingerprints
         self.soft_labels = soft_labels
+        self.ranks = ranks
         self.reference: Mapping[str, tuple[float, float]] = {}
         self.check_gradients_at = 1
         self._window: dict[str, list[float]] = {}
@@ -137,7 +143,8 @@ class Trainer(DPOTrainer):
     # One optimizer step.
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward over all pairs of a step; returns the mean loss over its pairs."""
+        """Forward and backward over all pairs of a step, or this rank's share of them; returns its part of the mean
+        loss over the step's pairs."""
         pairs: list[TokenPair] = inputs["pairs"]
         self._step_rows = [pair.id for pair in pairs]
         step = self.state.global_step + 1
@@ -145,17 +152,28 @@ class Trainer(DPOTrainer):
         generators = _rng_state()
         window = {key: list(entry) for key, entry in self._window.items()}
         while True:
+            trouble: str | None = None
             try:
                 loss = self._forward_backward(model, pairs, step)
-                break
+            except Diverged as error:
+                trouble = str(error)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
+                trouble = OUT_OF_MEMORY
+            # One decision for all ranks, before any gradient is exchanged.
+            troubles = [text for text in self.ranks.gather(trouble) if text is not None]
+            for text in troubles:
+                if text != OUT_OF_MEMORY:
+                    raise Diverged(text)
+            if not troubles:
+                break
             # The same step again from clean gradients and the same random state, in smaller parts.
             model.zero_grad()
             self._window = window
             _set_rng_state(generators)
             self._halve_budget(pairs, step)
+        self.ranks.sum_gradients(self.model.parameters())
         return loss
 
     def _halve_budget(self, pairs: list[TokenPair], step: int) -> None:
@@ -175,17 +193,20 @@ class Trainer(DPOTrainer):
 
     def _forward_backward(self, model: Any, pairs: list[TokenPair], step: int) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
-        for part in self.engine.split(pairs, self.engine.budget):
-            share = len(part) / len(pairs)
+        for part, counted in self.ranks.parts(pairs, self._split):
+            share = counted / len(pairs)
             with self.compute_loss_context_manager():
-                loss = self._pair_loss(model, part, pairs)
+                loss = self._pair_loss(model, part, pairs, counted)
             check_finite(float(loss.detach()), "loss", step, self._step_rows)
             self.accelerator.backward(loss * share)
             total += loss.detach().float() * share
         return total
 
-    def _pair_loss(self, model: Any, part: list[TokenPair], step: Sequence[TokenPair]) -> torch.Tensor:
-        """TRL's loss on one part of a step; its metrics are added to the window, weighted by pairs."""
+    def _split(self, pairs: list[TokenPair]) -> list[list[TokenPair]]:
+        return self.engine.split(pairs, self.engine.budget)
+
+    def _pair_loss(self, model: Any, part: list[TokenPair], step: Sequence[TokenPair], counted: int) -> torch.Tensor:
+        """TRL's loss on one part of a step; its metrics are added to the window, weighted by pairs that count."""
         mode = "train" if self.model.training else "eval"
         batch = self._prepare_inputs(self.tensors(part))
         self._metrics[mode] = defaultdict(list)
@@ -198,8 +219,8 @@ class Trainer(DPOTrainer):
             strengths = torch.tensor([pair.strength for pair in part], device=reference.device)
             loss = loss + soft_label_term(watched.log_probs, reference, strengths, self.beta)
         for name, values in self._metrics[mode].items():
-            self._add(name, float(values[-1]), len(part))
-        self._add("loss", float(loss.detach()), len(part))
+            self._add(name, float(values[-1]), counted)
+        self._add("loss", float(loss.detach()), counted)
         return loss
 
     def _add(self, name: str, value: float, weight: int) -> None:
@@ -243,14 +264,18 @@ class Trainer(DPOTrainer):
 
         if not self.dev_pairs:
             return {}
-        kept, self._window = self._window, {}
+        kept, self._window, cut = self._window, {}, False
         self.model.eval()
         if self.args.device.type == "cpu":
             keep_quantized_in_train_mode(self.model)
         with torch.no_grad(), self.compute_loss_context_manager():
-            for part in self.engine.split(self.dev_pairs, self.engine.budget):
-                self.interrupts.check()
-                self._pair_loss(self.model, part, self.dev_pairs)
+            for part, counted in self.ranks.parts(self.dev_pairs, self._split):
+                if cut := self.interrupts.pending is not None and not self.ranks.sharded:
+                    break
+                self._pair_loss(self.model, part, self.dev_pairs, counted)
+        if any(self.ranks.gather(cut)):
+            self.agree_on_signal()
+            self.interrupts.check()
         metrics = self._drain()
         self._window = kept
         self.model.train()
@@ -259,8 +284,15 @@ class Trainer(DPOTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
 
+    def agree_on_signal(self) -> bool:
+        """Make a signal that any rank has received pending on all, and say whether there is one."""
+        agreed = self.ranks.agreed_signal(self.interrupts.pending)
+        if agreed is not None:
+            self.interrupts.pending = agreed
+        return agreed is not None
+
     def _drain(self) -> dict[str, float]:
-        metrics = {name: total / weight for name, (total, weight) in self._window.items()}
+        metrics = {name: total / weight for name, (total, weight) in self.ranks.sum_figures(self._window).items()}
         metrics.pop("num_tokens", None)
         self._window = {}
         return metrics
@@ -284,9 +316,25 @@ class Trainer(DPOTrainer):
             self._save_rng_state(str(folder))
             (folder / WINDOW).write_text(json.dumps(self._window))
             self.state.save_to_json(str(folder / "trainer_state.json"))
+            for rank, (window, generators) in enumerate(others[1:], 1):
+                (folder / f"rank-{rank}").mkdir()
+                (folder / f"rank-{rank}" / WINDOW).write_text(window)
+                (folder / f"rank-{rank}" / RNG_STATE).write_bytes(generators)
 
-        checkpoints.write(self.checkpoint_root, step, self.fingerprints, fill)
+        others = self.ranks.gather((json.dumps(self._window), self._generators()))
+        self.ranks.lead(lambda: checkpoints.write(self.checkpoint_root, step, self.fingerprints, fill))
         self.on_saved(step)
+
+    def _generators(self) -> bytes:
+        """The states of this rank's random generators, as the file the Trainer keeps them in."""
+        if self.ranks.size == 1:
+            return b""
+        with tempfile.TemporaryDirectory() as folder:
+            self._save_rng_state(folder)
+            return (Path(folder) / RNG_STATE).read_bytes()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(None if checkpoint is None else str(self.ranks.own_folder(Path(checkpoint))))
 
     def save_weights(self, folder: Path) -> None:
         """The adapter (or the whole model) as safetensors, without asking any hub about the base."""
@@ -298,7 +346,9 @@ class Trainer(DPOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._window = json.loads((Path(resume_from_checkpoint) / WINDOW).read_text())
+        window = self.ranks.own_folder(Path(resume_from_checkpoint)) / WINDOW
+        # Missing only where another number of ranks continues, at the user's explicit word.
+        self._window = json.loads(window.read_text()) if window.is_file() else {}
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -327,7 +377,7 @@ class _Flow(TrainerCallback):
         (the checkpoint of a step includes its evaluation, so an earlier one is kept)."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
-        elif self.trainer.interrupts.pending is not None:
+        elif self.trainer.agree_on_signal():
             control.should_save = not control.should_evaluate
             control.should_evaluate = False
             control.should_training_stop = True
