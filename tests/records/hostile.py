@@ -140,6 +140,10 @@ def _write_evaluation(
             "ties": sum(o == 0 for o in outcomes), "losses": sum(o < 0 for o in outcomes), "net": estimate(mean, 0.15),
             "win_rate": estimate(0.5 + mean / 2), "length_controlled_win_rate": estimate(0.5 + mean / 2),
             "sign_test_p": 0.01, "cost": 0.0}},
+        "figures": {"tone": {"definition": texts[2], "rows": [
+            {"key": "words", "label": texts[3], "share": False, "policy": estimate(20), "baseline": estimate(22),
+             "difference": estimate(-2)}]}},
+        "undecided": {"llm": {"count": 2, "of": 80, "reasons": {texts[4]: 2}}},
         "divergence": {"per_answer": estimate(kl), "per_token": kl / 20, "answers": 40},
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary | changes))

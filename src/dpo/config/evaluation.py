@@ -1,4 +1,4 @@
-"""Typed schema of the groups `evaluation` and `judge`, and of the verbs that read run directories."""
+"""Typed schema of the group `evaluation`, and of the verbs that read run directories."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from dpo.config import judges
+from dpo.config.judges import Judges
 from dpo.errors import ConfigError
 
 
@@ -56,18 +58,6 @@ class Evaluation:
     show: int = MISSING
     again: bool = MISSING
     endpoint: Endpoint = MISSING
-
-
-@dataclass
-class RulesJudge:
-    """The stated rule of dpo/evaluation/rules.py; its thresholds are part of the rule."""
-
-
-@dataclass
-class Judges:
-    """The judges asked for, by name: `judge=[rules]`."""
-
-    rules: RulesJudge | None = None
 
 
 @dataclass
@@ -150,7 +140,7 @@ def check_ranges(node: Any, prefix: str = "") -> None:
 
 
 def register() -> None:
-    """Put the two groups' schemas into Hydra's ConfigStore; must run before a verb here composes."""
+    """Put the schemas of `evaluation` and `judge` into Hydra's ConfigStore; must run before a verb here composes."""
     store = ConfigStore.instance()
     store.store(group="evaluation", name="base_evaluation", node=Evaluation)
-    store.store(group="judge", name="base_rules", node={"rules": RulesJudge})
+    judges.register()

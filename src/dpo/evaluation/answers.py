@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from dpo.config.evaluation import Evaluation
@@ -19,12 +19,17 @@ LARGEST_BATCH = {"cpu": 96, "cuda": 512}
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt to answer: its id, turns, token ids up to where the answer begins, and what it is about if known."""
+    """One prompt to answer: its id, turns, token ids up to where the answer begins, and what it is about if known.
+
+    `group` and `meta` are for judges, see `judges.interface.Item`.
+    """
 
     id: str
     messages: tuple[Message, ...]
     ids: list[int]
     subject: str | None
+    group: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 Asked = list[tuple[Prompt, int]]

@@ -159,6 +159,7 @@ def _judged(judged: Row) -> Row:
 
 
 def _outcomes(entry: Entry, judge: str) -> np.ndarray:
+    """The policy's outcome on each sample, NaN where it is undecided."""
     return np.array([sample["policy"]["verdicts"][judge]["outcome"] for sample in entry.samples], dtype=np.float64)
 
 
@@ -182,9 +183,13 @@ def _pairwise(entries: Sequence[Entry], judges: Sequence[str], settings: Row) ->
         }
         for judge in judges:
             mine, theirs = _outcomes(first, judge), _outcomes(second, judge)
-            result = compare_scores(mine, theirs, prompts, **settings)
+            decided = np.flatnonzero(~np.isnan(mine - theirs))
+            if not len(decided):
+                raise ConfigError(f"{first.label}, {second.label}: no prompt that {judge} decided for both")
+            mine, theirs, asked = mine[decided], theirs[decided], [prompts[i] for i in decided]
+            result = compare_scores(mine, theirs, asked, **settings)
             row["judges"][judge] = {
-                "difference": asdict(bootstrap_mean(mine - theirs, prompts, **settings)),
+                "difference": asdict(bootstrap_mean(mine - theirs, asked, **settings)),
                 "wins": result.wins,
                 "ties": result.ties,
                 "losses": result.losses,

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from dpo.config.evaluation import Evaluation
 from dpo.config.parse import plain
 from dpo.errors import ConfigError
-from dpo.records.files import write_json
+from dpo.records.files import write_json, write_text
 
 # Keys that change what is shown or how it is computed, not the rows.
 PRESENTATION = ("show", "again", "batch_size", "resamples", "confidence")
@@ -75,9 +75,16 @@ class EvaluationFolder:
 
     def append(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows to a stage, at once on disk."""
-        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         with (self.path / f"{stage}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(text)
+            file.write(_lines(rows))
+
+    def rewrite(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replace the rows of a stage, for those that are put together from others."""
+        write_text(self.path / f"{stage}.jsonl", _lines(rows))
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def digest(parts: Iterable[str]) -> str:

@@ -28,6 +28,8 @@ def show(folder: Path, samples: int, console: Console | None = None) -> None:
 
 
 def _word(verdict: Row) -> str:
+    if verdict["outcome"] is None:
+        return f"undecided, {verdict['reason']}"
     if verdict["passed"] is None:
         return f"{verdict['score']:.2f}"
     return "meets" if verdict["passed"] else f"fails {verdict['reason']}"

@@ -7,7 +7,7 @@ resampling rows would give intervals that are too narrow.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,9 +72,47 @@ def bootstrap_mean(
     sums, counts = _clusters(values, groups)
     if not len(sums):
         raise ValueError("no values to take a mean of")
-    means = np.concatenate([(w @ sums) / (w @ counts) for w in _weights(len(sums), resamples, seed)])
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(float(sums.sum() / counts.sum()), float(low), float(high), len(sums))
+    return bootstrap_ratio(np.stack([sums, counts], axis=1), resamples, confidence, seed)
+
+
+def bootstrap_ratio(parts: Floats, resamples: int = 2000, confidence: float = 0.95, seed: int = 0) -> Estimate:
+    """Sum of numerators over sum of denominators with a percentile bootstrap interval over groups.
+
+    Args:
+        parts: (groups, 2): numerator and denominator of each group.
+
+    Raises:
+        ValueError: all denominators are 0.
+    """
+    return _estimate(parts, lambda w: _ratio(w @ parts), resamples, confidence, seed)
+
+
+def bootstrap_ratio_difference(
+    first: Floats, second: Floats, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> Estimate:
+    """Ratio of `first` less ratio of `second`, both (groups, 2) over the same groups, which are resampled together."""
+    both = np.concatenate([first, second], axis=1)
+    return _estimate(
+        both, lambda w: _ratio((sums := w @ both)[:, :2]) - _ratio(sums[:, 2:]), resamples, confidence, seed
+    )
+
+
+def _ratio(sums: Floats) -> Floats:
+    """(rows, 2) -> (rows,); NaN where the denominator is 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(sums[:, 1] == 0, np.nan, sums[:, 0] / sums[:, 1])
+
+
+def _estimate(
+    parts: Floats, statistic: Callable[[Floats], Floats], resamples: int, confidence: float, seed: int
+) -> Estimate:
+    """`statistic` of (rows, groups) weights: its value with every weight 1, and its spread over resamples."""
+    value = float(statistic(np.ones((1, len(parts))))[0])
+    if math.isnan(value):
+        raise ValueError("no values to take a ratio of")
+    drawn = np.concatenate([statistic(w) for w in _weights(len(parts), resamples, seed)])
+    low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(value, float(low), float(high), len(parts))
 
 
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> Estimate:

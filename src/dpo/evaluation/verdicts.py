@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from dpo.config.evaluation import Evaluation
 from dpo.evaluation.answers import Prompt
-from dpo.evaluation.folder import EvaluationFolder
-from dpo.evaluation.judges import Item, Judge, Verdict
+from dpo.evaluation.judges.ask import preferences, verdicts
+from dpo.evaluation.judges.interface import Item, Judge, PairItem, PairJudge, Verdict
 from dpo.evaluation.rules import word_count
 from dpo.evaluation.sides import BASELINE, POLICY, SIDES
 from dpo.evaluation.statistics import bootstrap_mean, compare_scores, length_controlled_win_rate, wilson
@@ -20,64 +20,112 @@ from dpo.evaluation.statistics import bootstrap_mean, compare_scores, length_con
 Row = dict[str, Any]
 
 
-def judge_answers(
-    folder: EvaluationFolder, judge: Judge, prompts: Mapping[str, Prompt], answers: Sequence[Row]
-) -> list[Row]:
-    """A verdict for each answer, in their order; those already in verdicts.jsonl are not asked for again."""
-    known = {(r["side"], r["prompt"], r["sample"]): r for r in folder.rows("verdicts") if r["judge"] == judge.name}
-    missing = [a for a in answers if (a["side"], a["prompt"], a["sample"]) not in known]
-    items = [
-        Item(
-            f"{a['side']}:{a['prompt']}:{a['sample']}",
-            prompts[a["prompt"]].messages,
-            a["answer"],
-            a["finished"],
-            prompts[a["prompt"]].subject,
+@dataclass(frozen=True)
+class Judgement:
+    """What one judge found: a verdict an answer, the policy's first, and the items and verdicts as the judge saw them.
+
+    Of a pair judge `sides` holds each pair's verdict from the policy's view, then from the baseline's.
+    """
+
+    judge: Judge | PairJudge
+    sides: list[Verdict]
+    items: Sequence[Item | PairItem]
+    found: list[Verdict]
+
+
+def judge_answers(judge: Judge | PairJudge, prompts: Mapping[str, Prompt], answers: Sequence[Row]) -> Judgement:
+    """Judge `answers` (the policy's, then the baseline's to the same prompts); what is in the cache is not asked."""
+    if isinstance(judge, PairJudge):
+        split = len(answers) // 2
+        pairs = []
+        for mine, base in zip(answers[:split], answers[split:], strict=True):
+            prompt = prompts[mine["prompt"]]
+            name = f"{prompt.id}:{mine['sample']}"
+            pairs.append(
+                PairItem(name, prompt.messages, mine["answer"], base["answer"], prompt.group or prompt.id, prompt.meta)
+            )
+        found = preferences(judge, pairs)
+        return Judgement(judge, [*found, *map(_turned, found)], pairs, found)
+    items = []
+    for row in answers:
+        prompt = prompts[row["prompt"]]
+        items.append(
+            Item(
+                f"{row['side']}:{prompt.id}:{row['sample']}",
+                prompt.messages,
+                row["answer"],
+                row["finished"],
+                prompt.subject,
+                prompt.group or prompt.id,
+                prompt.meta,
+            )
         )
-        for a in missing
-    ]
-    verdicts: list[Verdict] = judge.judge(items)
-    made = [
+    found = verdicts(judge, items)
+    return Judgement(judge, found, items, found)
+
+
+def _turned(verdict: Verdict) -> Verdict:
+    """A pair's verdict from the other side; its cost stands on the first."""
+    return replace(verdict, score=None if verdict.score is None else 1 - verdict.score, cost=0.0)
+
+
+def verdict_rows(judgement: Judgement, answers: Sequence[Row]) -> list[Row]:
+    """The rows of verdicts.jsonl, one an answer."""
+    return [
         {
-            "judge": judge.name,
-            "side": a["side"],
-            "prompt": a["prompt"],
-            "sample": a["sample"],
+            "judge": judgement.judge.name,
+            "side": answer["side"],
+            "prompt": answer["prompt"],
+            "sample": answer["sample"],
             **{k: v for k, v in asdict(verdict).items() if k != "id"},
             "outcome": verdict.outcome,
         }
-        for a, verdict in zip(missing, verdicts, strict=True)
+        for answer, verdict in zip(answers, judgement.sides, strict=True)
     ]
-    folder.append("verdicts", made)
-    known |= {(r["side"], r["prompt"], r["sample"]): r for r in made}
-    return [known[a["side"], a["prompt"], a["sample"]] for a in answers]
 
 
-def summarise_verdicts(answers: Sequence[Row], verdicts: Sequence[Row], config: Evaluation) -> Row:
-    """Policy against baseline by one judge: each side's mean outcome, the paired difference, wins, length control."""
+def summarise_undecided(judgement: Judgement) -> Row | None:
+    """How many verdicts are missing and why; None when none is."""
+    reasons = Counter(v.reason for v in judgement.found if v.score is None)
+    if not reasons:
+        return None
+    return {"count": reasons.total(), "of": len(judgement.found), "reasons": dict(reasons.most_common(5))}
+
+
+def summarise_verdicts(
+    answers: Sequence[Row], judgement: Judgement, prompts: Mapping[str, Prompt], config: Evaluation
+) -> Row | None:
+    """Policy against baseline by one judge: each side's mean outcome, the paired difference, wins, length control.
+
+    Prompts with an undecided side are left out; None when no other is there.
+    """
     split = len(answers) // 2
-    mine, base = verdicts[:split], verdicts[split:]
-    groups = [row["prompt"] for row in mine]
-    policy = np.array([row["outcome"] for row in mine], dtype=np.float64)
-    baseline = np.array([row["outcome"] for row in base], dtype=np.float64)
-    settings = {"resamples": config.resamples, "confidence": config.confidence, "seed": config.seed}
-    decided = all(row["passed"] is not None for row in verdicts)
-    compared = compare_scores(policy, baseline, groups, **settings)  # type: ignore[arg-type]
-    words = [word_count(answer["answer"]) for answer in answers]
-    gap = np.array(words[:split], dtype=np.float64) - np.array(words[split:], dtype=np.float64)
+    decided = [i for i in range(split) if {judgement.sides[j].outcome for j in (i, i + split)}.isdisjoint({None})]
+    if not decided:
+        return None
+    mine = [judgement.sides[i] for i in decided]
+    base = [judgement.sides[i + split] for i in decided]
+    groups = [prompts[answers[i]["prompt"]].group or answers[i]["prompt"] for i in decided]
+    policy = np.array([v.outcome for v in mine], dtype=np.float64)
+    baseline = np.array([v.outcome for v in base], dtype=np.float64)
+    settings: dict[str, Any] = interval(config)
+    compared = compare_scores(policy, baseline, groups, **settings)
+    words = [[word_count(answers[i + shift]["answer"]) for i in decided] for shift in (0, split)]
+    gap = np.array(words[0], dtype=np.float64) - np.array(words[1], dtype=np.float64)
     outcome = (np.sign(policy - baseline) + 1) / 2
+    yes_or_no = all(v.passed is not None for v in (*mine, *base))
 
     def level(values: np.ndarray) -> Row:
         # Wilson where rows are independent yes-or-no trials; otherwise the bootstrap over prompts.
-        if decided and config.samples_per_prompt == 1:
+        if yes_or_no and len(set(groups)) == len(groups):
             return asdict(wilson(int(values.sum()), len(values), config.confidence))
-        return asdict(bootstrap_mean(values, groups, **settings))  # type: ignore[arg-type]
+        return asdict(bootstrap_mean(values, groups, **settings))
 
     return {
-        "decides": decided,
+        "decides": yes_or_no or isinstance(judgement.judge, PairJudge),
         POLICY: level(policy),
         BASELINE: level(baseline),
-        "difference": asdict(bootstrap_mean(policy - baseline, groups, **settings)),  # type: ignore[arg-type]
+        "difference": asdict(bootstrap_mean(policy - baseline, groups, **settings)),
         "wins": compared.wins,
         "ties": compared.ties,
         "losses": compared.losses,
@@ -89,13 +137,18 @@ def summarise_verdicts(answers: Sequence[Row], verdicts: Sequence[Row], config: 
                 outcome, gap, groups, min(config.resamples, 1000), config.confidence, config.seed
             )
         ),
-        "reasons": {side: _reasons(rows) for side, rows in ((POLICY, mine), (BASELINE, base))},
-        "cost": sum(row["cost"] for row in verdicts),
+        "reasons": {side: _reasons(found) for side, found in ((POLICY, mine), (BASELINE, base))},
+        "cost": sum(v.cost for v in judgement.found),
     }
 
 
-def _reasons(rows: Sequence[Row]) -> dict[str, int]:
-    counts = Counter(reason for row in rows if row["passed"] is False for reason in row["reason"].split(", "))
+def interval(config: Evaluation) -> dict[str, Any]:
+    """The arguments of every bootstrap."""
+    return {"resamples": config.resamples, "confidence": config.confidence, "seed": config.seed}
+
+
+def _reasons(found: Sequence[Verdict]) -> dict[str, int]:
+    counts = Counter(reason for v in found if v.passed is False for reason in v.reason.split(", "))
     return dict(counts.most_common())
 
 
@@ -103,19 +156,17 @@ def summarise_answers(answers: Sequence[Row], config: Evaluation) -> Row:
     """Length, truncation and emptiness of each side's answers, and the paired difference in length."""
     split = len(answers) // 2
     groups = [row["prompt"] for row in answers[:split]]
-    settings = {"resamples": config.resamples, "confidence": config.confidence, "seed": config.seed}
+    settings = interval(config)
     found: Row = {"prompts": len(set(groups)), "answers": split}
     words: dict[str, np.ndarray] = {}
     for side, rows in zip(SIDES, (answers[:split], answers[split:]), strict=True):
         words[side] = np.array([word_count(row["answer"]) for row in rows], dtype=np.float64)
         found[side] = {
-            "words": asdict(bootstrap_mean(words[side], groups, **settings)),  # type: ignore[arg-type]
-            "tokens": asdict(bootstrap_mean([row["tokens"] for row in rows], groups, **settings)),  # type: ignore[arg-type]
+            "words": asdict(bootstrap_mean(words[side], groups, **settings)),
+            "tokens": asdict(bootstrap_mean([row["tokens"] for row in rows], groups, **settings)),
             "finished": sum(row["finished"] for row in rows),
             "truncated": sum(not row["finished"] for row in rows),
             "empty": sum(not row["answer"].strip() for row in rows),
         }
-    found["words_difference"] = asdict(
-        bootstrap_mean(words[POLICY] - words[BASELINE], groups, **settings)  # type: ignore[arg-type]
-    )
+    found["words_difference"] = asdict(bootstrap_mean(words[POLICY] - words[BASELINE], groups, **settings))
     return found

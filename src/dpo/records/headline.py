@@ -44,6 +44,8 @@ def figure_rows(summary: Row) -> list[list[str]]:
             ]
         )
         rows.append(["  win rate at equal length", "", share(judged["length_controlled_win_rate"]), ""])
+    for found in summary["figures"].values():
+        rows += [_further(row) for row in found["rows"]]
     rows += [
         [
             "answer length (words)",
@@ -63,6 +65,12 @@ def figure_rows(summary: Row) -> list[list[str]]:
     return rows
 
 
+def _further(row: Row) -> list[str]:
+    level, change = (share, points) if row["share"] else (number, _signed)
+    baseline = level(row["baseline"]) if "baseline" in row else ""
+    return [row["label"], baseline, level(row["policy"]), change(row["difference"]) if "difference" in row else ""]
+
+
 def caption(summary: Row) -> str:
     """What was held out and asked."""
     pairs, answers = summary["pairs"], summary["answers"]
@@ -71,7 +79,11 @@ def caption(summary: Row) -> str:
 
 def notes(summary: Row) -> list[str]:
     """What the figures mean: the judges' definitions, the intervals, accuracy before and after, the sampling."""
-    lines = [f"judge {name}: {judged['definition']}" for name, judged in summary["judges"].items()]
+    judges = {**summary["judges"], **summary["figures"]}
+    lines = [f"judge {name}: {judged['definition']}" for name, judged in judges.items()]
+    for name, missing in summary["undecided"].items():
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in missing["reasons"].items())
+        lines.append(f"judge {name}: {missing['count']} of {missing['of']} undecided and left out: {reasons}")
     confidence = summary["settings"]["confidence"]
     lines += [
         f"[low, high]: {100 * confidence:.0f}% intervals, bootstrap over prompts (Wilson for shares of answers).",

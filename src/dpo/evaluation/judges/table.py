@@ -1,0 +1,24 @@
+"""The judges by name, as in conf/judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dpo.config.judges import Judges
+from dpo.errors import ConfigError
+from dpo.evaluation.judges import rules
+from dpo.evaluation.judges.interface import AnyJudge
+
+# name -> function of the judge's settings. Modules listed here import nothing heavy at their top.
+BUILDERS: Mapping[str, Callable[[Any], AnyJudge]] = {
+    "rules": rules.build,
+}
+
+
+def build_judges(config: Judges) -> list[AnyJudge]:
+    """The judges a config asks for, in the order of the table; raises ConfigError when one cannot work here."""
+    judges = [build(settings) for name, build in BUILDERS.items() if (settings := getattr(config, name)) is not None]
+    if not judges:
+        raise ConfigError("judge: none chosen; judge=[rules] needs nothing else")
+    return judges
