@@ -21,6 +21,7 @@ from dpo.modeling.device import Compute, choose_compute, describe
 from dpo.modeling.policy import footprint, load_base, lora_config, templates
 from dpo.modeling.tokenizer import load_tokenizer
 from dpo.modeling.weights import Weights, resolve
+from dpo.records.card import model_card
 from dpo.records.files import sync_folder, write_json
 from dpo.records.progress import CountProgress, TrainingProgress
 from dpo.records.tracking import NoTracker, Tracker, build_tracker
@@ -307,7 +308,7 @@ def save_final(job: Job, trainer: trainers.Trainer, tokenizer: Any) -> None:
     try:
         trainer.save_weights(aside)
         tokenizer.save_pretrained(aside)
-        (aside / "README.md").write_text(model_card(job))
+        (aside / "README.md").write_text(model_card(job.run.folder), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
         sync_folder(job.run.folder)
@@ -315,17 +316,3 @@ def save_final(job: Job, trainer: trainers.Trainer, tokenizer: Any) -> None:
         if error.errno != 28:
             raise
         raise DiskFull(f"{final}: no space left; the checkpoints are intact; free some room and run again") from None
-
-
-def model_card(job: Job) -> str:
-    """README.md of the adapter: what it is, from what, how."""
-    config = job.config
-    full = isinstance(config.lora, FullTraining)
-    return (
-        f"---\nbase_model: {config.model.path}\nlibrary_name: {'transformers' if full else 'peft'}\n"
-        f"tags: [dpo, trl]\n---\n# {config.name}\n\n{'All weights' if full else 'A LoRA adapter'} of "
-        f"`{config.model.path}`, trained by Direct Preference Optimization (loss {'+'.join(config.dpo.loss)}, "
-        f"beta {config.dpo.beta:g}, learning rate {config.dpo.learning_rate:g}) on `{config.dataset.source}`, "
-        f"seed {config.seed}.\n\nRun `{job.run.folder.name}`: its config.yaml and run.json hold every setting, "
-        f"version and fingerprint.\n"
-    )

@@ -1,0 +1,173 @@
+"""The model card (README.md) of an adapter or an export: what a stranger must know before using it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from dpo.records.certificate import (
+    CERTIFICATE,
+    DIFFERENCE_COLUMNS,
+    MODEL_COLUMNS,
+    difference_rows,
+    model_rows,
+    verdict,
+)
+from dpo.records.headline import COLUMNS, caption, figure_rows, notes
+from dpo.records.licences import UNKNOWN, base_licence, dataset_licence, is_hub_id, public_name
+from dpo.records.page_run import cost_table
+from dpo.records.read import RunFiles, json_file, read_run
+from dpo.records.redaction import redact
+from dpo.records.tables import clean
+
+Row = dict[str, Any]
+# Everything Markdown or HTML could take for more than text.
+_SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$])")
+
+
+def model_card(run: Path, folder: Path | None = None) -> str:
+    """README.md for `folder`, an export of `run`; without a folder, for the run's own final weights.
+
+    Every text from outside is escaped and stripped of secrets and of where things lie on this machine.
+    """
+    files = read_run(run)
+    config, record = files.config, files.record
+    certificate = json_file(folder / CERTIFICATE) if folder is not None else {}
+    base = public_name(str(config["model"]["path"]))
+    dataset = _dataset_name(config["dataset"])
+    summaries = [json_file(run / "evaluation" / name / "summary.json") for name in files.evaluations]
+    adapter = folder is None and "rank" in config["lora"]
+    facts = {
+        "name": config["name"],
+        "base": base,
+        "adapter": adapter,
+        "full": "rank" not in config["lora"],
+        "config": config,
+        "dataset": dataset,
+        "data": files.data,
+        "refused": {k: v["count"] for k, v in files.data.get("refused", {}).items()},
+        "cut": {k: v["pairs"] for k, v in files.data.get("truncation", {}).items() if v.get("pairs")},
+        "record": record,
+        "run": run.resolve().name,
+        "command": _command(record, config),
+        "settings": _settings(config),
+        "results": [
+            {"caption": caption(s), "table": _table(COLUMNS, figure_rows(s)), "notes": notes(s)} for s in summaries if s
+        ],
+        "certificate": certificate,
+        "certificate_tables": [
+            _table(MODEL_COLUMNS, model_rows(certificate)),
+            _table(DIFFERENCE_COLUMNS, difference_rows(certificate)),
+        ]
+        if certificate
+        else [],
+        "verdict": verdict(certificate) if certificate else "",
+        "cost": _cost(files),
+        "base_licence": base_licence(base)[0],
+        "dataset_licence": dataset_licence(dataset)[0],
+        "unknown": UNKNOWN,
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.ChainableUndefined,
+        autoescape=False,  # noqa: S701 - Markdown, not HTML: `finalize` escapes every value for both
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    body = environment.get_template("card.md.jinja").render(**facts)
+    return f"---\n{_head(base, dataset, adapter, folder, certificate)}---\n{body}"
+
+
+class Markdown(str):
+    """Text of our own making that is Markdown already."""
+
+
+def _finalize(value: Any) -> Any:
+    return value if isinstance(value, Markdown) else Markdown(escape(value))
+
+
+def escape(value: Any) -> str:
+    """One line of text that Markdown and HTML show as it is; secrets, home folders and terminal escapes are out."""
+    text = " ".join(clean(redact(str(value))).split()).replace(str(Path.home()), "~")
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL.sub(r"\\\1", text)
+
+
+def code(value: Any) -> Markdown:
+    """One line in a code block; nothing in it can end the block."""
+    text = " ".join(clean(redact(str(value))).split()).replace(str(Path.home()), "~")
+    return Markdown(text.replace("`", "'"))
+
+
+def _table(columns: Any, rows: list[list[Any]]) -> Markdown:
+    def line(cells: Any) -> str:
+        return "| " + " | ".join(escape("" if cell is None else cell) for cell in cells) + " |\n"
+
+    return Markdown(line(columns) + "| " + " | ".join("---" for _ in columns) + " |\n" + "".join(map(line, rows)))
+
+
+def _head(base: str, dataset: str, adapter: bool, folder: Path | None, certificate: Row) -> str:
+    """The YAML block the hub reads; ids only where they can be ids."""
+    licence = base_licence(base)[1]
+    gguf = certificate.get("format") == "gguf"
+    head: Row = {
+        "base_model": base,
+        "library_name": "peft" if adapter else "gguf" if gguf else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["dpo", "trl", *(["lora"] if adapter else [])],
+    }
+    if not adapter:
+        head["base_model_relation"] = "quantized" if certificate.get("format") in ("int8", "gguf") else "finetune"
+    if licence is not None:
+        head["license"] = licence
+    if is_hub_id(dataset):
+        head["datasets"] = [dataset]
+    return redact(yaml.safe_dump(head, sort_keys=False, allow_unicode=True))
+
+
+def _dataset_name(dataset: Mapping[str, Any]) -> str:
+    """Hub id, `synthetic`, or the name of a file, never where it lies."""
+    if dataset.get("path"):
+        return Path(str(dataset["path"])).name
+    return str(dataset.get("hub") or dataset["source"])
+
+
+def _settings(config: Row) -> list[tuple[Markdown, Markdown]]:
+    """(key, value) of the groups that shape the weights."""
+    found: list[tuple[Markdown, Markdown]] = []
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), value)
+        elif node not in (None, {}, []):
+            local = prefix.endswith("path") and "/" in str(node) and not is_hub_id(str(node))
+            found.append((code(prefix), code(Path(str(node)).name if local else node)))
+
+    for group in ("seed", "model", "dataset", "lora", "dpo", "hardware"):
+        walk(group, config.get(group))
+    return found
+
+
+def _command(record: Row, config: Row) -> Markdown:
+    """The command as it was given, local paths reduced to their last part."""
+    words = []
+    for word in str(record.get("command", "")).split():
+        key, equals, value = word.partition("=")
+        if equals and "/" in value and not is_hub_id(value):
+            value = Path(value).name
+        words.append(f"{key}{equals}{value}")
+    return code(" ".join(words))
+
+
+def _cost(files: RunFiles) -> Markdown:
+    """What each phase took, and what money that was."""
+    found = cost_table(files.ledger)
+    return Markdown(f"{_table(found['columns'], found['rows'])}\n{escape(found['note'])}")
