@@ -139,6 +139,27 @@ def _sample_batch(
     return [Answer(t, f) for t, f in zip(tokens, finished, strict=True)]
 
 
+@torch.no_grad()
+def stream(model: Any, prompt: list[int], sampling: Sampling, stop_ids: set[int], row_seed: str) -> Iterator[int]:
+    """Yield the tokens of one answer as they are drawn, the same that `sample` draws with this row seed.
+
+    Ends before the token that ends the turn; the caller sees a cut answer by its length, `max_new_tokens`.
+    """
+    from transformers import DynamicCache
+
+    numbers, unused = random.Random(f"{sampling.seed}:{row_seed}"), torch.Generator()
+    cache = DynamicCache(config=model.config)
+    ids = torch.tensor([prompt], device=model.device)
+    for _ in range(sampling.max_new_tokens):
+        out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        drawn = _draw(out.logits[:, -1].float(), sampling, unused, torch.tensor([numbers.random()]))
+        token = int(drawn)
+        if token in stop_ids:
+            return
+        yield token
+        ids = drawn.unsqueeze(1)
+
+
 def _common_prefix(prompts: list[list[int]]) -> int:
     """Tokens all prompts begin with, leaving at least one of each; 0 when they are too few to pay for a forward."""
     most = min(map(len, prompts)) - 1

@@ -1,0 +1,44 @@
+"""`python -m dpo.chat run=DIR`: talk to a trained policy and its unaligned baseline, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dpo.config.app import main as app
+from dpo.config.evaluation import check_ranges
+from dpo.config.export import Chat
+
+
+def chat(config: Chat) -> None:
+    """Load both sides of a run and talk until /quit or the end of the input."""
+    check_ranges(config)
+    from dpo.records.run import read_record
+
+    run = Path(config.run).expanduser()
+    read_record(run)
+    from dpo.modeling.device import pin_one_gpu
+    from dpo.records.quiet import quiet
+
+    pin_one_gpu()
+    quiet()
+    from dpo.evaluation.chat_room import talk
+    from dpo.evaluation.conversation import Conversation
+    from dpo.evaluation.sides import load_sides
+    from dpo.records.tables import terminal
+
+    console = terminal()
+    if console.is_terminal:
+        with console.status(f"loading {run.name}"):
+            sides = load_sides(run)
+    else:
+        sides = load_sides(run)
+    talk(Conversation(sides, config, run.resolve().name), console)
+
+
+def main() -> None:
+    """Compose, parse and talk; exits with the code of the outcome."""
+    app("chat", Chat, chat, positional="run")
+
+
+if __name__ == "__main__":
+    main()
