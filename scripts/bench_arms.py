@@ -49,9 +49,9 @@ class _Trl(DPOTrainer):
         return dataset
 
 
-def _arguments(beta: float, bf16: bool, **changes: Any) -> DPOConfig:
+def _arguments(beta: float, **changes: Any) -> DPOConfig:
     return DPOConfig(
-        output_dir=tempfile.mkdtemp(prefix="bench-"), beta=beta, report_to="none", bf16=bf16, disable_tqdm=True,
+        output_dir=tempfile.mkdtemp(prefix="bench-"), beta=beta, report_to="none", bf16=False, disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(), remove_unused_columns=False, max_length=None, **changes,
     )  # fmt: skip
 
@@ -99,7 +99,7 @@ def _rows(pairs: list[TokenPair]) -> list[dict[str, Any]]:
 
 
 def _trl(model: Any, tokenizer: Any, pairs: list[TokenPair], options: Any, tuned: bool, beta: float) -> Step:
-    arguments = _arguments(beta, options.dtype == "bfloat16", **({"activation_checkpointing": False} if tuned else {}))
+    arguments = _arguments(beta, **({"activation_checkpointing": False} if tuned else {}))
     trainer = _Trl(
         model=model, args=arguments, processing_class=tokenizer, train_dataset=Dataset.from_list(_rows(pairs[:2]))
     )
@@ -137,7 +137,7 @@ def _ours(
     cache: Path | None,
 ) -> tuple[Step, int]:
     trainer = trainers.Trainer(
-        model=model, args=_arguments(beta, options.dtype == "bfloat16", activation_checkpointing=False), peft_config=None, tokenizer=tokenizer,
+        model=model, args=_arguments(beta, activation_checkpointing=False), peft_config=None, tokenizer=tokenizer,
         train_pairs=pairs, dev_pairs=pairs[:1], interrupts=Interrupts(),
         checkpoint_root=Path(tempfile.mkdtemp(prefix="bench-")), fingerprints={},
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,3 +56,54 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("cache")
     (folder / "models").symlink_to(models, target_is_directory=True)
     os.environ["DPO_CACHE"] = str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A QLoRA run of eight steps on a tiny model, trained once; not to be written to."""
+    import tiny
+
+    base = tmp_path_factory.mktemp("tiny_run")
+    model, pairs = tiny.make_model(base / "model"), tiny.make_pairs(base / "pairs.jsonl", 60)
+    code, output = tiny.run("train", tiny.arguments(model, pairs, "dataset.test_fraction=0.4"), base)
+    assert code == 0, output
+    return tiny.record(base)[0]
+
+
+@pytest.fixture(scope="session")
+def compose_verb() -> Callable[..., Any]:
+    """compose_verb("export", Export, "run=x") -> the parsed config of a verb, as its command line would compose it."""
+    return _compose_verb
+
+
+def _compose_verb(name: str, schema: type, *overrides: str) -> Any:
+    """The parsed config of a verb with a primary config of its own, as its command line would compose it."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    from dpo.config import app
+    from dpo.config.parse import parse
+
+    app.register(name, schema)
+    with hydra.initialize_config_dir(config_dir=str(app.conf_folder()), version_base="1.3"):
+        cfg = hydra.compose(name, list(overrides))
+    OmegaConf.resolve(cfg)
+    return parse(cfg, schema)
+
+
+@pytest.fixture(scope="session")
+def export_run() -> Callable[..., Path]:
+    """export_run(run, "format=fp32") -> the folder, as `python -m dpo.export` makes it."""
+    from dpo.config.export import Export
+    from dpo.export import export
+
+    def made(run: Path, *overrides: str) -> Path:
+        return export(_compose_verb("export", Export, f"run='{run}'", "resamples=200", *overrides))
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tiny_run: Path, export_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run exported in bf16; not to be written to."""
+    return export_run(tiny_run, f"out='{tmp_path_factory.mktemp('export') / 'bf16'}'")

