@@ -22,6 +22,7 @@ from dpo.config.app import HYDRA
 from dpo.config.hardware import Device, Parallel
 from dpo.errors import ConfigError
 from dpo.records.run import Run, is_alive, read_record
+from dpo.training.plans import compose, require_packages
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -54,6 +55,7 @@ def around() -> bool:
 
 def starts_ranks(hardware: Hardware) -> bool:
     """Whether this process should start the ranks of a run and mind them instead of training."""
+    require_packages(hardware.parallel)
     if around():
         if hardware.parallel is Parallel.none and int(os.environ["WORLD_SIZE"]) > 1:
             raise ConfigError(
@@ -122,7 +124,6 @@ def run(config: Config) -> Path:
     The run directory is chosen here and handed to the ranks. Returns it when all went well.
     """
     from dpo.training.job import choose
-    from dpo.training.plans import compose
 
     count = count_processes(config.hardware)
     plan = compose(config, count)

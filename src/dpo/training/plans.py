@@ -48,7 +48,6 @@ def compose(config: Config, count: int) -> Plan:
     from dpo.modeling.device import choose_compute
 
     hardware = config.hardware
-    require_packages(hardware.parallel)
     on_cpu = hardware.device is Device.cpu or not torch.cuda.is_available()
     precision = "bf16" if choose_compute(hardware.device, hardware.precision).bf16 else "no"
     with as_file(files("trl.accelerate_configs") / SHIPPED[hardware.parallel]) as shipped:
