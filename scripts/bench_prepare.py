@@ -1,8 +1,9 @@
 """How fast and in how much memory a full dataset is prepared, against TRL's own preparation of the same rows.
 
     python scripts/bench_prepare.py compare            # both, interleaved, on a few thousand rows of each source
-    python scripts/bench_prepare.py full hh 160000     # one full-size set, in this process: rows/s and peak memory
+    python scripts/bench_prepare.py full hh 160000     # one full-size set: rows/s, memory; TRL on its first rows
     python scripts/bench_prepare.py full shp 385000
+    python scripts/bench_prepare.py --rows-in FOLDER write hh 160000    # only the rows, for a later `full`
 
 Rows are generated: words drawn by rank from the tokenizer's own vocabulary, lengths from the quantiles of real
 HH-RLHF and SHP rows (characters, at QUANTILES). Ours is charged with all it does (reading JSON, checks, duplicates,
@@ -17,8 +18,8 @@ import json
 import math
 import os
 import random
-import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -42,8 +43,23 @@ LENGTHS = {
 # Turns of a prompt and how many of 2,482 rows have them.
 TURNS = {1: 733, 3: 650, 5: 631, 7: 347, 9: 74, 11: 18, 13: 14, 15: 15}
 PAIRS_OF_A_POST = 10
-# TRL's rate does not depend on how many rows there are; at full size it would take an hour.
-TRL_ROWS = 4000
+# TRL's rate does not depend on how many rows there are, once starting its processes no longer shows.
+TRL_ROWS = 16_000
+ARMS = {"TRL, one process": None, "TRL, two processes": 2}
+# Largest sum of proportional set sizes (a page shared by n processes counts 1/n in each) of a process and all under it.
+WATCH = """
+import os, select, sys, psutil
+root, peak = psutil.Process(int(sys.argv[1])), 0
+while not select.select([sys.stdin], [], [], 0.2)[0]:
+    total = 0
+    for process in (root, *root.children(recursive=True)):
+        try:
+            total += process.memory_full_info().pss if process.pid != os.getpid() else 0
+        except psutil.Error:
+            pass
+    peak = max(peak, total)
+print(peak)
+"""
 
 
 class Writer:
@@ -174,15 +190,14 @@ def trl(kind: str, path: Path, tokenizer: Any, processes: int | None) -> tuple[f
 
 def compare(tokenizer: Any, rows: int, blocks: int, folder: Path) -> None:
     """Both on the same rows, one after the other and back (ABBA), median of the paired ratios."""
-    arms = {"TRL, one process": None, "TRL, two processes": 2}
     for kind in ROWS:
-        speed: dict[str, list[float]] = {name: [] for name in ("ours", *arms)}
-        cpu: dict[str, list[float]] = {name: [] for name in ("ours", *arms)}
+        speed: dict[str, list[float]] = {name: [] for name in ("ours", *ARMS)}
+        cpu: dict[str, list[float]] = {name: [] for name in ("ours", *ARMS)}
         for block in range(blocks):
             path = folder / f"{kind}-{block}.jsonl"
             write_rows(path, kind, rows, tokenizer, block)
             first = ours(kind, path, tokenizer)
-            for name, processes in arms.items():
+            for name, processes in ARMS.items():
                 took, spent, pairs = trl(kind, path, tokenizer, processes)
                 speed[name].append(pairs / took)
                 cpu[name].append(1000 * spent / pairs)
@@ -199,44 +214,62 @@ def compare(tokenizer: Any, rows: int, blocks: int, folder: Path) -> None:
                   f"{statistics.median(cpu[name]):.2f} CPU ms a row{ratio}", flush=True)  # fmt: skip
 
 
+def watched(work: Callable[[], Any]) -> tuple[Any, float]:
+    """(what `work` returns, peak GiB resident of this process and all it starts)."""
+    watch = subprocess.Popen(
+        [sys.executable, "-c", WATCH, str(os.getpid())], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        result = work()
+    finally:
+        peak, _ = watch.communicate(b"\n")
+    return result, int(peak) / 2**30
+
+
 def full(tokenizer: Any, kind: str, rows: int, folder: Path) -> None:
-    """One full-size set; the peak is this process's. Then TRL on the first TRL_ROWS of the same rows."""
-    path, part = folder / f"{kind}.jsonl", folder / f"{kind}-part.jsonl"
-    pid = os.fork()  # the rows are written by a child, so that this process's peak is that of preparing them
-    if pid == 0:
-        write_rows(path, kind, rows, tokenizer, 0)
-        os._exit(0)
-    os.waitpid(pid, 0)
-    took, spent, pairs = ours(kind, path, tokenizer)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    size = path.stat().st_size / 2**20
-    print(f"{kind}: {rows} rows ({size:.0f} MiB), {pairs} pairs in {took:.0f} s: {rows / took:.0f} rows/s, "
-          f"{1000 * spent / rows:.2f} CPU ms a row, peak {peak:.2f} GiB resident", flush=True)  # fmt: skip
+    """One full-size set, then TRL on the first TRL_ROWS of the same rows."""
+    path, part = folder / f"{kind}-{rows}.jsonl", folder / f"{kind}-part.jsonl"
+    if not path.exists():
+        pid = os.fork()  # the rows are written by a child, so that this process's peak is that of preparing them
+        if pid == 0:
+            write_rows(path, kind, rows, tokenizer, 0)
+            os._exit(0)
+        os.waitpid(pid, 0)
+    (took, spent, pairs), peak = watched(lambda: ours(kind, path, tokenizer))
+    print(f"{kind}: {rows} rows ({path.stat().st_size / 2**20:.0f} MiB), {pairs} pairs in {took:.0f} s: "
+          f"{rows / took:.0f} rows/s, {1000 * spent / rows:.2f} CPU ms a row, peak {peak:.2f} GiB resident "
+          "over all processes", flush=True)  # fmt: skip
     with path.open() as whole, part.open("w") as file:
         file.writelines(itertools.islice(whole, TRL_ROWS))
-    theirs, cpu, count = trl(kind, part, tokenizer, None)
-    print(f"  TRL on the first {count} of them: {count / theirs:.0f} rows/s, {1000 * cpu / count:.2f} CPU ms a row; "
-          f"ours: {rows / took / (count / theirs):.1f}x the rows/s, "
-          f"{cpu / count / (spent / rows):.1f}x less CPU")  # fmt: skip
+    for name, processes in ARMS.items():
+        theirs, cpu, count = trl(kind, part, tokenizer, processes)
+        print(f"  {name}, the first {count} of them: {count / theirs:.0f} rows/s, "
+              f"{1000 * cpu / count:.2f} CPU ms a row; ours: {rows / took / (count / theirs):.1f}x the rows/s, "
+              f"{cpu / count / (spent / rows):.1f}x less CPU", flush=True)  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded:smollm2-135m-instruct", help="whose tokenizer; a folder works too")
+    parser.add_argument("--rows-in", type=Path, help="keep generated rows here; default: a temporary folder")
     commands = parser.add_subparsers(dest="command", required=True)
     both = commands.add_parser("compare")
     both.add_argument("--rows", type=int, default=4000)
     both.add_argument("--blocks", type=int, default=3)
-    one = commands.add_parser("full")
-    one.add_argument("kind", choices=ROWS)
-    one.add_argument("rows", type=int)
+    for name in ("full", "write"):
+        one = commands.add_parser(name)
+        one.add_argument("kind", choices=ROWS)
+        one.add_argument("rows", type=int)
     given = parser.parse_args()
     tokenizer = load_tokenizer(given.model)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as aside:
+        folder = given.rows_in or Path(aside)
         if given.command == "compare":
-            compare(tokenizer, given.rows, given.blocks, Path(folder))
+            compare(tokenizer, given.rows, given.blocks, folder)
+        elif given.command == "full":
+            full(tokenizer, given.kind, given.rows, folder)
         else:
-            full(tokenizer, given.kind, given.rows, Path(folder))
+            write_rows(folder / f"{given.kind}-{given.rows}.jsonl", given.kind, given.rows, tokenizer, 0)
 
 
 if __name__ == "__main__":
