@@ -1,0 +1,117 @@
+"""`dpo-train VERB ...`: every verb of this project under one command.
+
+A verb is `python -m dpo.VERB` and takes the same overrides; beside them `train`, `prepare` and `init` take the flags
+of dpo.config.classic. Nothing heavy is imported before the verb asks for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpo.config.nearest import nearest
+from dpo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A module with a `main()` that reads sys.argv; `folder`: without one named it takes the newest run."""
+
+    module: str
+    does: str
+    folder: bool = False
+
+
+VERBS = {
+    "init": Verb("dpo.init", "write a config, requirements and a script to start from"),
+    "doctor": Verb("dpo.doctor", "check this machine: packages, GPU, kernels, hub, W&B; with fixes"),
+    "prepare": Verb("dpo.prepare", "load, check and tokenize preference pairs (also: prepare-dataset)"),
+    "synthesize": Verb("dpo.synthesize", "sample answers, judge them by a rule, write pairs"),
+    "train": Verb("dpo.train", "train an adapter; -m for a grid"),
+    "status": Verb("dpo.status", "what the runs are doing"),
+    "evaluate": Verb("dpo.evaluate", "a run against the model it started from", folder=True),
+    "compare": Verb("dpo.compare", "runs against each other", folder=True),
+    "judge": Verb("dpo.judge", "judge answers again, by other judges"),
+    "report": Verb("dpo.report", "one self-contained page about a run", folder=True),
+    "dashboard": Verb("dpo.dashboard", "a tracker's dashboard of runs and sweeps"),
+    "chat": Verb("dpo.chat", "talk to a run and to its base"),
+    "export": Verb("dpo.export", "merge, convert and package a run's adapter"),
+    "audit": Verb("dpo.audit", "look for what should not be in data, runs and artifacts"),
+    "cache": Verb("dpo.cache", "what the cache folder holds; prune it"),
+}
+ALIASES = {"prepare-dataset": "prepare", "prepare_dataset": "prepare"}
+
+
+def usage() -> str:
+    """The help text."""
+    verbs = "\n".join(f"  {name:12} {verb.does}" for name, verb in VERBS.items())
+    return (
+        f"dpo-train VERB [flags] [key=value ...]\n\n{verbs}\n\n"
+        "dpo-train VERB --help shows a verb's keys; dpo-train train --cfg job what a command composes to.\n"
+        'Completion: eval "$(dpo-train -sc install=bash)", or zsh, fish.\n'
+    )
+
+
+def main(argv: Sequence[str] | None = None, config_file: Path | None = None) -> None:
+    """Run one verb and exit with its code. `config_file`: the `.dpo_config.json`, else the one of this folder."""
+    from dpo.config.classic import CONFIG_FILE
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return
+    if words[0] == "--version":
+        from dpo import __version__
+
+        print(__version__)
+        return
+    if words[0] in ("-sc", "--shell-completion"):
+        from dpo.config.completion import complete
+
+        complete(words[1:], VERBS, ALIASES)
+        return
+    try:
+        dispatch(words[0], words[1:], config_file or Path(CONFIG_FILE))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def dispatch(name: str, arguments: list[str], config_file: Path) -> None:
+    """Hand the command line to the verb's module, as if it had been started with `python -m`."""
+    from dpo.config.classic import command_line
+
+    name = ALIASES.get(name, name)
+    if name not in VERBS:
+        raise ConfigError(f"{name}: unknown verb{nearest(name, [*VERBS, *ALIASES])}; dpo-train --help lists them")
+    verb = VERBS[name]
+    if importlib.util.find_spec(verb.module) is None:
+        raise ConfigError(f"{name}: not in this version yet")
+    if name != "init":
+        arguments = command_line(name, arguments, config_file)
+    if verb.folder and all(word.startswith("-") or "." in word.partition("=")[0] for word in arguments):
+        arguments = with_newest_run(arguments)
+    sys.argv = [f"dpo-train {name}", *arguments]
+    importlib.import_module(verb.module).main()
+
+
+def with_newest_run(arguments: list[str]) -> list[str]:
+    """Add the newest complete run to a command line that names none; help and the like are left alone."""
+    if any(word.startswith("-") for word in arguments):
+        return arguments
+    from dpo.records.overview import find_runs, run_status
+    from dpo.records.run import outputs_root
+
+    for folder in find_runs(outputs_root()):
+        if run_status(folder).state == "complete":
+            print(f"newest complete run: {folder}", file=sys.stderr)
+            return [str(folder), *arguments]
+    raise ConfigError(f"no run named, and no complete one under {outputs_root()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Shell completion of `dpo-train`: verbs and flags are ours, groups, options and keys are Hydra's."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dpo.config.classic import flag_names
+
+
+def complete(arguments: list[str], verbs: Mapping[str, Any], aliases: Iterable[str]) -> None:
+    """`-sc install=SHELL` prints the script a shell evaluates, `query=SHELL` the choices for $COMP_LINE."""
+    if not any(word.startswith("query=") for word in arguments):
+        # Hydra's script calls the program it came from, whatever verb is typed; any app prints the same one.
+        _hydra("dpo.train", ["-sc", *arguments])
+        return
+    line = os.environ.get("COMP_LINE", "").lstrip()
+    words = line.split()
+    current = "" if line.endswith(" ") or len(words) < 2 else words[-1]
+    before = words[1:] if not current else words[1:-1]
+    if not before:
+        print(" ".join(name for name in [*verbs, *aliases] if name.startswith(current)))
+    elif current.startswith("-"):
+        flags = sorted(f"--{flag.replace('_', '-')}" for flag in flag_names(before[0]))
+        print(" ".join(flag for flag in [*flags, "--help", "--cfg"] if flag.startswith(current)))
+    else:
+        print(" ".join(_keys(dict.fromkeys(aliases), before, current, verbs, arguments)))
+
+
+def _keys(aliases: Iterable[str], before: list[str], current: str, verbs: Any, arguments: list[str]) -> list[str]:
+    name = "prepare" if before[0] in aliases else before[0]
+    if name not in verbs or importlib.util.find_spec(verbs[name].module) is None:
+        return []
+    overrides = [word for word in before[1:] if "=" in word and not word.startswith("-")]
+    os.environ["COMP_LINE"] = " ".join(["dpo-train", *overrides, current])
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        _hydra(verbs[name].module, ["-sc", *arguments])
+    # Typed nodes and shared values are files of a group, but nothing to choose; Hydra's own keys only when asked for.
+    return [
+        word
+        for word in out.getvalue().split()
+        if not word.partition("=")[2].startswith(("base_", "shared"))
+        and (not word.startswith("hydra") or current.startswith("hydra"))
+    ]
+
+
+def _hydra(module: str, argv: list[str]) -> None:
+    # The script registers the first word's last part: the command as it was typed.
+    sys.argv = [sys.argv[0], *argv]
+    importlib.import_module(module).main()
