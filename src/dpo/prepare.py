@@ -44,8 +44,8 @@ def prepare(config: Prepare) -> None:
     from dpo.modeling.weights import resolve
     from dpo.records.files import write_json
 
-    weights = resolve(config.model.path, config.model.revision)
-    tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates())
+    weights = resolve(config.model.path, config.model.revision, config.model.trust_remote_code)
+    tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates(), weights.remote_code)
     data = prepare_pairs(config.dataset, tokenizer)
     folder = Path(config.output).expanduser() / f"{config.dataset.source}-{data.fingerprint[:10]}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -38,8 +38,8 @@ def _sample_all(config: Synthesize, prompts: list[Prompt], samples: Path) -> Non
     from dpo.modeling.weights import resolve
 
     compute = choose_compute(config.hardware.device, config.hardware.precision)
-    weights = resolve(config.model.path, config.model.revision)
-    tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates())
+    weights = resolve(config.model.path, config.model.revision, config.model.trust_remote_code)
+    tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates(), weights.remote_code)
     model = load_base(weights, None, compute, config.hardware.attention).eval()
     drawn = [prompt for prompt in prompts for _ in range(config.n)]
     ids = [

@@ -10,6 +10,7 @@ from typing import Any
 
 from dpo.config.lora import FullTraining
 from dpo.config.schema import Config
+from dpo.modeling.policy import baseline, load_base, load_trained
 
 POLICY, BASELINE = "policy", "baseline"
 SIDES = (POLICY, BASELINE)
@@ -17,7 +18,7 @@ SIDES = (POLICY, BASELINE)
 
 @dataclass
 class Sides:
-    """Policy and baseline. With an adapter they are one model, and the baseline is that model with adapters off."""
+    """Policy and baseline. With an adapter they are one model; the baseline is the adapter it started from, or none."""
 
     policy: Any
     baseline: Any
@@ -30,8 +31,8 @@ class Sides:
         if side == POLICY:
             yield self.policy
         elif self.baseline is self.policy:
-            with self.policy.disable_adapter():
-                yield self.policy
+            with baseline(self.policy) as model:
+                yield model
         else:
             yield self.baseline
 
@@ -54,7 +55,6 @@ def load_sides(run: Path, compute: Any = None, quantized: bool = True) -> Sides:
     `compute` (a modeling.device.Compute) and `quantized` as for `modeling.policy.load_trained`.
     """
     from dpo.modeling.device import choose_compute
-    from dpo.modeling.policy import load_base, load_trained
     from dpo.modeling.weights import resolve
     from dpo.training.packed.install import install
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,20 +14,24 @@ from dpo.config.app import conf_folder
 from dpo.config.lora import FullTraining, Lora, Quantization, Trainable
 from dpo.config.read import read_config
 from dpo.config.schema import Config
-from dpo.errors import CheckpointError
+from dpo.errors import CheckpointError, ConfigError, Refused
 from dpo.modeling.device import Compute, choose_compute
 from dpo.modeling.tokenizer import load_tokenizer
 from dpo.modeling.weights import Weights, resolve
 from dpo.records.run import read_record
 
+# The starting adapter in a run directory, and its name beside the trained one in a model.
+REFERENCE = "reference"
+TRUST = "DPO_TRUST_REMOTE_CODE"
+
 
 def load_base(
     weights: Weights, quantization: Quantization | None, compute: Compute, attention: str, trainable: bool = False
 ) -> Any:
-    """Load the causal language model on its device; safetensors only, no remote code.
+    """Load the causal language model on its device; safetensors only, code of its own only where it is trusted.
 
     A base that trains (full fine-tuning) is held in fp32 so that small updates are not rounded away; a frozen one
-    in the compute type.
+    in the compute type. Raises ConfigError when transformers has no such causal model.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -32,16 +40,39 @@ def load_base(
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         weights.folder,
+        config=model_config(weights),
         dtype=torch.float32 if trainable else compute.dtype,
         quantization_config=quantization_config(quantization, compute),
         attn_implementation=attention,
         device_map={"": 0 if compute.device == "cuda" else "cpu"},
         use_safetensors=True,
-        trust_remote_code=False,
+        trust_remote_code=weights.remote_code,
     )
     model.config.use_cache = False
     model.config._name_or_path = weights.source
     return model
+
+
+def model_config(weights: Weights) -> Any:
+    """transformers' config of a causal language model; raises ConfigError or Refused (it needs code of its own)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    what = f"model.path={weights.source}"
+    raw = json.loads((weights.folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = AutoConfig.from_pretrained(weights.folder, trust_remote_code=weights.remote_code)
+    except Exception as error:
+        if raw.get("auto_map") and not weights.remote_code:
+            raise Refused(
+                f"{what}: its architecture {raw['model_type']} is code of its own, which runs only with\n"
+                "model.trust_remote_code=true and model.revision=<the 40 hex digits of a commit you have read>"
+            ) from None
+        raise ConfigError(
+            f"{what}: architecture {raw['model_type']} cannot be made: {str(error).strip().splitlines()[0][:200]}"
+        ) from error
+    if type(config) not in AutoModelForCausalLM._model_mapping and not weights.remote_code:
+        raise ConfigError(f"{what}: {raw['model_type']} is no causal language model of transformers")
+    return config
 
 
 def quantization_config(quantization: Quantization | None, compute: Compute) -> Any:
@@ -138,32 +169,63 @@ def final_weights(run: Path) -> Path:
     return final
 
 
+@contextlib.contextmanager
+def baseline(model: Any) -> Iterator[Any]:
+    """The unaligned start of a trained PeftModel: the adapter it started from, or the bare base."""
+    if REFERENCE not in model.peft_config:
+        with model.disable_adapter():
+            yield model
+        return
+    model.set_adapter(REFERENCE)
+    try:
+        yield model
+    finally:
+        model.set_adapter("default")
+
+
+def _check_trusted_here(run: Path, config: Config) -> None:
+    """A run directory may be a stranger's: it alone does not make this machine run the code it names."""
+    model = config.model
+    if model.trust_remote_code and os.environ.get(TRUST) != model.revision:
+        raise Refused(
+            f"{run}: its model {model.path} runs code of its own at commit {model.revision}\n"
+            f"read it, then set {TRUST}={model.revision}"
+        )
+
+
 def load_trained(run: Path, compute: Compute | None = None, quantized: bool = True) -> tuple[Any, Any, Config]:
     """Rebuild a finished run's policy from its folder alone: (model, tokenizer, config).
 
     `compute` replaces the run's own device and type; `quantized=False` puts the adapter on the base as published.
-    For an adapter the model is a PeftModel: inside `with model.disable_adapter()` it is the baseline.
-    Raises CheckpointError when the run has no final weights.
+    For an adapter the model is a PeftModel: inside `with baseline(model)` it is the unaligned start.
+    Raises CheckpointError when the run has no final weights, Refused when they need code that is not trusted here.
     """
     from peft import PeftModel
 
     config = read_config(run / "config.yaml")
     final = final_weights(run)
+    _check_trusted_here(run, config)
     compute = compute or choose_compute(config.hardware.device, config.hardware.precision)
-    tokenizer = load_tokenizer(final, None, templates())
     attention = config.hardware.attention
     if isinstance(config.lora, FullTraining):
+        tokenizer = load_tokenizer(final, None, templates())
         folder = Weights(final, str(final), None, "")
         model = load_base(folder, None, compute, attention)
     else:
         # The commit the run was trained on, not what its branch has become.
-        weights = resolve(config.model.path, read_record(run).get("revision") or config.model.revision)
+        revision = read_record(run).get("revision") or config.model.revision
+        weights = resolve(config.model.path, revision, config.model.trust_remote_code)
+        # Code is trusted where its commit is pinned, not in the run directory.
+        home, template = (weights.folder, config.model.chat_template) if weights.remote_code else (final, None)
+        tokenizer = load_tokenizer(home, template, templates(), weights.remote_code)
         quantization = config.lora.quantization if quantized else None
         model = load_base(weights, quantization, compute, attention)
         if quantization is not None and compute.device == "cpu" and _fits_dequantized(model):
             # The same numbers, dequantized once instead of at every token: each linear multiplies by these very values.
             model = model.dequantize()
         model = PeftModel.from_pretrained(model, final, use_safetensors=True)
+        if (run / REFERENCE).is_dir():
+            model.load_adapter(run / REFERENCE, REFERENCE, use_safetensors=True)
     model.eval()
     if compute.device == "cpu":
         keep_quantized_in_train_mode(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,19 @@ from dpo.config.nearest import nearest
 from dpo.errors import ConfigError
 
 
-def load_tokenizer(folder: Path, fallback_template: str | None, templates: Path) -> Any:
-    """Load a folder's tokenizer; `fallback_template` names a file of `templates`, used only when it has none."""
+def load_tokenizer(folder: Path, fallback_template: str | None, templates: Path, remote_code: bool = False) -> Any:
+    """Load a folder's tokenizer; `fallback_template` names a file of `templates`, used only when it has none.
+
+    Raises ConfigError when there is none, it cannot be read, or it belongs to a model of more tokens.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"{folder}: its tokenizer cannot be loaded: {first[:200]}") from error
+    check_vocabulary(folder, tokenizer)
     if tokenizer.pad_token is None:
         # Padding is masked everywhere, so any token will do; the end token is the field's habit.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -29,6 +38,20 @@ def load_tokenizer(folder: Path, fallback_template: str | None, templates: Path)
             raise ConfigError(f"model.chat_template={fallback_template}: no such template{near}")
         tokenizer.chat_template = path.read_text()
     return tokenizer
+
+
+def check_vocabulary(folder: Path, tokenizer: Any) -> None:
+    """Raise ConfigError when the model beside the tokenizer has no row for its last token."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    rows = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    ids = tokenizer.get_vocab().values()
+    if rows is not None and ids and max(ids) >= rows:
+        raise ConfigError(
+            f"{folder}: its tokenizer has token ids up to {max(ids)}, its model {rows} rows: they do not fit together"
+        )
 
 
 def _names(templates: Path) -> list[str]:

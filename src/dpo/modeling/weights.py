@@ -1,63 +1,121 @@
-"""Resolve `model.path` to a local folder of safetensors, its fingerprint and where it came from."""
+"""Resolve `model.path` to a local folder of safetensors, its fingerprint and where it came from. No torch here."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from dpo.errors import ConfigError, NetworkError, Refused
 from dpo.modeling.cache import cache_folder
 from dpo.modeling.embedded import embedded_folder
+from dpo.modeling.safetensors_header import read_header
 
 HUB_SECONDS = 5.0
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+HINTS = {
+    "model.path": "use model=smollm2_135m (embedded, works offline) or model=custom model.path=FOLDER",
+    "model.adapter": "use model.adapter=FOLDER with the adapter's files",
+}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A local folder of weights. `source` is what the user asked for, `revision` the resolved hub commit if any."""
+    """A local folder of weights. `source` is what the user asked for, `revision` the resolved hub commit if any.
+
+    `remote_code`: the user trusts the Python code that came with this very commit.
+    """
 
     folder: Path
     source: str
     revision: str | None
     fingerprint: str
+    remote_code: bool = False
 
 
-def resolve(path: str, revision: str) -> Weights:
+def resolve(path: str, revision: str, remote_code: bool = False) -> Weights:
     """Find the weights: `embedded:NAME`, a folder, or a hub id. Errors take seconds, not a retry loop.
 
-    Raises NetworkError (gated, missing, offline), Refused (no safetensors), ConfigError (not a model folder).
+    Raises NetworkError (gated, missing, offline), Refused (no safetensors, code without a pin), ConfigError (not a
+    model folder, or a damaged one).
     """
     if path.startswith("embedded:"):
         folder = embedded_folder(path.removeprefix("embedded:"))
         return Weights(folder, path, None, fingerprint(folder))
+    if (local := local_folder(path)) is not None:
+        if remote_code:
+            raise Refused(f"model.trust_remote_code=true with model.path={path}: no commit pins the code of a folder")
+        check_folder(local, path)
+        return Weights(local, path, None, fingerprint(local))
+    patterns = [*PATTERNS, "*.py"] if remote_code else PATTERNS
+    folder, commit = from_hub(path, revision, "model.path", patterns)
+    check_folder(folder, path, remote_code)
+    return Weights(folder, path, commit, fingerprint(folder), remote_code)
+
+
+def local_folder(path: str, key: str = "model.path") -> Path | None:
+    """The folder `path` names, or None when it is a hub id; raises ConfigError when it can only be a missing folder."""
     local = Path(path).expanduser()
     if local.is_dir():
-        _check_folder(local, path)
-        return Weights(local, path, None, fingerprint(local))
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise ConfigError(f"model.path={path}: no such folder")
-    folder, commit = _from_hub(path, revision)
-    _check_folder(folder, path)
-    return Weights(folder, path, commit, fingerprint(folder))
+        return local
+    if local.is_file():
+        raise ConfigError(f"{key}={path}: is a file; give the folder it lies in")
+    if not HUB_ID.fullmatch(path):
+        raise ConfigError(f"{key}={path}: no such folder, and not a hub id such as org/name")
+    return None
 
 
-def _check_folder(folder: Path, source: str) -> None:
+def check_folder(folder: Path, source: str, remote_code: bool = False) -> None:
+    """Raise unless `folder` is a whole transformers model in safetensors that runs no code of its own."""
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model.path={source}: no config.json in it, so it is not a transformers model")
-    if not any(folder.glob("*.safetensors")):
+    check_safetensors(folder, f"model.path={source}")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"model.path={source}: its config.json cannot be read as JSON ({error})") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ConfigError(f"model.path={source}: its config.json names no model_type")
+    if remote_code and "--" in json.dumps(config.get("auto_map")):
+        raise Refused(f"model.path={source}: its code lies in another repository, which no revision pins")
+
+
+def check_safetensors(folder: Path, what: str) -> None:
+    """Raise unless `folder` holds whole safetensors files; `what` begins the error."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         if pickled:
-            raise Refused(
-                f"model.path={source}: only {pickled[0]} and no safetensors; pickles can run code when loaded"
+            raise Refused(f"{what}: only {pickled[0]} and no safetensors; pickles can run code when loaded")
+        raise ConfigError(f"{what}: no *.safetensors in it")
+    for path in files:
+        try:
+            read_header(path)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{what}: {path.name} {error}") from None
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ConfigError(f"{what}: its {index.name} cannot be read") from None
+        missing = sorted(str(name) for name in named - {path.name for path in files})
+        if missing:
+            raise ConfigError(
+                f"{what}: {len(missing)} of {len(named)} weight files are missing, the first {missing[0]}"
             )
-        raise ConfigError(f"model.path={source}: no *.safetensors in it")
 
 
-def _from_hub(repo: str, revision: str) -> tuple[Path, str]:
+def from_hub(repo: str, revision: str, key: str, patterns: list[str]) -> tuple[Path, str]:
+    """Download (or find in the local hub cache) the files of a repository: (folder, resolved commit).
+
+    `key` is the config key that named it, for errors. Raises NetworkError, ConfigError.
+    """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -72,10 +130,7 @@ def _from_hub(repo: str, revision: str) -> tuple[Path, str]:
         try:
             folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
         except (LocalEntryNotFoundError, FileNotFoundError):
-            raise NetworkError(
-                f"model.path={repo}: {why}, and it is not in the local hub cache\n"
-                "use model=smollm2_135m (embedded, works offline) or model=custom model.path=FOLDER"
-            ) from None
+            raise NetworkError(f"{key}={repo}: {why}, and it is not in the local hub cache\n" + HINTS[key]) from None
         return folder, folder.name
 
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
@@ -84,18 +139,16 @@ def _from_hub(repo: str, revision: str) -> tuple[Path, str]:
         info = HfApi().model_info(repo, revision=revision, timeout=HUB_SECONDS)
     except GatedRepoError:
         raise NetworkError(
-            f"model.path={repo}: gated; accept the licence at its hub page with your account\n"
+            f"{key}={repo}: gated; accept the licence at its hub page with your account\n"
             "then run `hf auth login` or set HF_TOKEN\n"
             "or take an open model: model=smollm2_135m"
         ) from None
     except RevisionNotFoundError:
-        raise NetworkError(f"model.path={repo}: the hub has no revision {revision}") from None
+        raise NetworkError(f"{key}={repo}: the hub has no revision {revision}") from None
     except RepositoryNotFoundError:
-        raise NetworkError(
-            f"model.path={repo}: not a folder here, and the hub has no such model (or hides it)"
-        ) from None
+        raise NetworkError(f"{key}={repo}: not a folder here, and the hub has no such model (or hides it)") from None
     except HFValidationError:
-        raise ConfigError(f"model.path={repo}: neither a folder nor a hub id such as org/name") from None
+        raise ConfigError(f"{key}={repo}: neither a folder nor a hub id such as org/name") from None
     except (HfHubHTTPError, OSError) as error:
         return cached(f"the hub did not answer ({type(error).__name__})")
     except Exception as error:
@@ -103,9 +156,7 @@ def _from_hub(repo: str, revision: str) -> tuple[Path, str]:
         if not type(error).__module__.startswith(("httpx", "requests", "httpcore")):
             raise
         return cached(f"the hub did not answer ({type(error).__name__})")
-    folder = snapshot_download(
-        repo, revision=info.sha, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-    )
+    folder = snapshot_download(repo, revision=info.sha, allow_patterns=patterns)
     return Path(folder), str(info.sha)
 
 
@@ -113,11 +164,12 @@ def fingerprint(folder: Path) -> str:
     """SHA-256 over config and weights, 16 hex digits. File hashes are remembered by path, size and time."""
     total = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-        total.update(f"{path.name}:{_file_hash(path)}\n".encode())
+        total.update(f"{path.name}:{file_hash(path)}\n".encode())
     return total.hexdigest()[:16]
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, remembered by path, size and time."""
     real = path.resolve()
     stat = real.stat()
     key = hashlib.sha256(f"{real}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()

@@ -16,9 +16,10 @@ from dpo.config.parse import plain
 from dpo.data.pair import TokenPair
 from dpo.data.prepare import Prepared, prepare
 from dpo.errors import CheckpointError, DiskFull
+from dpo.modeling.adapter import Adapter, load_into
 from dpo.modeling.cache import cache_folder
 from dpo.modeling.device import Compute, choose_compute, describe
-from dpo.modeling.policy import footprint, load_base, lora_config, templates
+from dpo.modeling.policy import footprint, load_base, lora_config, model_config, templates
 from dpo.modeling.tokenizer import load_tokenizer
 from dpo.modeling.weights import Weights, resolve
 from dpo.records.card import model_card
@@ -36,6 +37,7 @@ from dpo.training.packed.install import DEFAULT_OUTPUTS, install, installed
 from dpo.training.packed.memory import free_memory, plan
 from dpo.training.packed.score import sequence_log_probs
 from dpo.training.reference import ReferenceCache, context_key
+from dpo.training.start import check_device, find_adapter
 
 IDENTITY_PAIRS = 32
 # Fixed, so that a reference log-prob does not depend on how much memory was free when it was computed.
@@ -44,9 +46,10 @@ REFERENCE_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Base:
-    """The resolved weights, their tokenizer, and what to compute with."""
+    """The resolved weights, the adapter to start from if any, their tokenizer, and what to compute with."""
 
     weights: Weights
+    adapter: Adapter | None
     tokenizer: Any
     compute: Compute
 
@@ -56,8 +59,11 @@ def find_base(job: Job) -> Base:
     config = job.config
     with job.ledger.phase("load"), job.ranks.in_turn():
         compute = choose_compute(config.hardware.device, config.hardware.precision)
-        weights = resolve(config.model.path, config.model.revision)
-        tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates())
+        check_device(config, compute)
+        weights = resolve(config.model.path, config.model.revision, config.model.trust_remote_code)
+        tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates(), weights.remote_code)
+        model_config(weights)
+        adapter = find_adapter(job)
     if compute.device == "cuda":
         import torch
 
@@ -68,7 +74,7 @@ def find_base(job: Job) -> Base:
         # Another number of ranks gives the same step up to rounding only, and other dropout masks.
         job.run.record["fingerprints"]["processes"] = str(job.ranks.size)
     job.run.update(device=describe(compute), processes=job.ranks.size, revision=weights.revision)
-    return Base(weights, tokenizer, compute)
+    return Base(weights, adapter, tokenizer, compute)
 
 
 def load_data(job: Job, base: Base) -> Prepared:
@@ -129,6 +135,8 @@ def build_trainer(job: Job, base: Base, data: Prepared) -> trainers.Trainer:
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
+        if base.adapter is not None:
+            load_into(trainer.model, base.adapter)
         job.ranks.same_start(trainer.model.parameters())
         line = choose_engine(job, base, trainer, needed_pairs(job, data) + trainer.dev_pairs)
     job.say(f"{describe(base.compute)}, {str(base.compute.dtype)[6:]}, {line}")
@@ -195,15 +203,16 @@ def needed_pairs(job: Job, data: Prepared) -> list[TokenPair]:
 def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[TokenPair]) -> None:
     """Give the trainer the reference's log-probs of every pair it will read.
 
-    The reference is the starting policy: adapters off, and for full fine-tuning the model before its checkpoint is
-    loaded. What any run on this machine has computed for the same weights and tokens is taken from the cache.
+    The reference is the starting policy: adapters off; or, as this comes before a checkpoint is loaded, the model as
+    it stands for full fine-tuning and when the run continues an adapter. What any run on this machine has computed
+    for the same weights and tokens is taken from the cache.
     """
     config, model = job.config, trainer.model
     packed = installed(model)
     context = context_key(
         base=base.weights.fingerprint,
         quantization=json.dumps(plain(config.lora.quantization), sort_keys=True),
-        adapter="none",
+        adapter=base.adapter.fingerprint if base.adapter is not None else "none",
         precision=str(base.compute.dtype),
         device=base.compute.device,
         attention=f"{'packed' if packed else 'plain'}-{config.hardware.attention}",
@@ -215,7 +224,8 @@ def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[T
         return sequence_log_probs(model, part, REFERENCE_TOKENS, ld_alpha=trainer.ld_alpha)
 
     cache = ReferenceCache(cache_folder("reference") / "log_probs.sqlite", say=job.say)
-    off = model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
+    fresh = base.adapter is None and hasattr(model, "disable_adapter")
+    off = model.disable_adapter() if fresh else contextlib.nullcontext()
     show = CountProgress("reference log-probs")
     with job.ledger.phase("reference"), off, trainer.accelerator.autocast(), show:
         trainer.reference = cache.fill(pairs, context, compute, progress=show.update)

@@ -1,0 +1,129 @@
+"""An adapter to start from: found, checked against `lora`, and put into a fresh PEFT model as plain tensors.
+
+Its adapter_config.json is read as JSON and compared, never handed to PEFT: the model is built from our own config.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo.config.lora import Lora
+from dpo.errors import ConfigError
+from dpo.modeling.weights import check_safetensors, file_hash, from_hub, local_folder
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+# What an adapter may say beside rank, alpha and targets only by leaving it at its neutral value.
+BEYOND = (
+    "modules_to_save",
+    "layers_to_transform",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "lora_bias",
+    "layer_replication",
+    "alora_invocation_tokens",
+)
+SAME = {"rank": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "dora": "use_dora"}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A local folder with a LoRA adapter. `source` is what the user asked for, `revision` its hub commit if any."""
+
+    folder: Path
+    source: str
+    revision: str | None
+    fingerprint: str
+    settings: dict[str, Any]
+
+
+def resolve_adapter(path: str, revision: str) -> Adapter:
+    """Find the adapter: a folder or a hub id. Raises ConfigError, Refused (pickles) or NetworkError."""
+    what = f"model.adapter={path}"
+    folder, commit = local_folder(path, "model.adapter"), None
+    if folder is None:
+        folder, commit = from_hub(path, revision, "model.adapter", ["*.json", "*.safetensors"])
+    try:
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        inside = f"; try {path}/adapter" if (folder / "adapter" / CONFIG).is_file() else ""
+        raise ConfigError(f"{what}: no {CONFIG} in it, so it is not a PEFT adapter{inside}") from None
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{what}: its {CONFIG} cannot be read as JSON ({error})") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{what}: its {CONFIG} must hold a mapping")
+    check_safetensors(folder, what)
+    if not (folder / TENSORS).is_file():
+        raise ConfigError(f"{what}: no {TENSORS} in it")
+    digest = hashlib.sha256(f"{file_hash(folder / CONFIG)}:{file_hash(folder / TENSORS)}".encode()).hexdigest()[:16]
+    return Adapter(folder, path, commit, digest, settings)
+
+
+def check_agrees(adapter: Adapter, lora: Lora) -> None:
+    """Raise ConfigError where `lora` says something else than the adapter, naming what to set; dropout is free."""
+    settings, what = adapter.settings, f"model.adapter={adapter.source}"
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise ConfigError(f"{what}: its type is {kind}; only LORA adapters can be continued")
+    beyond = [name for name in BEYOND if settings.get(name)]
+    if settings.get("bias", "none") != "none":
+        beyond.append("bias")
+    if beyond:
+        raise ConfigError(f"{what}: it sets {', '.join(beyond)}; only plain LoRA adapters can be continued")
+    wanted = {name: (getattr(lora, name), settings.get(theirs, False)) for name, theirs in SAME.items()}
+    wrong = {name: theirs for name, (ours, theirs) in wanted.items() if ours != theirs}
+    targets = _targets(adapter)
+    if isinstance(lora.target_modules, list) and targets is not None and sorted({*lora.target_modules}) != targets:
+        wrong["target_modules"] = f"[{','.join(targets)}]"
+    if wrong:
+        fix = " ".join(f"lora.{name}={str(value).lower()}" for name, value in wrong.items())
+        ours = ", ".join(f"lora.{name}={getattr(lora, name)}" for name in wrong)
+        raise ConfigError(f"{what} contradicts {ours}; the adapter is {fix}")
+
+
+def _targets(adapter: Adapter) -> list[str] | None:
+    """Names of the adapted modules without their paths, which PEFT writes out for all-linear; None for a pattern."""
+    found = adapter.settings.get("target_modules")
+    return sorted({str(name).rpartition(".")[2] for name in found}) if isinstance(found, list) else None
+
+
+def load_into(model: Any, adapter: Adapter) -> None:
+    """Copy the adapter's tensors into the fresh adapter of a PeftModel; raises ConfigError when they do not fit it."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    tensors = load_file(adapter.folder / TENSORS)
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    what = f"model.adapter={adapter.source}"
+    odd = sorted(tensors.keys() ^ expected.keys())
+    if odd:
+        where = "it has" if odd[0] in tensors else "it lacks"
+        targets = _targets(adapter)
+        named = f"\nits target_modules=[{','.join(targets)}]" if targets is not None else ""
+        raise ConfigError(f"{what}: does not fit this base and lora.target_modules: {where} {odd[0]}{named}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise ConfigError(
+                f"{what}: {name} is {list(tensor.shape)}, this base needs {list(expected[name].shape)}; "
+                f"it was made for {adapter.settings.get('base_model_name_or_path')}"
+            )
+    set_peft_model_state_dict(model, tensors)
+
+
+def keep_copy(adapter: Adapter, folder: Path) -> None:
+    """Keep the starting adapter in the run directory: it is the baseline of every later comparison."""
+    if folder.is_dir():
+        return
+    aside = folder.with_name(f".tmp-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for name in (CONFIG, TENSORS):
+        shutil.copyfile(adapter.folder / name, aside / name)
+    os.replace(aside, folder)

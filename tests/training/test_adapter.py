@@ -1,0 +1,157 @@
+"""model.adapter continues an adapter: it is the start and the reference, through kills, resumes and evaluations."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+
+from dpo.config.lora import Lora
+from dpo.data.pair import TokenPair
+from dpo.errors import ConfigError, Refused
+from dpo.modeling.adapter import check_agrees, resolve_adapter
+
+RUN = (
+    "lora=lora",
+    "dpo.max_steps=4",
+    "dpo.eval_every=0",
+    "dpo.eval_limit=4",
+    "dpo.save_every=2",
+    "hardware.precision=fp32",
+)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> tuple[Path, Path, Path]:
+    """(model, pairs, adapter): a first run that has moved."""
+    root = tmp_path_factory.mktemp("first")
+    model, pairs = tiny.make_model(root / "model"), tiny.make_pairs(root / "pairs.jsonl")
+    code, output = tiny.run("train", tiny.arguments(model, pairs, *RUN), root)
+    assert code == 0, output
+    return model, pairs, tiny.record(root)[0] / "adapter"
+
+
+def go_on(first: tuple[Path, Path, Path], cwd: Path, *more: str, **kwargs) -> tuple[int, str]:
+    model, pairs, adapter = first
+    return tiny.run("train", tiny.arguments(model, pairs, *RUN, f"model.adapter={adapter}", *more), cwd, **kwargs)
+
+
+@pytest.mark.parametrize("engine", ["packed", "plain"])
+def test_the_start_and_the_reference_are_the_adapter_and_a_killed_run_ends_the_same(first, tmp_path, engine):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    code, output = go_on(first, whole, f"hardware.engine={engine}")
+    assert code == 0, output
+    assert "reference identity holds" in output
+    folder, record = tiny.record(whole)
+    weights, lines = tiny.outcome(whole)
+    # At the start every log-ratio is 0 although the policy is not the base: the loss is log 2.
+    assert lines[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert weights != (first[2] / "adapter_model.safetensors").read_bytes()
+    assert (folder / "reference" / "adapter_model.safetensors").read_bytes() == (
+        first[2] / "adapter_model.safetensors"
+    ).read_bytes()
+    assert record["fingerprints"]["adapter"] == resolve_adapter(str(first[2]), "main").fingerprint
+    # Killed after a checkpoint, the reference is still the starting adapter, not the checkpoint.
+    code, _ = go_on(first, killed, f"hardware.engine={engine}", at=("step", 4, tiny.KILL))
+    assert code == -tiny.KILL
+    code, output = go_on(first, killed, f"hardware.engine={engine}")
+    assert code == 0, output
+    assert "continuing at step 2" in output
+    assert tiny.outcome(killed) == (weights, lines)
+
+
+def test_both_sides_of_an_evaluation_are_rebuilt(first, tmp_path):
+    """The baseline is the starting adapter, read from the run directory alone."""
+    from dpo.evaluation.sides import BASELINE, POLICY, load_sides
+    from dpo.modeling.policy import load_trained
+    from dpo.training.packed.score import sequence_log_probs
+
+    model, pairs, adapter = first
+    mine = tmp_path / "adapter"
+    shutil.copytree(adapter, mine)
+    code, output = go_on((model, pairs, mine), tmp_path)
+    assert code == 0, output
+    shutil.rmtree(mine)
+    sides = load_sides(tiny.record(tmp_path)[0])
+    start, _, _ = load_trained(adapter.parent)
+    some = [TokenPair("a", [1, 3, 9, 2], [8, 7, 2], [10, 2]), TokenPair("b", [1, 12], [9], [6, 11, 13])]
+    with sides.use(BASELINE) as side:
+        before = sequence_log_probs(side, some, 100)
+    with sides.use(POLICY) as side:
+        after = sequence_log_probs(side, some, 100)
+    expected = sequence_log_probs(start, some, 100)
+    assert before == [pytest.approx(row, rel=1e-5) for row in expected]
+    assert after != [pytest.approx(row, rel=1e-3) for row in expected]
+
+
+WRONG = {
+    "lora.rank=4": "contradicts lora.rank=4; the adapter is lora.rank=8",
+    "lora.alpha=3": "the adapter is lora.alpha=16",
+    "lora.rslora=true": "the adapter is lora.rslora=false",
+    "lora.target_modules=[q_proj]": "the adapter is lora.target_modules=[down_proj,gate_proj,",
+    "lora=full": "full fine-tuning continues no adapter",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_lora_keys_that_contradict_the_adapter_are_refused(compose, first, override):
+    with pytest.raises(ConfigError) as caught:  # noqa: PT012 - by parse, or by the comparison behind it
+        config = compose("lora=lora", f"model.adapter={first[2]}", override)
+        check_agrees(resolve_adapter(config.model.adapter, "main"), config.lora)
+    assert WRONG[override] in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_another_dropout_is_no_contradiction(compose, first):
+    config = compose("lora=lora", "lora.dropout=0.1")
+    check_agrees(resolve_adapter(str(first[2]), "main"), config.lora)
+
+
+def test_an_adapter_that_is_none_or_unsafe_is_refused(first, tmp_path):
+    def altered(name: str, **changes) -> str:
+        folder = tmp_path / name
+        shutil.copytree(first[2], folder)
+        settings = json.loads((folder / "adapter_config.json").read_text()) | changes
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        return str(folder)
+
+    lora = Lora(quantization=None, rank=8, alpha=16, dropout=0, target_modules="all-linear", rslora=False, dora=False)
+    for name, changes, says in (
+        ("type", {"peft_type": "IA3"}, "its type is IA3"),
+        ("saved", {"modules_to_save": ["lm_head"]}, "it sets modules_to_save"),
+        ("bias", {"bias": "all"}, "it sets bias"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            check_agrees(resolve_adapter(altered(name, **changes), "main"), lora)
+    with pytest.raises(ConfigError, match="no such folder"):
+        resolve_adapter(str(tmp_path / "none"), "main")
+    with pytest.raises(ConfigError, match=r"no adapter_config\.json .*; try"):
+        resolve_adapter(str(first[2].parent), "main")
+    torn = Path(altered("torn"))
+    weights = torn / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ConfigError, match="a torn copy or download"):
+        resolve_adapter(str(torn), "main")
+    weights.rename(torn / "adapter_model.bin")
+    with pytest.raises(Refused, match="pickles can run code"):
+        resolve_adapter(str(torn), "main")
+
+
+def test_an_adapter_of_other_modules_or_another_base_is_one_error(first, tmp_path):
+    model, pairs, _ = first
+    narrow = tmp_path / "narrow"
+    narrow.mkdir()
+    code, output = tiny.run(
+        "train", tiny.arguments(model, pairs, *RUN, "lora.target_modules=[q_proj,v_proj]", "dpo.max_steps=1"), narrow
+    )
+    assert code == 0, output
+    code, output = go_on((model, pairs, tiny.record(narrow)[0] / "adapter"), tmp_path)
+    assert code == 2, output
+    assert "it lacks" in output
+    assert "its target_modules=[q_proj,v_proj]" in output
+    assert "Traceback" not in output
