@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dpo.config.app import main as app
 from dpo.config.evaluation import Evaluate, check_ranges, register
+from dpo.training.follow import follow_parent
 
 
 def evaluate(config: Evaluate) -> Path:
@@ -32,6 +33,7 @@ def _body(config: Evaluate) -> None:
 
 def main() -> None:
     """Compose, parse and evaluate; exits with the code of the outcome."""
+    follow_parent()
     register()
     app("evaluate", Evaluate, _body, positional="run")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dpo.config.app import main as app
 from dpo.config.schema import Config
+from dpo.training.follow import follow_parent
 from dpo.training.sweep import run_sweep
 
 
@@ -40,6 +41,7 @@ def train(config: Config) -> Path:
 
 def main() -> None:
     """Compose, parse and train; exits with the code of the outcome."""
+    follow_parent()
     app("config", Config, train, multirun=run_sweep)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,41 +89,6 @@ def test_an_offline_wandb_run_reads_back(model, tmp_path):
     text = done.stdout
     for name in ("train/loss", "train/rewards/margins", "eval/rewards/accuracies", "mine", "check", "lora"):
         assert name in text
-
-
-def test_a_grid_runs_each_job_once_and_only_what_is_missing_again(model, tmp_path):
-    pairs = tiny.make_pairs(tmp_path / "pairs.jsonl")
-    grid = ["-m", *tiny.arguments(model, pairs, "lora=lora"), "dpo.beta=0.05,0.1", "lora.rank=2,4"]
-    code, output = tiny.run("train", grid, tmp_path)
-    assert code == 0, output
-    (sweep,) = (p for p in (tmp_path / "outputs" / "sweeps").iterdir() if p.is_dir())
-    folders = sorted(p for p in sweep.iterdir() if p.is_dir())
-    assert len(folders) == 4
-    records = [json.loads((p / "run.json").read_text()) for p in folders]
-    assert {r["status"] for r in records} == {"complete"}
-    assert {r["parent"] for r in records} == {sweep.name}
-    losses = {(p / "metrics.jsonl").read_text().splitlines()[-1] for p in folders}
-    assert len(losses) == 4
-    shutil.rmtree(folders[0])
-    code, output = tiny.run("train", grid, tmp_path)
-    assert code == 0, output
-    again = sorted(p for p in sweep.iterdir() if p.is_dir())
-    assert again == folders
-    ran = [p for p, r in zip(folders, records, strict=True) if json.loads((p / "run.json").read_text()) != r]
-    assert ran == [folders[0]]
-
-
-def test_a_failed_job_is_named_and_does_not_stop_the_others(model, tmp_path):
-    pairs = tiny.make_pairs(tmp_path / "pairs.jsonl")
-    other = tmp_path / "missing"
-    grid = ["-m", *tiny.arguments(model, pairs, "lora=lora"), f"model.path={other},{model}"]
-    code, output = tiny.run("train", [a for a in grid if a != f"model.path={model}"], tmp_path)
-    assert code == 1, output
-    assert "1 of 2 jobs did not complete" in output
-    assert f"model.path={other}: failed" in output
-    code, output = tiny.run("train", [*grid[:-1], "dpo.beta=0.1,-3"], tmp_path)
-    assert code == 2, output
-    assert "dpo.beta=-3.0: must be above 0" in output
 
 
 def test_gzip_jsonl_of_your_own(model, tmp_path):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -21,6 +25,7 @@ import dpo
 from dpo.config import schema as _schema
 from dpo.config.nearest import nearest
 from dpo.config.parse import parse
+from dpo.config.sweeps import Grid
 from dpo.errors import ConfigError, DpoError, Refused
 
 T = TypeVar("T")
@@ -30,10 +35,11 @@ SECRET = re.compile(
     re.IGNORECASE,
 )
 
+FREE_KEY = re.compile(r"^(?=(dpo\.trainer|dataset\.chat_template_kwargs|dataset\.columns|sweep\.evaluation)\.)")
+
 # No verb wants Hydra's own folders, logs or change of directory: the run directory is ours.
 HYDRA = (
     "hydra.run.dir=.",
-    "hydra.sweep.dir=outputs/sweeps",
     "hydra.sweep.subdir=.",
     "hydra.output_subdir=null",
     "hydra.job.chdir=false",
@@ -53,32 +59,42 @@ def main(
     schema: type[T],
     body: Callable[[T], object],
     positional: str | None = None,
-    multirun: Callable[[list[tuple[T, list[str]]]], None] | None = None,
+    multirun: Callable[[Grid[T]], None] | None = None,
 ) -> None:
     """Run `body` with the parsed config of this command line and exit with its code.
 
-    With -m, `multirun` gets every (config, overrides) of the grid, all of them checked. `positional` is the key that
+    With -m or a sweep's file, `multirun` gets the whole grid, every config of it checked. `positional` is the key that
     bare folders on the command line go to (`dpo.evaluate DIR` is `run=DIR`); when it ends in `+`, as a list.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        sys.argv[1:] = _overrides_first([*_arguments(sys.argv[1:], positional), *HYDRA])
+        # Hydra leaves a multirun.yaml in the sweep's folder; ours is another, and has sweep.json.
+        aside = tempfile.mkdtemp(prefix="hydra-")
+        words = [*_arguments(sys.argv[1:], positional), *HYDRA, f"hydra.sweep.dir='{aside}'"]
+        sys.argv[1:] = _overrides_first(words)
         register(config_name, schema)
         composed = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)
-        captured: list[tuple[DictConfig, list[str]]] = []
+        captured: list[tuple[DictConfig, HydraConf]] = []
 
         def capture(cfg: DictConfig) -> None:
-            captured.append((cfg, list(HydraConfig.get().overrides.task)))
+            captured.append((cfg, HydraConfig.get()))
 
-        _compose(lambda: composed(capture)())
+        try:
+            _compose(lambda: composed(capture)())
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
         # Hydra keeps `--help` and `--cfg` to itself; what it composed comes out here, past its error printing.
-        configs = [(_parse(cfg, schema), overrides) for cfg, overrides in captured]
-        if {"-m", "--multirun"} & set(sys.argv):
-            if multirun is None:
-                raise ConfigError("-m: this verb takes no grid")
-            multirun(configs)
-        elif configs:
+        configs = [(_parse(cfg, schema), list(own.overrides.task)) for cfg, own in captured]
+        if not configs:
+            return
+        own = captured[0][1]
+        if own.mode is not RunMode.MULTIRUN:
             body(configs[0][0])
+        elif multirun is None:
+            raise ConfigError("-m: this verb takes no grid")
+        else:
+            settings = OmegaConf.to_object(own.launcher)  # type: ignore[arg-type]
+            multirun(Grid(configs, own.runtime.choices["hydra/launcher"], settings))  # type: ignore[arg-type]
     except Exception as error:  # noqa: BLE001 - the one place where failures become exit codes
         sys.exit(report(error))
     except KeyboardInterrupt:
@@ -140,7 +156,13 @@ def _arguments(argv: list[str], positional: str | None) -> list[str]:
         else:
             argument = re.sub(r"=~/", f"={Path.home()}/", argument)
             # Keys of free-form mappings are new ones to Hydra, which would ask for a plus sign.
-            rest.append(re.sub(r"^(?=(dpo\.trainer|dataset\.chat_template_kwargs|dataset\.columns)\.)", "++", argument))
+            rest.append(
+                re.sub(
+                    r"^(?=(dpo\.trainer|dataset\.chat_template_kwargs|dataset\.columns|sweep\.evaluation)\.)",
+                    "++",
+                    argument,
+                )
+            )
     if folders and positional:
         if positional.endswith("+"):
             quoted = ",".join(f"'{folder}'" for folder in folders)

@@ -84,7 +84,7 @@ class Compare:
 
 @dataclass
 class Report:
-    """`python -m dpo.report run=DIR`."""
+    """`python -m dpo.report run=DIR` or `sweep=DIR`; both arrive as `run`."""
 
     run: str = MISSING
     evaluation: str = MISSING

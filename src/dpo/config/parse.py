@@ -20,6 +20,8 @@ from dpo.errors import ConfigError
 
 SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Schema = TypeVar("Schema")
+# Keys of a Config that do not shape the trained weights.
+RUN_ONLY = ("name", "resume", "resume_anyway", "tracking", "sweep")
 
 # key -> (holds, what is allowed). A key the chosen option does not have is skipped; null passes.
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -124,7 +126,7 @@ def plain(config: Any) -> Any:
 def fingerprint(config: Config) -> str:
     """Ten hex digits over everything that shapes the trained weights; not name, tracking, resume or price."""
     data = plain(config)
-    for key in ("name", "resume", "resume_anyway", "tracking"):
+    for key in RUN_ONLY:
         del data[key]
     del data["hardware"]["hourly_rate"]
     del data["dpo"]["keep_checkpoints"]

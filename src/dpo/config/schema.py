@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from dpo.config import datasets
+from dpo.config import datasets, sweeps
 from dpo.config.hardware import Hardware
 from dpo.config.lora import FullTraining, Lora, Trainable
 from dpo.config.losses import SINGLE, Dpo, Mix
@@ -32,6 +32,7 @@ class Config:
     dpo: Dpo = MISSING
     hardware: Hardware = MISSING
     tracking: Tracking = MISSING
+    sweep: sweeps.Sweep = MISSING
 
 
 NODES: dict[str, dict[str, type]] = {
@@ -50,3 +51,4 @@ def register() -> None:
     for group, nodes in NODES.items():
         for name, node in nodes.items():
             store.store(group=group, name=name, node=node)
+    sweeps.register()

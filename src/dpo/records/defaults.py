@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 Row = dict[str, Any]
 # Not settings: how the file is read back, and names that differ for every run.
 SKIPPED = ("options",)
@@ -11,21 +12,32 @@ SKIPPED = ("options",)
 
 def default_settings() -> Row:
     """The composed defaults, flat: `dpo.beta` to 0.1."""
+    from dpo.config.parse import plain
+    from dpo.config.schema import Config
+
+    return flat(plain(composed("config", Config, [])))
+
+
+def composed(config_name: str, schema: type[T], overrides: list[str]) -> T:
+    """What a verb of that primary config would get; raises ConfigError as it would."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    from dpo.config.app import conf_folder, register
-    from dpo.config.parse import parse, plain
-    from dpo.config.schema import Config
+    from dpo.config.app import conf_folder, register, translate
+    from dpo.config.parse import parse
+    from dpo.errors import ConfigError
 
-    register("config", Config)
+    register(config_name, schema)
     # A verb that Hydra started has left its own state behind; composing needs a clean one.
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
-        composed = hydra.compose("config")
-    OmegaConf.resolve(composed)
-    return flat(plain(parse(composed, Config)))
+    try:
+        with hydra.initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+            found = hydra.compose(config_name, overrides)
+        OmegaConf.resolve(found)
+        return parse(found, schema)
+    except Exception as error:
+        raise translate(error) or ConfigError(str(error).splitlines()[0]) from error
 
 
 def flat(node: Any, prefix: str = "") -> Row:

@@ -1,120 +1,150 @@
-"""A multirun on this machine: one process a job, each with its own truthful run directory. Imports no torch."""
+"""A multirun: a folder, a task a job, a launcher that runs what is missing, and at the end the answer. No torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo.config.parse import plain
+from filelock import FileLock, Timeout
+
+from dpo.config.hardware import Parallel
+from dpo.config.parse import RUN_ONLY, plain
 from dpo.config.schema import Config
+from dpo.config.sweeps import Grid
 from dpo.errors import ConfigError, DpoError, Interrupted
-from dpo.records.files import write_json
-from dpo.records.run import outputs_root, read_record, state_of
-from dpo.training.interrupts import Interrupts
-
-
-@dataclass(frozen=True)
-class SweepJob:
-    """One point of the grid: its checked config, its overrides, and the folder they give it."""
-
-    config: Config
-    overrides: list[str]
-    label: str
-    folder: Path
+from dpo.records.defaults import composed, flat
+from dpo.records.run import outputs_root
+from dpo.records.sweeps import ending, label_of, read_job, read_sweep, word, write_sweep
+from dpo.training.launchers import LAUNCHERS
+from dpo.training.task import Task
 
 
 class JobsFailed(DpoError):
-    """Some jobs of a sweep did not complete; each is named with its reason."""
+    """Some jobs of a sweep did not complete; each is named with its exit code and reason."""
 
 
-def run_sweep(composed: list[tuple[Config, list[str]]]) -> None:
-    """Run what is missing or unfinished of a sweep, in order; raises JobsFailed when not all complete.
+@dataclass(frozen=True)
+class Plan:
+    """The sweep's folder, the keys its jobs differ in, and its jobs: config, swept values and task of each."""
 
-    Every config has been checked before this is called. The same command goes on with the same folders.
+    root: Path
+    keys: list[str]
+    evaluation: str | None
+    configs: list[Config]
+    values: list[dict[str, Any]]
+    tasks: list[Task]
+
+
+def run_sweep(grid: Grid[Config]) -> None:
+    """Run what is missing or failed of a sweep, then write its answer; raises JobsFailed when not all complete.
+
+    Every config has been checked before this is called. The same command goes on in the same folders.
     """
-    root, jobs = plan(composed)
+    planned = plan(grid)
+    root = planned.root
     root.mkdir(parents=True, exist_ok=True)
-    write_json(root / "sweep.json", {"jobs": [{"label": j.label, "folder": j.folder.name} for j in jobs]})
-    print(f"sweep directory {root}, {len(jobs)} jobs", flush=True)
-    failed = []
-    for number, job in enumerate(jobs, 1):
-        began = time.monotonic()
-        status, reason = _finished(job.folder) or _run(job, root)
-        line = f"[{number}/{len(jobs)}] {job.label}: {status}"
-        print(f"{line}, {time.monotonic() - began:.0f} s{f': {reason}' if reason else ''}", flush=True)
-        if status != "complete":
-            failed.append(f"{job.label}: {status}, {reason or 'see ' + str(job.folder) + '.log'}")
+    try:
+        with FileLock(root / ".lock", timeout=0):
+            _run(planned, grid)
+    except Timeout:
+        raise ConfigError(f"{root}: another process is running this sweep") from None
+    from dpo.evaluation.sweep_report import report_sweep  # numpy is only needed here
+
+    report_sweep(root)
+    jobs = {job.folder.name: job for job in read_sweep(root).jobs}
+    mine = [jobs[task.name] for task in planned.tasks]
+    failed = [f"{job.label}: {ending(job)}; see {job.folder}.log" for job in mine if not job.complete]
     if failed:
-        raise JobsFailed("\n".join([f"{len(failed)} of {len(jobs)} jobs did not complete", *failed]))
-    print(f"done: {root}", flush=True)
+        raise JobsFailed("\n".join([f"{len(failed)} of {len(mine)} jobs did not complete", *failed]))
 
 
-def plan(composed: list[tuple[Config, list[str]]]) -> tuple[Path, list[SweepJob]]:
-    """The sweep's folder and its jobs. Folders are named by hashes of what they hold, so a grown grid renames none."""
-    flat = [_flatten(plain(config)) for config, _ in composed]
-    keys = sorted({key for one in flat for key in one if any(one[key] != other.get(key) for other in flat)})
-    base = {key: value for key, value in flat[0].items() if key not in keys}
-    name = composed[0][0].name
-    root = outputs_root() / "sweeps" / f"{name}-{_hash([base, keys])}"
-    jobs = []
-    for (config, overrides), one in zip(composed, flat, strict=True):
-        values = {key: one.get(key) for key in keys}
-        label = " ".join(f"{key}={value}" for key, value in values.items())
-        short = re.sub(r"[^A-Za-z0-9.=_-]+", "_", ",".join(f"{k.split('.')[-1]}={v}" for k, v in values.items()))[:80]
-        jobs.append(SweepJob(config, overrides, label, root / f"{short}-{_hash(values)}"))
-    if len({job.folder for job in jobs}) < len(jobs):
+def _run(planned: Plan, grid: Grid[Config]) -> None:
+    tasks, root = planned.tasks, planned.root
+    listed = [
+        {"label": task.label, "folder": task.name, "values": values}
+        for task, values in zip(tasks, planned.values, strict=True)
+    ]
+    write_sweep(root, planned.keys, planned.evaluation, listed)
+    left = [task for task in tasks if not task.done()]
+    done = f", {len(tasks) - len(left)} complete already" if len(left) < len(tasks) else ""
+    print(f"sweep directory {root}, {len(tasks)} jobs{done}", flush=True)
+    try:
+        if left:
+            configs = [config for config, task in zip(planned.configs, tasks, strict=True) if task in left]
+            LAUNCHERS[grid.launcher](left, configs, grid.settings, planned.evaluation)
+    except Interrupted:
+        states = [read_job(root, job, planned.evaluation) for job in listed]
+        complete = sum(job.complete for job in states)
+        print(f"interrupted: {complete} of {len(states)} jobs complete; the same command continues", file=sys.stderr)
+        raise
+
+
+def plan(grid: Grid[Config]) -> Plan:
+    """Folders and tasks. Folders are named by hashes of what they hold, so a grown grid renames none."""
+    rows = [flat(plain(config)) for config, _ in grid.jobs]
+    order = [key for _, overrides in grid.jobs for key in (o.lstrip("+~").partition("=")[0] for o in overrides)]
+    known = dict.fromkeys(key for row in rows for key in row)
+    keys = [key for key in known if any(row.get(key) != rows[0].get(key) for row in rows)]
+
+    def place(key: str) -> tuple[int, str]:
+        return next((i for i, own in enumerate(order) if key == own or key.startswith(f"{own}.")), len(order)), key
+
+    # In the order of the command: the first varies slowest.
+    keys.sort(key=place)
+    if not keys and len(rows) > 1:
+        raise ConfigError("all jobs of this sweep have the same settings")
+    first = grid.jobs[0][0]
+    base = {key: value for key, value in rows[0].items() if key not in keys and not _run_only(key)}
+    root = (outputs_root() / "sweeps" / f"{first.name}-{_hash([base, sorted(keys)])}").absolute()
+    evaluation, evaluate = _evaluation(first)
+    values, tasks = [], []
+    for (config, overrides), row in zip(grid.jobs, rows, strict=True):
+        mine = {key: row.get(key) for key in keys}
+        short = "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", f"{k.rpartition('.')[2]}{word(v)}") for k, v in mine.items())
+        name = f"{short[:80] or 'job'}-{_hash(dict(sorted(mine.items())))}"
+        hardware = config.hardware
+        gpus = 1 if hardware.parallel is Parallel.none else hardware.processes
+        tasks.append(Task(label_of(mine) or "job", root, name, tuple(overrides), evaluation, evaluate, gpus))
+        values.append(mine)
+    if len({task.name for task in tasks}) < len(tasks):
         raise ConfigError("two jobs of this sweep have the same settings")
-    return root, jobs
+    return Plan(root, keys, evaluation, [config for config, _ in grid.jobs], values, tasks)
 
 
-def _finished(folder: Path) -> tuple[str, None] | None:
-    if (folder / "run.json").is_file() and state_of(read_record(folder)) == "complete":
-        return "complete", None
-    return None
+def _evaluation(config: Config) -> tuple[str | None, tuple[str, ...]]:
+    """Name of the jobs' evaluation and the words that ask for it, checked as `dpo.evaluate` would check them.
+
+    The name hangs on what is asked, so that other settings make another evaluation and not a mixture.
+    """
+    sweep = config.sweep
+    if not sweep.evaluate:
+        return None, ()
+    from dpo.config.evaluation import Evaluate, check_ranges, register
+
+    register()
+    name = f"sweep-{_hash([sweep.evaluation, sweep.judge])}"
+    # `show` is for the terminal of a single evaluation.
+    words = [f"evaluation.{key}={_literal(value)}" for key, value in {**sweep.evaluation, "show": 0}.items()]
+    words += [f"evaluation.name={name}", f"judge=[{','.join(sweep.judge)}]"]
+    try:
+        asked = composed("evaluate", Evaluate, [*words, "run=x"])
+        check_ranges(asked.evaluation, "sweep.evaluation.")
+    except ConfigError as error:
+        raise ConfigError(f"sweep.evaluation: {error}") from None
+    return name, tuple(words)
 
 
-def _run(job: SweepJob, root: Path) -> tuple[str, str | None]:
-    environment = {**os.environ, "DPO_RUN_FOLDER": str(job.folder), "DPO_SWEEP": root.name}
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    log = root / f"{job.folder.name}.log"
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dpo.train", *job.overrides],
-            env=environment,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            # Its own group: Ctrl-C reaches this process alone, which passes it on once.
-            start_new_session=True,
-        )
-        try:
-            with Interrupts():
-                process.wait()
-        except Interrupted:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            raise
-    if not (job.folder / "run.json").is_file():
-        return "failed", f"exit code {process.returncode}, see {log}"
-    record = read_record(job.folder)
-    return state_of(record), record.get("reason")
+def _literal(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, str) and not re.fullmatch(r"\w+", value) else json.dumps(value).strip('"')
 
 
-def _flatten(data: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(data, dict):
-        return {prefix: data}
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else key)
-    return flat
+def _run_only(key: str) -> bool:
+    return key.split(".")[0] in RUN_ONLY or key in ("hardware.hourly_rate", "dpo.keep_checkpoints")
 
 
 def _hash(data: Any) -> str:
