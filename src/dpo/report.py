@@ -1,19 +1,27 @@
-"""`python -m dpo.report run=DIR`: one self-contained page about a run."""
+"""`python -m dpo.report run=DIR` or `sweep=DIR`: one self-contained page about a run, or about a whole sweep."""
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
 from dpo.config.app import main as app
 from dpo.config.evaluation import Report, check_ranges, register
+from dpo.records.sweeps import is_sweep
 
 
 def report(config: Report) -> Path:
-    """Write the run's report.html and say where; returns its path."""
+    """Write report.html of the run, or of the sweep and its answer beside it, and say where; returns its path."""
     check_ranges(config)
+    folder = Path(config.run).expanduser()
+    if is_sweep(folder):
+        from dpo.evaluation.sweep_report import report_sweep
+
+        return report_sweep(folder)
     from dpo.records.page_run import write_run_page
 
-    path = write_run_page(Path(config.run).expanduser(), config.evaluation, config.show)
+    path = write_run_page(folder, config.evaluation, config.show)
     print(path, flush=True)
     return path
 
@@ -24,6 +32,8 @@ def _body(config: Report) -> None:
 
 def main() -> None:
     """Compose, parse and write the page; exits with the code of the outcome."""
+    # To Hydra `sweep` is the group of conf/sweep, also here; which kind a folder is shows in what lies there.
+    sys.argv[1:] = [re.sub(r"^sweep=", "run=", argument) for argument in sys.argv[1:]]
     register()
     app("report", Report, _body, positional="run")
 

@@ -53,7 +53,7 @@ def read_entries(folders: Sequence[Path], evaluation: str) -> list[Entry]:
         pairs = sorted(read_pairs(folder, evaluation), key=lambda row: row["id"])
         entries.append(Entry(label, run, summary, samples, pairs))
     for entry in entries[1:]:
-        _check_comparable(entries[0], entry)
+        check_comparable(entries[0], entry)
     return entries
 
 
@@ -72,7 +72,8 @@ def _labels(folders: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _check_comparable(first: Entry, other: Entry) -> None:
+def check_comparable(first: Entry, other: Entry) -> None:
+    """Raise ConfigError when two evaluations did not measure the same thing in the same way."""
     for key, words in SHARED:
         if first.summary[key] != other.summary[key]:
             raise ConfigError(
