@@ -28,20 +28,10 @@ def write_page(path: Path, template: str, plots: Mapping[str, Any], **values: An
 
 def render(template: str, plots: Mapping[str, Any], **values: Any) -> str:
     """The page as text; about 5 MB, nearly all of it the plots' library."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    folder = Path(str(resources.files("dpo.records")))
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"clean": clean, "share": _share, "number": _number}
-    script, style = _script(), _file("page.css")
-    page = environment.get_template(template)
+    script, style = _script(), file_text("page.css")
+    page = environment().get_template(template)
     return page.render(
         policy=content_policy(script, style),
         # Ours and the library's own text; no value of a run is in them.
@@ -53,10 +43,26 @@ def render(template: str, plots: Mapping[str, Any], **values: Any) -> str:
     )
 
 
+def environment() -> Any:
+    """Jinja with the templates beside this module, everything escaped, and nothing undefined."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(Path(str(resources.files("dpo.records")))),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"clean": clean, "share": _share, "number": _number}
+    return made
+
+
 def content_policy(script: str, style: str) -> str:
     """The Content-Security-Policy of a page. Style attributes are the plots' own; they can load nothing."""
     return (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src-elem '{_hash(style)}' '{_hash('')}'; "
+        f"default-src 'none'; script-src '{source_hash(script)}'; "
+        f"style-src-elem '{source_hash(style)}' '{source_hash('')}'; "
         "style-src-attr 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
 
@@ -86,7 +92,7 @@ def _plain(node: Any) -> Any:
 def _script() -> str:
     from plotly.offline import get_plotlyjs
 
-    return f"{get_plotlyjs()}\n{_file('page.js')}"
+    return f"{get_plotlyjs()}\n{file_text('page.js')}"
 
 
 def _blocked_styles(script: str) -> list[str]:
@@ -96,11 +102,13 @@ def _blocked_styles(script: str) -> list[str]:
 
 
 @cache
-def _file(name: str) -> str:
+def file_text(name: str) -> str:
+    """A file beside this module."""
     return resources.files("dpo.records").joinpath(name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
+def source_hash(text: str) -> str:
+    """What a Content-Security-Policy allows an inline script or style by."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
