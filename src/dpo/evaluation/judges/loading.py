@@ -1,0 +1,14 @@
+"""Finding the weights of judge models, with errors that name the judge's own key."""
+
+from __future__ import annotations
+
+from dpo.errors import DpoError
+from dpo.modeling.weights import Weights, resolve
+
+
+def resolve_judge(key: str, path: str, revision: str) -> Weights:
+    """`dpo.modeling.weights.resolve` for the config key `key`."""
+    try:
+        return resolve(path, revision)
+    except DpoError as error:
+        raise type(error)(str(error).replace("model.path=", f"{key}=", 1)) from None
