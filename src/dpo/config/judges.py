@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from dpo.config.lora import Quantization
 
 
 @dataclass
@@ -12,15 +18,125 @@ class RulesJudge:
     """The stated rule of dpo/evaluation/rules.py; its thresholds are part of the rule."""
 
 
+class Structured(Enum):
+    """Whether a server is asked for output by a JSON schema; auto: until it refuses that."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+class Protocol(Enum):
+    """What a language model is asked: which of two answers is better, or grades of one answer."""
+
+    pairs = "pairs"
+    rubric = "rubric"
+
+
+@dataclass
+class JudgeServer:
+    """An OpenAI-compatible server that judges; `timeout` in seconds for one try, prices for a million tokens."""
+
+    base_url: str | None = MISSING
+    model: str | None = MISSING
+    key_variable: str = MISSING
+    structured: Structured = MISSING
+    concurrency: int = MISSING
+    requests_per_minute: float | None = MISSING
+    timeout: float = MISSING
+    retries: int = MISSING
+    price_in: float | None = MISSING
+    price_out: float | None = MISSING
+
+
+@dataclass
+class JudgeModel:
+    """A causal language model that judges here, where no server is named."""
+
+    path: str = MISSING
+    revision: str = MISSING
+    chat_template: str | None = MISSING
+    quantization: Quantization | None = MISSING
+    batch_size: int = MISSING
+
+
+@dataclass
+class LlmJudge:
+    """A language model as judge."""
+
+    ask: list[Protocol] = MISSING
+    explain: bool = MISSING
+    temperature: float = MISSING
+    max_tokens: int = MISSING
+    repeats: int = MISSING
+    attempts: int = MISSING
+    seed: int = MISSING
+    server: JudgeServer = MISSING
+    local: JudgeModel = MISSING
+
+
+@dataclass
+class HumanJudge:
+    """People as judges, through a rating sheet."""
+
+    folder: str | None = MISSING
+    seed: int = MISSING
+
+
+class Reading(Enum):
+    """How a reward model reads prompt and answer."""
+
+    chat = "chat"
+    pair = "pair"
+
+
+@dataclass
+class RewardModelJudge:
+    """A sequence-classification model whose output is a reward."""
+
+    path: str = MISSING
+    revision: str = MISSING
+    label: str | None = MISSING
+    reading: Reading = MISSING
+    chat_template: str | None = MISSING
+    quantization: Quantization | None = MISSING
+    batch_size: int = MISSING
+
+
 @dataclass
 class Judges:
     """The judges asked for, by name."""
 
     rules: RulesJudge | None = None
+    llm: LlmJudge | None = None
+    human: HumanJudge | None = None
+    reward_model: RewardModelJudge | None = None
 
+
+# key -> (holds, what is allowed), as in dpo.config.parse.
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "judge.llm.temperature": (lambda v: 0 <= v <= 10, "0 (greedy) to 10"),
+    "judge.llm.max_tokens": (lambda v: v >= 1, "at least 1"),
+    "judge.llm.repeats": (lambda v: 1 <= v <= 100, "1 to 100"),
+    "judge.llm.attempts": (lambda v: 1 <= v <= 100, "1 to 100"),
+    "judge.llm.seed": (lambda v: 0 <= v < 2**31, "0 to 2147483647"),
+    "judge.llm.server.base_url": (lambda v: v.startswith(("http://", "https://")), "a URL with http:// or https://"),
+    "judge.llm.server.concurrency": (lambda v: 1 <= v <= 1000, "1 to 1000"),
+    "judge.llm.server.requests_per_minute": (lambda v: v > 0, "above 0, or null"),
+    "judge.llm.server.timeout": (lambda v: 0 < v <= 3600, "above 0 and at most 3600 seconds"),
+    "judge.llm.server.retries": (lambda v: 0 <= v <= 100, "0 to 100"),
+    "judge.llm.server.price_in": (lambda v: v >= 0, "at least 0, or null where it is not known"),
+    "judge.llm.server.price_out": (lambda v: v >= 0, "at least 0, or null where it is not known"),
+    "judge.llm.local.batch_size": (lambda v: v >= 1, "at least 1"),
+    "judge.reward_model.batch_size": (lambda v: v >= 1, "at least 1"),
+    "judge.human.seed": (lambda v: 0 <= v < 2**32, "0 to 4294967295"),
+}
 
 JUDGES: dict[str, type] = {
     "rules": RulesJudge,
+    "llm": LlmJudge,
+    "human": HumanJudge,
+    "reward_model": RewardModelJudge,
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from dpo.config import judges
 from dpo.config.combinations import check_combinations
 from dpo.config.nearest import nearest
 from dpo.config.schema import Config
@@ -67,7 +68,7 @@ def parse(cfg: DictConfig, schema: type[Schema]) -> Schema:
     """Turn a composed config into its dataclass, or raise a ConfigError of one line per fault (at most three)."""
     faults = [f"{key}: unknown key{nearest(key, known)}" for key, known in _unknown(cfg, schema)]
     if not faults:
-        for key, (holds, allowed) in RANGES.items():
+        for key, (holds, allowed) in {**RANGES, **judges.RANGES}.items():
             value = _value(cfg, key)
             if value is not None and not holds(value):
                 faults.append(f"{key}={value}: must be {allowed}")

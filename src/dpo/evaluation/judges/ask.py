@@ -57,7 +57,7 @@ def _of_both(name: str, forward: Verdict, backward: Verdict) -> Verdict:
     agree = (forward.score > 0.5 and turned > 0.5) or (forward.score < 0.5 and turned < 0.5)
     score = float(forward.score > 0.5) if agree else 0.5
     reason = forward.reason if agree else f"{forward.reason} / turned: {backward.reason}"
-    details = {**forward.details, "forward": forward.score, "backward": turned}
+    details = {**forward.details, "turned": dict(backward.details), "forward": forward.score, "backward": turned}
     return Verdict(name, score, None, reason, cost, forward.provenance, details)
 
 

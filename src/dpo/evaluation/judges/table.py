@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dpo.config.judges import Judges
 from dpo.errors import ConfigError
-from dpo.evaluation.judges import rules
+from dpo.evaluation.judges import human, llm, reward_model, rules
 from dpo.evaluation.judges.interface import AnyJudge
 
-# name -> function of the judge's settings. Modules listed here import nothing heavy at their top.
-BUILDERS: Mapping[str, Callable[[Any], AnyJudge]] = {
+# name -> function of the judge's settings; one that gives two kinds of verdict gives two judges. Modules listed here
+# import nothing heavy at their top.
+BUILDERS: Mapping[str, Callable[[Any], AnyJudge | Sequence[AnyJudge]]] = {
     "rules": rules.build,
+    "llm": llm.build,
+    "human": human.build,
+    "reward_model": reward_model.build,
 }
 
 
 def build_judges(config: Judges) -> list[AnyJudge]:
     """The judges a config asks for, in the order of the table; raises ConfigError when one cannot work here."""
-    judges = [build(settings) for name, build in BUILDERS.items() if (settings := getattr(config, name)) is not None]
+    judges: list[AnyJudge] = []
+    for name, build in BUILDERS.items():
+        if (settings := getattr(config, name)) is not None:
+            built = build(settings)
+            judges += built if isinstance(built, Sequence) else [built]
     if not judges:
         raise ConfigError("judge: none chosen; judge=[rules] needs nothing else")
     return judges
