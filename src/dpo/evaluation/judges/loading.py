@@ -11,4 +11,6 @@ def resolve_judge(key: str, path: str, revision: str) -> Weights:
     try:
         return resolve(path, revision)
     except DpoError as error:
-        raise type(error)(str(error).replace("model.path=", f"{key}=", 1)) from None
+        # Its hints for the policy's model would be no help here.
+        lines = [line for line in str(error).splitlines() if "model=" not in line]
+        raise type(error)("\n".join(lines).replace("model.path=", f"{key}=", 1)) from None
