@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from dpo.config.read import read_config
 from dpo.config.schema import Config
 from dpo.errors import CheckpointError, ConfigError, Refused
 from dpo.modeling.device import Compute, choose_compute
+from dpo.modeling.footprint import footprint
 from dpo.modeling.tokenizer import load_tokenizer
 from dpo.modeling.weights import Weights, resolve
 from dpo.records.run import read_record
@@ -109,35 +109,6 @@ def lora_config(lora: Trainable) -> Any:
     )
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes of the frozen base as held and as 16-bit, and the trainable share of all parameters."""
-
-    base_mb: float
-    base_16bit_mb: float
-    trainable: int
-    total: int
-
-    def __str__(self) -> str:
-        share = 100 * self.trainable / self.total
-        return f"base {self.base_mb:.0f} MB of {self.base_16bit_mb:.0f} MB in 16 bits, {share:.2g}% trainable"
-
-
-def footprint(model: Any) -> Footprint:
-    """Count parameters and bytes; a packed 4-bit tensor counts each of its two values."""
-    held = sixteen = trainable = total = 0
-    for name, parameter in model.named_parameters():
-        state = getattr(parameter, "quant_state", None)
-        numel = state.shape.numel() if state is not None else parameter.numel()
-        total += numel
-        if parameter.requires_grad:
-            trainable += numel
-        if "lora_" not in name:
-            held += parameter.numel() * parameter.element_size()
-            sixteen += 2 * numel
-    return Footprint(held / 2**20, sixteen / 2**20, trainable, total)
-
-
 def keep_quantized_in_train_mode(model: Any) -> None:
     """Keep 4-bit layers in train mode through evaluation on a CPU.
 
@@ -153,7 +124,7 @@ def _fits_dequantized(model: Any) -> bool:
     """Whether the weights in fp32 take at most a quarter of the free memory."""
     import psutil
 
-    return 4 * footprint(model).total < psutil.virtual_memory().available / 4
+    return 4 * footprint(model, "adamw_torch").total < psutil.virtual_memory().available / 4
 
 
 def templates() -> Path:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dpo.config.hardware import Checkpointing, Engine
@@ -19,7 +19,8 @@ from dpo.errors import CheckpointError, DiskFull
 from dpo.modeling.adapter import Adapter, load_into
 from dpo.modeling.cache import cache_folder
 from dpo.modeling.device import Compute, choose_compute, describe
-from dpo.modeling.policy import footprint, load_base, lora_config, model_config, templates
+from dpo.modeling.footprint import footprint
+from dpo.modeling.policy import load_base, lora_config, model_config, templates
 from dpo.modeling.tokenizer import load_tokenizer
 from dpo.modeling.weights import Weights, resolve
 from dpo.records.card import model_card
@@ -140,7 +141,9 @@ def build_trainer(job: Job, base: Base, data: Prepared) -> trainers.Trainer:
         job.ranks.same_start(trainer.model.parameters())
         line = choose_engine(job, base, trainer, needed_pairs(job, data) + trainer.dev_pairs)
     job.say(f"{describe(base.compute)}, {str(base.compute.dtype)[6:]}, {line}")
-    job.say(str(footprint(trainer.model)))
+    size = footprint(trainer.model, config.dpo.optimizer.value)
+    job.run.update(footprint=asdict(size))
+    job.say(str(size))
     return trainer
 
 
@@ -271,6 +274,8 @@ def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Check
             tracker.log(kind, step, values)
             progress.show(kind, step, values)
             job.run.record["step"] = step
+            if kind == "train" and not job.run.record["footprint"]["measured"]:
+                job.run.update(footprint=asdict(footprint(trainer.model, trainer.optimizer)))
 
         def saved(step: int) -> None:
             job.ledger.flush()
