@@ -117,7 +117,9 @@ def _write_evaluation(
         for n in range(40)
     ]  # fmt: skip
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    (folder / "divergence.jsonl").write_text("".join(json.dumps({"kl": kl + n / 100}) + "\n" for n in range(40)))
+    (folder / "divergence.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"p{n:02}", "kl": kl + n / 100}) + "\n" for n in range(40))
+    )
     mean = sum(outcomes) / len(outcomes)
     side = {"words": estimate(20, 2), "tokens": estimate(25, 2), "finished": 34, "truncated": 6, "empty": 0}
     keys = [
@@ -147,3 +149,21 @@ def _write_evaluation(
         "divergence": {"per_answer": estimate(kl), "per_token": kl / 20, "answers": 40},
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary | changes))
+
+
+def write_sweep_folder(root: Path, jobs: list[tuple[dict[str, Any], float, float]], port: int = 9) -> Path:
+    """A sweep of complete, evaluated jobs: (swept values, gain by the rule, KL) of each."""
+    from dpo.records.sweeps import label_of, write_sweep
+
+    listed = []
+    for number, (values, gain, kl) in enumerate(jobs):
+        write_run(root / f"job{number}", port, gain, kl, seed=number)
+        listed.append({"label": label_of(values), "folder": f"job{number}", "values": values})
+    write_sweep(root, list(jobs[0][0]), "test", listed)
+    return root
+
+
+def change_run(folder: Path, **values: Any) -> None:
+    """Change keys of run.json."""
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | values))

@@ -57,7 +57,7 @@ def _body(dom: str) -> str:
     return re.sub(r"<(script|style)\b.*?</\1>", "", dom, flags=re.DOTALL)
 
 
-def _check(dom: str, console: str, asked: list[str], title: str) -> None:
+def _check(dom: str, console: str, asked: list[str], title: str, samples: bool = True) -> None:
     assert asked == []
     assert console == ""
     assert f"<title>{title}</title>" in dom
@@ -68,10 +68,10 @@ def _check(dom: str, console: str, asked: list[str], title: str) -> None:
     assert not re.search(r"<[^>]+\son\w+\s*=", markup)
     assert "javascript:" not in re.sub(r">[^<]*<", "><", markup)
     assert "&lt;script&gt;document.title='owned'&lt;/script&gt;" in markup
-    assert "{{ 7*7 }}" in markup
+    assert "{{ 7*7 }}" in markup or not samples
     assert "\x1b" not in markup
     assert "\u202e" not in markup
-    wanted = set(re.findall(r'<div id="((?:training|held-out|cost|level|kl)-[^"]+)"', markup))
+    wanted = set(re.findall(r'<div id="((?:training|held-out|cost|level|kl|sweep)-[^"]+)"', markup))
     drawn = set(re.findall(r'<div id="([^"]+)" class="js-plotly-plot"', markup))
     assert wanted == drawn
     assert len(drawn) >= 3
@@ -101,9 +101,13 @@ def test_a_hostile_comparison_is_shown_and_nothing_of_it_runs(
 
 
 def test_a_phone_needs_no_sideways_scrolling(chromium: str, tmp_path: Path) -> None:
-    page = write_run_page(write_run(tmp_path / "runs" / "r1"), "test", 4)
+    assert wanted_width(chromium, write_run_page(write_run(tmp_path / "runs" / "r1"), "test", 4), tmp_path) <= 390
+
+
+def wanted_width(chromium: str, page: Path, folder: Path) -> int:
+    """CSS pixels a page needs in a window of a phone's width, 390."""
     # A page of ours frames the report at a phone's width and writes down how wide the report wants to be.
-    frame = tmp_path / "frame.html"
+    frame = folder / "frame.html"
     frame.write_text(
         f'<iframe id="f" src="file://{page}" style="border:0;width:390px;height:3000px"></iframe><p id="wide"></p>'
         "<script>setTimeout(() => { const d = document.getElementById('f').contentDocument.documentElement;"
@@ -111,14 +115,14 @@ def test_a_phone_needs_no_sideways_scrolling(chromium: str, tmp_path: Path) -> N
     )
     done = subprocess.run(
         [
-            chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+            chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
             "--allow-file-access-from-files", "--virtual-time-budget=8000", "--dump-dom", f"file://{frame}",
         ],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     found = re.search(r"wants (\d+)", done.stdout)
     assert found is not None, done.stdout[-500:]
-    assert int(found[1]) <= 390
+    return int(found[1])
 
 
 def test_the_policy_allows_only_what_the_page_carries(tmp_path: Path) -> None:

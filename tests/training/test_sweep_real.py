@@ -114,7 +114,7 @@ def test_kill_9_of_a_job_and_of_the_sweep_itself_and_it_ends_the_same(inputs, tm
     calm.mkdir()
     rough.mkdir()
     # Long enough to be struck in the middle.
-    grid = words(inputs, "dpo.beta=0.05,0.1,0.3", "dpo.max_steps=60", "dpo.save_every=5", "hydra.launcher.slots=2")
+    grid = words(inputs, "dpo.beta=0.05,0.1,0.3", "dpo.max_steps=300", "dpo.save_every=20", "hydra.launcher.slots=2")
     code, output = run(grid, calm)
     assert code == 0, output
 

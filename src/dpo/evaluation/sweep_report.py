@@ -14,13 +14,17 @@ from dpo.records.sweep_tables import best_table, failures, job_table, seed_table
 from dpo.records.sweeps import read_sweep
 from dpo.records.tables import clean, terminal, to_table
 
+LABEL = 24
+"""Characters of a label that stay on one line."""
+
 
 def _table(table: tuple[list[str], list[list[str]]], title: str) -> Table:
-    """Labels and intervals stay whole; where the width does not allow it, the last columns give way."""
+    """Intervals stay whole; where the width does not allow it, labels and the last column give way."""
     columns, rows = table
     made = to_table(columns, rows, title)
-    for column in made.columns[:-1]:
+    for column in made.columns[1:-1]:
         column.no_wrap = True
+    made.columns[0].min_width = min(LABEL, max((len(row[0]) for row in rows), default=0))
     return made
 
 
@@ -31,7 +35,7 @@ def report_sweep(root: Path) -> Path:
     write_text(root / "jobs.csv", sweep_csv(found))
     page = write_sweep_page(root / "report.html", found)
     console = terminal()
-    console.print(_table(job_table(found), "all jobs"))
+    console.print(_table(job_table(found, states=False), "all jobs"))
     for line in failures(found):
         console.print(Text(clean(line), overflow="fold"))
     if found["choice"]["against_best"]:

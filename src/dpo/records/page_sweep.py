@@ -14,6 +14,10 @@ from dpo.records.sweep_tables import best_table, failures, job_table, seed_table
 Row = dict[str, Any]
 
 
+WHOLE = 32
+"""Characters of a cell that stay on one line."""
+
+
 def write_sweep_page(path: Path, found: Row) -> Path:
     """Write the page of an answer (`dpo.evaluation.sweep_answer`); returns its path."""
     figures, placed = sweep_figures(found)
@@ -32,14 +36,18 @@ def write_sweep_page(path: Path, found: Row) -> Path:
         plots_placed=placed,
         best=_table(best_table(found)) if found["choice"]["against_best"] else {"rows": []},
         seeds=_table(seed_table(found)) if found["settings"] else {"rows": []},
-        jobs=_table(job_table(found)),
+        jobs=_table(job_table(found, states=True)),
     )
 
 
 def _table(table: tuple[list[str], list[list[str]]]) -> Row:
-    """Intervals do not break across lines."""
+    """Labels that are not long, and intervals, do not break across lines: a narrow screen scrolls the table."""
     columns, rows = table
-    return {"columns": columns, "rows": [[row[0], *(cell.replace(", ", ",\xa0") for cell in row[1:])] for row in rows]}
+
+    def whole(cells: list[str]) -> list[str]:
+        return [cell.replace(" ", "\xa0") if len(cell) <= WHOLE else cell for cell in cells]
+
+    return {"columns": whole(columns), "rows": [whole(row) for row in rows]}
 
 
 def notes(found: Row) -> list[str]:

@@ -11,6 +11,8 @@ from dpo.records.sweeps import label_of, word
 
 Row = dict[str, Any]
 Metric = tuple[str, str, str, Callable[[Row], Row | float | None]]
+LEAST_SPAN = 0.2
+"""Shares a colour scale spans at least."""
 MOST_MAPS = 4
 """With more than two swept keys there is a map for each combination of the rest, up to this many a metric."""
 
@@ -106,12 +108,33 @@ def _maps(found: Row, metric: Metric, axes: Sequence[str]) -> list[tuple[Figure,
             "height": 110 + 52 * len(rows),
             "hovermode": "closest",
         }
+        if "%" in form:
+            # Colours of a few points' difference must not look like a great one.
+            known = [_value(cell) for line in grid for cell in line if cell is not None]
+            middle, half = (min(known) + max(known)) / 2, max(LEAST_SPAN, max(known) - min(known)) / 2  # type: ignore[type-var,operator]
+            data |= {"zmin": middle - half, "zmax": middle + half}
+        # By position: on a category axis the text of a number would be taken for one.
+        empty = [(i, j) for i, line in enumerate(grid) for j, cell in enumerate(line) if cell is None]
+        others = dict(zip(rest, fixed, strict=True))
+        layout["annotations"] = [
+            {"x": j, "y": i, "text": _absent(found, {first: rows[i], second: columns[j], **others}),
+             "showarrow": False, "font": {"color": "#cf222e", "size": 11}}
+            for i, j in empty
+        ]  # fmt: skip
         if mark is not None and all(word(mark[key]) == word(value) for key, value in zip(rest, fixed, strict=True)):
             x, y = data["x"].index(word(mark[second])), data["y"].index(word(mark[first]))
             box = {"type": "rect", "x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5}
             layout["shapes"] = [{**box, "line": {"color": "#d1581a", "width": 3}}]
         made.append(({"data": [data], "layout": layout}, label_of(dict(zip(rest, fixed, strict=True)))))
     return made
+
+
+def _absent(found: Row, values: Row) -> str:
+    """Why a cell is empty: the states of its jobs."""
+    states = {
+        job["state"] for job in found["jobs"] if all(job["values"][key] == value for key, value in values.items())
+    }
+    return ", ".join(sorted(states))
 
 
 def _lines(found: Row, metric: Metric, axes: Sequence[str]) -> list[tuple[Figure, str]]:
@@ -145,6 +168,7 @@ def _bars(estimates: Sequence[Any]) -> Figure:
         "symmetric": False,
         "array": [e["high"] - e["value"] if e else None for e in estimates],
         "arrayminus": [e["value"] - e["low"] if e else None for e in estimates],
+        "color": "#8c959f",
         "thickness": 1,
         "width": 3,
     }

@@ -9,19 +9,19 @@ from dpo.records.tables import clock, number, points, share, to_csv
 Row = dict[str, Any]
 
 
-def job_table(found: Row) -> tuple[list[str], list[list[str]]]:
-    """Every job: state and figures where it has them."""
+def job_table(found: Row, states: bool) -> tuple[list[str], list[list[str]]]:
+    """Every job: figures where it has them, and its state where that is wanted and not all are complete."""
     judges, evaluated = found["judges"], found["basis"] == "evaluation"
-    mixed = any(job["state"] != "complete" for job in found["jobs"])
-    columns = ["job", "state"] if mixed else ["job"]
+    mixed = states and any(job["state"] != "complete" for job in found["jobs"])
+    columns = ["job"]
     if not evaluated:
         columns.append("dev accuracy")
     else:
         columns += ["accuracy", *(f"wins by {name}" for name in judges), "KL (nats)", "words"]
-    columns += ["time"]
+    columns += ["time", "state"] if mixed else ["time"]
     rows = []
     for job in found["jobs"]:
-        cells = [job["label"], _state(job)] if mixed else [job["label"]]
+        cells = [job["label"]]
         if not evaluated:
             cells.append("" if job["dev"] is None else share(job["dev"]))
         else:
@@ -29,7 +29,8 @@ def job_table(found: Row) -> tuple[list[str], list[list[str]]]:
             cells.append(share(job["accuracy"]) if has else "")
             cells += [share(job["judges"][name]["win_rate"]) if name in job["judges"] else "" for name in judges]
             cells += [number(job["kl"]) if job["kl"] else "", number(job["words"], 1) if has else ""]
-        rows.append([*cells, "" if job["seconds"] is None else clock(job["seconds"])])
+        cells.append("" if job["seconds"] is None else clock(job["seconds"]))
+        rows.append([*cells, _state(job)] if mixed else cells)
     return columns, rows
 
 
