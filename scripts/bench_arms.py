@@ -137,8 +137,8 @@ def _ours(
     cache: Path | None,
 ) -> tuple[Step, int]:
     trainer = trainers.Trainer(
-        model=model, args=_arguments(beta, activation_checkpointing=False), peft_config=None, tokenizer=tokenizer,
-        train_pairs=pairs, dev_pairs=pairs[:1], interrupts=Interrupts(),
+        model=model, args=_arguments(beta, options.dtype == "bfloat16", activation_checkpointing=False),
+        peft_config=None, tokenizer=tokenizer, train_pairs=pairs, dev_pairs=pairs[:1], interrupts=Interrupts(),
         checkpoint_root=Path(tempfile.mkdtemp(prefix="bench-")), fingerprints={},
     )  # fmt: skip
     refused = install(trainer.model, lean=lean)
@@ -151,7 +151,7 @@ def _ours(
         base=options.model, quantization=options.quant, adapter="none", precision=options.dtype, device="cpu",
         attention="packed-sdpa",
     )  # fmt: skip
-    with model.disable_adapter():
+    with model.disable_adapter(), trainer.accelerator.autocast():
         trainer.reference = store.fill(pairs, context, lambda p: sequence_log_probs(model, p, budget))
     step = lambda batch: float(trainer.training_step(trainer.model, {"pairs": batch}))  # noqa: E731
     return step, store.counters.misses
