@@ -61,7 +61,7 @@ def test_pair_rows_and_figures_match_brute_force(trained: Path, evaluated: Path)
         margins.append(config.dpo.beta * (chosen - rejected))
     found = json_file(evaluated / "summary.json")["pairs"]
     assert found["accuracy"]["value"] == pytest.approx(sum(right) / len(right))
-    assert found["accuracy_before"]["value"] == pytest.approx(sum(base_right) / len(right))
+    assert found["likelier_before"]["value"] == pytest.approx(sum(base_right) / len(right))
     assert found["margin"]["value"] == pytest.approx(sum(margins) / len(margins))
     assert found["loss"]["value"] == pytest.approx(sum(math.log1p(math.exp(-m)) for m in margins) / len(margins))
     assert found["accuracy"]["low"] <= found["accuracy"]["value"] <= found["accuracy"]["high"]

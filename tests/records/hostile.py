@@ -123,7 +123,7 @@ def _write_evaluation(
     mean = sum(outcomes) / len(outcomes)
     side = {"words": estimate(20, 2), "tokens": estimate(25, 2), "finished": 34, "truncated": 6, "empty": 0}
     keys = [
-        "accuracy_before", "accuracy", "accuracy_gain", "accuracy_before_per_token", "accuracy_per_token", "margin",
+        "accuracy", "accuracy_gain", "accuracy_per_token", "likelier_before", "likelier", "likelier_gain", "margin",
         "chosen_log_ratio", "rejected_log_ratio", "chosen_tokens",
     ]  # fmt: skip
     summary = {

@@ -114,10 +114,10 @@ def compare(entries: Sequence[Entry], resamples: int, confidence: float, seed: i
 
 
 def _baseline_row(entry: Entry, judges: Sequence[str]) -> Row:
-    pairs, answers = entry.summary["pairs"], entry.summary["answers"]
+    answers = entry.summary["answers"]
     return {
         "label": BASELINE,
-        "accuracy": pairs["accuracy_before"],
+        "accuracy": None,  # all its implicit rewards are 0
         "kl": None,
         "margin": None,
         "words": answers["baseline"]["words"],

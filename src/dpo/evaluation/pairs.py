@@ -15,6 +15,9 @@ import numpy as np
 
 from dpo.evaluation.statistics import Estimate, bootstrap_mean, calibration
 
+TIED = 0.5
+"""Implicit-reward accuracy of the reference: all its rewards are 0."""
+
 
 @dataclass(frozen=True)
 class PairRow:
@@ -36,7 +39,9 @@ def summarise_pairs(
 ) -> dict[str, Any]:
     """Figures over held-out pairs, each with a bootstrap interval over prompts.
 
-    Accuracies count a tie as half. `*_per_token` divide each log-ratio by its completion's tokens first, so that a
+    Accuracies count a tie as half; `accuracy_gain` is over the reference's own accuracy, `TIED`. `likelier*` compare
+    the log-probs of chosen and rejected themselves: what a model prefers, not what it has learned to.
+    `*_per_token` divide each log-ratio by its completion's tokens first, so that a
     long answer does not count more. Log-ratios are in nats, rewards and margins are beta times that.
     """
     columns = {name: np.array([getattr(row, name) for row in rows], dtype=np.float64) for name in _NUMBERS}
@@ -55,20 +60,19 @@ def summarise_pairs(
 
     after = preferred(chosen_ratio, rejected_ratio)
     base = preferred(columns["reference_chosen"], columns["reference_rejected"])
+    likelier = preferred(columns["policy_chosen"], columns["policy_rejected"])
     probability = 1 / (1 + np.exp(-np.clip(beta * margin, -500, 500)))
     found = calibration(probability)
     return {
         "pairs": len(rows),
         "prompts": len(set(groups)),
         "beta": beta,
-        "accuracy_before": mean(base),
         "accuracy": mean(after),
-        "accuracy_gain": mean(after - base),
-        "accuracy_before_per_token": mean(
-            preferred(columns["reference_chosen"] / chosen_tokens, columns["reference_rejected"] / rejected_tokens)
-        ),
+        "accuracy_gain": mean(after - TIED),
         "accuracy_per_token": mean(preferred(per_token, np.zeros_like(per_token))),
-        "policy_accuracy": mean(preferred(columns["policy_chosen"], columns["policy_rejected"])),
+        "likelier_before": mean(base),
+        "likelier": mean(likelier),
+        "likelier_gain": mean(likelier - base),
         "margin": mean(beta * margin),
         "margin_per_token": mean(beta * per_token),
         "chosen_log_ratio": mean(chosen_ratio),

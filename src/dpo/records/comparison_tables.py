@@ -11,14 +11,14 @@ Row = dict[str, Any]
 
 def quality_table(comparison: Row) -> tuple[list[str], list[list[str]]]:
     """A column a figure: accuracy, each judge's level, outcome against the baseline, length, KL."""
-    columns = ["run", "accuracy"]
+    columns = ["run", "implicit-reward accuracy"]
     for name, judge in comparison["judges"].items():
         columns += [judge["label"] if judge["decides"] else f"score by {name}", "against the baseline",
                     "win / tie / lose", "win rate at equal length", "sign test p"]  # fmt: skip
     columns += ["words", "cut", "KL (nats)"]
     rows = []
     for row in comparison["rows"]:
-        cells = [row["label"], share(row["accuracy"])]
+        cells = [row["label"], "50% (ties)" if row["accuracy"] is None else share(row["accuracy"])]
         for name, judge in comparison["judges"].items():
             judged = row["judges"][name]
             level, change = (share, points) if judge["decides"] else (number, _signed)

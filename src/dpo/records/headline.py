@@ -17,15 +17,16 @@ def figure_rows(summary: Row) -> list[list[str]]:
     rows = [
         [
             "implicit-reward accuracy",
-            share(pairs["accuracy_before"]),
+            "50% (ties)",
             share(pairs["accuracy"]),
             points(pairs["accuracy_gain"]),
         ],
+        ["  per token of the answers", "50% (ties)", share(pairs["accuracy_per_token"]), ""],
         [
-            "  per token of the answers",
-            share(pairs["accuracy_before_per_token"]),
-            share(pairs["accuracy_per_token"]),
-            "",
+            "chosen likelier than rejected",
+            share(pairs["likelier_before"]),
+            share(pairs["likelier"]),
+            points(pairs["likelier_gain"]),
         ],
         ["reward margin (beta x nats)", "0", number(pairs["margin"]), ""],
         ["chosen log-ratio (nats)", "0", number(pairs["chosen_log_ratio"], 1, True), ""],
@@ -87,9 +88,8 @@ def notes(summary: Row) -> list[str]:
     confidence = summary["settings"]["confidence"]
     lines += [
         f"[low, high]: {100 * confidence:.0f}% intervals, bootstrap over prompts (Wilson for shares of answers).",
-        "accuracy before: pairs whose chosen answer the base model finds likelier (its implicit rewards are all 0, "
-        "every pair a tie); after: pairs whose chosen answer gained more log-probability over the base than the "
-        "rejected one.",
+        "implicit-reward accuracy: pairs whose chosen answer gained more log-probability over the base than the "
+        "rejected one; for the base itself every pair is a tie.",
     ]
     if summary["settings"]["temperature"] > 0:
         lines.append(
