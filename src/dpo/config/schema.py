@@ -15,7 +15,7 @@ from dpo.config.hardware import Hardware
 from dpo.config.lora import FullTraining, Lora, Trainable
 from dpo.config.losses import SINGLE, Dpo, Mix
 from dpo.config.model import Model
-from dpo.config.tracking import Tracking, Wandb
+from dpo.config.tracking import Tensorboard, Tracking, Trackio, Wandb
 
 
 @dataclass
@@ -41,7 +41,12 @@ NODES: dict[str, dict[str, type]] = {
     "lora": {"base_lora": Lora, "base_full": FullTraining},
     "dpo": {**{f"base_{name}": loss for name, loss in SINGLE.items()}, "base_mix": Mix},
     "hardware": {"base_hardware": Hardware},
-    "tracking": {"base_none": Tracking, "base_wandb": Wandb},
+    "tracking": {
+        "base_none": Tracking,
+        "base_wandb": Wandb,
+        "base_trackio": Trackio,
+        "base_tensorboard": Tensorboard,
+    },
 }
 
 

@@ -24,10 +24,28 @@ class Tracking:
 
 
 @dataclass
-class Wandb(Tracking):
+class Tracked(Tracking):
+    """A tracker. `group` is what runs are joined by; null: the sweep, if the run is part of one."""
+
+    group: str | None = None
+
+
+@dataclass
+class Wandb(Tracked):
     """Weights & Biases; never needs an account."""
 
     project: str = MISSING
     entity: str | None = None
-    group: str | None = None
     mode: WandbMode = MISSING
+
+
+@dataclass
+class Trackio(Tracked):
+    """trackio, on this machine."""
+
+    project: str = MISSING
+
+
+@dataclass
+class Tensorboard(Tracked):
+    """TensorBoard event files in the run directory."""

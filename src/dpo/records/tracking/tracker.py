@@ -1,0 +1,62 @@
+"""What a run tells a tracker."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+# Longer than any backend's own limit.
+FINISH_SECONDS = 20.0
+
+
+class Tracker(Protocol):
+    """One open run in a tracker; `where` is a line for the terminal."""
+
+    where: str
+
+    def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Metrics of one step under `train/...` or `eval/...`. Never raises, never waits for a network."""
+
+    def finish(self, exit_code: int) -> None:
+        """Close within seconds; a non-zero code marks the run failed. Never raises."""
+
+
+class Guarded:
+    """A tracker whose faults never reach the run: the first is said, and what follows is not logged there."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker, self._broken = tracker, False
+        self.where = tracker.where
+
+    def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """See Tracker."""
+        if not self._broken:
+            self._try(lambda: self._tracker.log(kind, step, values))
+
+    def finish(self, exit_code: int) -> None:
+        """See Tracker. In a thread, because a client's own limits have been seen to be none."""
+        done = threading.Thread(target=lambda: self._try(lambda: self._tracker.finish(exit_code)), daemon=True)
+        done.start()
+        done.join(FINISH_SECONDS)
+        if done.is_alive():
+            print(f"tracking: not finished after {FINISH_SECONDS:.0f} s, left behind", flush=True)
+
+    def _try(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - whatever a client raises, training goes on
+            self._broken = True
+            print(f"tracking: broke off ({type(error).__name__}); metrics go on in the run directory", flush=True)
+
+
+class NoTracker:
+    """Only the run directory."""
+
+    where = "run directory only"
+
+    def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def finish(self, exit_code: int) -> None:
+        """Nothing."""

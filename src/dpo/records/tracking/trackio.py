@@ -1,0 +1,43 @@
+"""trackio: a local-first tracker with W&B's calls; runs land in its SQLite folder ($TRACKIO_DIR)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dpo.config.tracking import Trackio
+from dpo.records.tracking.identity import Identity
+
+
+class TrackioTracker:
+    """One trackio run. Its name is the run's: trackio finds a continued run by name."""
+
+    def __init__(self, settings: Trackio, folder: Path, config: Mapping[str, Any], who: Identity) -> None:
+        import trackio
+        from trackio.utils import TRACKIO_DIR
+
+        # It prints a page about its dashboard; ours is one line.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._run = trackio.init(
+                project=settings.project,
+                name=who.name,
+                group=who.group,
+                resume="allow",
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+                config={"config": dict(config), "job_type": who.job_type, "id": who.id},
+            )
+        self.where = f"trackio, {TRACKIO_DIR} (see `trackio show --project {settings.project}`)"
+
+    def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """See Tracker."""
+        self._run.log({f"{kind}/{name}": value for name, value in values.items()} | {"step": step}, step=step)
+
+    def finish(self, exit_code: int) -> None:
+        """See Tracker."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._run.finish()
