@@ -19,6 +19,7 @@ from dpo.errors import ConfigError
 NEEDS = {
     ("model", "custom"): ["model.path=/models/mine"],
     ("dataset", "local"): ["dataset.path=pairs.jsonl"],
+    ("hardware", "mps"): ["lora=lora"],
 }
 CASES = [(group, option) for group in NODES for option in options(group)]
 

@@ -193,6 +193,7 @@ def test_each_plan_is_what_accelerate_is_given(compose, parallel, precision):
     ("overrides", "named"),
     [
         (["hardware.parallel=zero3", "lora=lora"], "deepspeed"),
+        (["hardware.parallel=fsdp", "lora=lora"], "does not spread"),
         (["hardware.parallel=fsdp"], "quantized"),
         (["hardware.parallel=ddp", "dpo=aot"], "aot"),
         (["hardware.processes=2"], "hardware.parallel=ddp"),

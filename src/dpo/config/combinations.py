@@ -26,8 +26,8 @@ def check_combinations(config: Config) -> None:
     _check_soft_labels(config)
     _check_trainer(config)
     _check_parallel(config)
-    if config.hardware.device is Device.cpu and config.dpo.optimizer is Optimizer.paged_adamw_8bit:
-        raise ConfigError("dpo.optimizer=paged_adamw_8bit: needs a CUDA GPU; use dpo.optimizer=adamw on a CPU")
+    if config.hardware.device in (Device.cpu, Device.mps) and config.dpo.optimizer is Optimizer.paged_adamw_8bit:
+        raise ConfigError("dpo.optimizer=paged_adamw_8bit: needs a CUDA GPU; use dpo.optimizer=adamw on a CPU or Mac")
 
 
 def check_model(model: Model) -> None:
@@ -142,6 +142,19 @@ def _check_trainer(config: Config) -> None:
 
 def _check_parallel(config: Config) -> None:
     hardware, parallel = config.hardware, config.hardware.parallel
+    if hardware.device is Device.mps and parallel is not Parallel.none:
+        raise ConfigError(
+            f"hardware.device=mps with hardware.parallel={parallel.name}: a Mac has one GPU; set it to none"
+        )
+    if hardware.device is Device.mps and getattr(config.lora, "dropout", 0) > 0:
+        raise ConfigError(
+            "hardware.device=mps with lora.dropout: a checkpoint cannot hold Metal's random state; set it to 0"
+        )
+    if hardware.device is Device.mps and config.lora.quantization is not None:
+        raise ConfigError(
+            "hardware.device=mps with a quantized base: bitsandbytes has no 4-bit or int8 kernels of its own there; "
+            "use lora=lora"
+        )
     if parallel is Parallel.none:
         if hardware.processes not in (None, 1):
             raise ConfigError(f"hardware.processes={hardware.processes}: set hardware.parallel=ddp as well")

@@ -14,6 +14,8 @@ class Device(Enum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+    rocm = "rocm"
+    mps = "mps"
 
 
 class Precision(Enum):
@@ -59,6 +61,7 @@ class Hardware:
     attention: str = MISSING
     token_budget: int | None = None
     activation_checkpointing: Checkpointing = MISSING
+    memory_gb: float | None = None
     parallel: Parallel = MISSING
     processes: int | None = None
     hourly_rate: float = MISSING

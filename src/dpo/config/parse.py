@@ -58,6 +58,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dpo.save_every": (lambda v: v >= 1, "at least 1"),
     "dpo.keep_checkpoints": (lambda v: v >= 1, "at least 1"),
     "hardware.token_budget": (lambda v: v >= 1, "at least 1, or null to size it from memory"),
+    "hardware.memory_gb": (lambda v: 0 < v < float("inf"), "above 0, or null for all there is"),
     "hardware.processes": (lambda v: v >= 1, "at least 1, or null for one a GPU"),
     "hardware.hourly_rate": (lambda v: v >= 0, "at least 0"),
     "hardware.attention": (lambda v: v in ("sdpa", "eager", "flash_attention_2"), "sdpa, eager or flash_attention_2"),

@@ -12,7 +12,8 @@ from dpo.errors import ConfigError
 
 @dataclass(frozen=True)
 class Compute:
-    """`device` is cpu or cuda; `dtype` is torch.bfloat16 or torch.float32."""
+    """`device` is cpu, cuda (AMD's GPUs too: ROCm answers to that name in torch) or mps; `dtype` is torch.bfloat16 or
+    torch.float32."""
 
     device: str
     dtype: Any
@@ -31,15 +32,21 @@ def pin_one_gpu() -> None:
 
 def choose_compute(device: Device, precision: Precision) -> Compute:
     """Resolve the autos. On a CPU bf16 is chosen only where the hardware multiplies it (elsewhere it is emulated,
-    several times slower than fp32)."""
+    several times slower than fp32); on Metal fp32, where the chips before M2 have no bf16. A device that is not here
+    is a ConfigError."""
     import torch
 
     has_gpu = torch.cuda.is_available()
     if device is Device.cuda and not has_gpu:
         raise ConfigError("hardware.device=cuda: torch sees no GPU here; use hardware=cpu or hardware=auto")
-    kind = "cuda" if has_gpu and device is not Device.cpu else "cpu"
+    if device is Device.rocm and not (has_gpu and torch.version.hip):
+        what = "torch is not built for ROCm" if not torch.version.hip else "torch sees no AMD GPU"
+        raise ConfigError(f"hardware.device=rocm: {what} here; use hardware=gpu for NVIDIA, or hardware=cpu")
+    if device is Device.mps and not torch.backends.mps.is_available():
+        raise ConfigError("hardware.device=mps: torch sees no Metal GPU here; use hardware=cpu or hardware=auto")
+    kind = "mps" if device is Device.mps else "cuda" if has_gpu and device is not Device.cpu else "cpu"
     if precision is Precision.auto:
-        fast = torch.cuda.is_bf16_supported() if kind == "cuda" else _cpu_has_bf16()
+        fast = kind != "mps" and (torch.cuda.is_bf16_supported() if kind == "cuda" else _cpu_has_bf16())
         return Compute(kind, torch.bfloat16 if fast else torch.float32)
     return Compute(kind, torch.bfloat16 if precision is Precision.bf16 else torch.float32)
 
@@ -59,4 +66,6 @@ def describe(compute: Compute) -> str:
 
     if compute.device == "cuda":
         return torch.cuda.get_device_name()
+    if compute.device == "mps":
+        return f"{platform.machine()} Metal GPU"
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -44,7 +44,7 @@ def load_base(
         dtype=torch.float32 if trainable else compute.dtype,
         quantization_config=quantization_config(quantization, compute),
         attn_implementation=attention,
-        device_map={"": 0 if compute.device == "cuda" else "cpu"},
+        device_map={"": 0 if compute.device == "cuda" else compute.device},
         use_safetensors=True,
         trust_remote_code=weights.remote_code,
     )

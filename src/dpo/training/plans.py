@@ -65,11 +65,16 @@ def compose(config: Config, count: int) -> Plan:
     return Plan(argv, arguments, environment, f"{hardware.parallel.name} over {count} {kind}")
 
 
-def require_packages(parallel: Parallel) -> None:
-    """Raise ConfigError where a plan needs a package that is not installed."""
+def check_runs(parallel: Parallel) -> None:
+    """Raise ConfigError for a plan that can be composed and not trained with: never run it as another one."""
     if parallel in (Parallel.zero2, Parallel.zero3) and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
-            f"hardware.parallel={parallel.name}: needs the package deepspeed; or use hardware.parallel=fsdp"
+            f"hardware.parallel={parallel.name}: needs the package deepspeed; or use hardware.parallel=ddp"
+        )
+    if parallel not in (Parallel.none, Parallel.ddp):
+        raise ConfigError(
+            f"hardware.parallel={parallel.name}: the trainer does not spread weights over devices yet; "
+            "use hardware.parallel=ddp"
         )
 
 

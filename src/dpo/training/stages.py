@@ -38,6 +38,7 @@ from dpo.training.packed.install import DEFAULT_OUTPUTS, install, installed
 from dpo.training.packed.memory import free_memory, plan
 from dpo.training.packed.score import sequence_log_probs
 from dpo.training.reference import ReferenceCache, context_key
+from dpo.training.room import cap_device, held_bytes, room
 from dpo.training.start import check_device, find_adapter
 
 IDENTITY_PAIRS = 32
@@ -70,6 +71,12 @@ def find_base(job: Job) -> Base:
 
         job.ledger.devices = job.ranks.size
         job.ledger.device_peak_mb = lambda: torch.cuda.max_memory_allocated() / 2**20
+        cap_device(config.hardware.memory_gb)
+    elif compute.device == "mps":
+        import torch
+
+        job.ledger.devices = 1
+        job.ledger.device_peak_mb = lambda: torch.mps.driver_allocated_memory() / 2**20
     job.run.record["fingerprints"]["base"] = weights.fingerprint
     if job.ranks.size > 1:
         # Another number of ranks gives the same step up to rounding only, and other dropout masks.
@@ -170,8 +177,13 @@ def choose_engine(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[T
         pairs,
         engine=name,
         dtype=base.compute.dtype,
-        # Processes of one machine without devices of their own live in the same memory.
-        free=None if base.compute.device == "cuda" else free_memory(torch.device("cpu")) // job.ranks.local_size,
+        free=room(
+            free_memory(torch.device(base.compute.device)),
+            hardware.memory_gb,
+            held_bytes(trainer.model),
+            # Processes of one machine without devices of their own live in the same memory.
+            1 if base.compute.device == "cuda" else job.ranks.local_size,
+        ),
         token_budget=job.run.record.get("token_budget") or hardware.token_budget,
         checkpointing=None if asked is Checkpointing.auto else asked is Checkpointing.on,
         together=together,
