@@ -155,3 +155,23 @@ def test_an_adapter_of_other_modules_or_another_base_is_one_error(first, tmp_pat
     assert "it lacks" in output
     assert "its target_modules=[q_proj,v_proj]" in output
     assert "Traceback" not in output
+
+
+def test_a_widened_adapter_is_the_same_function_at_the_start(first, tmp_path):
+    metrics = {}
+    for name, more in {
+        "same": (),
+        "wide": ("model.widen_adapter=true", "lora.rank=12", "lora.alpha=5"),
+        "root": ("model.widen_adapter=true", "lora.rank=8", "lora.alpha=16", "lora.rslora=true"),
+    }.items():
+        (tmp_path / name).mkdir()
+        code, output = go_on(first, tmp_path / name, "dpo.max_steps=2", *more)
+        assert code == 0, output
+        metrics[name] = tiny.outcome(tmp_path / name)[1]
+    for name in ("wide", "root"):
+        for key in ("logps/chosen", "logps/rejected"):
+            assert metrics[name][0][key] == pytest.approx(metrics["same"][0][key], rel=1e-5)
+        assert metrics[name][-1]["loss"] != metrics["same"][-1]["loss"]
+    code, output = go_on(first, tmp_path, "model.widen_adapter=true", "lora.rank=4")
+    assert code == 2
+    assert "contradicts lora.rank=4; the adapter is lora.rank=8" in output

@@ -49,6 +49,8 @@ def _check_lora(lora: Trainable, model: Model) -> None:
         raise ConfigError("lora=full with lora.quantization: quantized weights cannot train; use lora=qlora, or null")
     if isinstance(lora, FullTraining) and model.adapter is not None:
         raise ConfigError("lora=full with model.adapter: full fine-tuning continues no adapter; merge it into the base")
+    if model.widen_adapter and model.adapter is None:
+        raise ConfigError("model.widen_adapter=true: there is no model.adapter to widen")
     if isinstance(lora, FullTraining) and model.trust_remote_code:
         raise ConfigError("lora=full with model.trust_remote_code: its weights would need code that no commit pins")
     if quantization is not None and quantization.bits == 8 and quantization.double:

@@ -12,7 +12,8 @@ class Model:
     """Which weights: a hub id, a folder with safetensors, or `embedded:NAME` for weights shipped in a package.
 
     `adapter` (a folder or hub id at `adapter_revision`) is a LoRA adapter on those weights to start from: training
-    continues it, and it, not the bare base, is the reference.
+    continues it, and it, not the bare base, is the reference. `widen_adapter` lets lora.rank and lora.alpha differ
+    from its own: the same function at the start, with room for more.
     """
 
     path: str = MISSING
@@ -21,3 +22,4 @@ class Model:
     trust_remote_code: bool = MISSING
     adapter: str | None = None
     adapter_revision: str = MISSING
+    widen_adapter: bool = MISSING

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -66,8 +67,11 @@ def resolve_adapter(path: str, revision: str) -> Adapter:
     return Adapter(folder, path, commit, digest, settings)
 
 
-def check_agrees(adapter: Adapter, lora: Lora) -> None:
-    """Raise ConfigError where `lora` says something else than the adapter, naming what to set; dropout is free."""
+def check_agrees(adapter: Adapter, lora: Lora, widen: bool = False) -> None:
+    """Raise ConfigError where `lora` says something else than the adapter, naming what to set; dropout is free.
+
+    With `widen` its rank is a lower bound and its scaling is free.
+    """
     settings, what = adapter.settings, f"model.adapter={adapter.source}"
     kind = settings.get("peft_type")
     if kind != "LORA":
@@ -79,6 +83,8 @@ def check_agrees(adapter: Adapter, lora: Lora) -> None:
         raise ConfigError(f"{what}: it sets {', '.join(beyond)}; only plain LoRA adapters can be continued")
     wanted = {name: (getattr(lora, name), settings.get(theirs, False)) for name, theirs in SAME.items()}
     wrong = {name: theirs for name, (ours, theirs) in wanted.items() if ours != theirs}
+    if widen and lora.rank >= settings["r"]:
+        wrong = {name: value for name, value in wrong.items() if name == "dora"}
     targets = _targets(adapter)
     if isinstance(lora.target_modules, list) and targets is not None and sorted({*lora.target_modules}) != targets:
         wrong["target_modules"] = f"[{','.join(targets)}]"
@@ -88,14 +94,34 @@ def check_agrees(adapter: Adapter, lora: Lora) -> None:
         raise ConfigError(f"{what} contradicts {ours}; the adapter is {fix}")
 
 
+def _scaling(alpha: float, rank: int, rslora: bool) -> float:
+    return float(alpha / math.sqrt(rank) if rslora else alpha / rank)
+
+
+def _widened(name: str, tensor: Any, fresh: Any, ratio: float) -> Any:
+    """`tensor` in the shape of `fresh`: A keeps its rows before fresh ones, B, times `ratio`, before columns of 0."""
+    if "lora_A" in name and tensor.shape[0] <= fresh.shape[0] and tensor.shape[1:] == fresh.shape[1:]:
+        wide = fresh.clone()
+        wide[: tensor.shape[0]] = tensor
+        return wide
+    if "lora_B" in name and tensor.shape[1] <= fresh.shape[1] and tensor.shape[0] == fresh.shape[0]:
+        wide = fresh.new_zeros(fresh.shape)
+        wide[:, : tensor.shape[1]] = tensor * ratio
+        return wide
+    return tensor
+
+
 def _targets(adapter: Adapter) -> list[str] | None:
     """Names of the adapted modules without their paths, which PEFT writes out for all-linear; None for a pattern."""
     found = adapter.settings.get("target_modules")
     return sorted({str(name).rpartition(".")[2] for name in found}) if isinstance(found, list) else None
 
 
-def load_into(model: Any, adapter: Adapter) -> None:
-    """Copy the adapter's tensors into the fresh adapter of a PeftModel; raises ConfigError when they do not fit it."""
+def load_into(model: Any, adapter: Adapter, lora: Lora) -> None:
+    """Copy the adapter's tensors into the fresh adapter of a PeftModel; raises ConfigError when they do not fit it.
+
+    Where `lora` has another rank or scaling (see `check_agrees`), the update s B A stays the same matrix.
+    """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -108,6 +134,12 @@ def load_into(model: Any, adapter: Adapter) -> None:
         targets = _targets(adapter)
         named = f"\nits target_modules=[{','.join(targets)}]" if targets is not None else ""
         raise ConfigError(f"{what}: does not fit this base and lora.target_modules: {where} {odd[0]}{named}")
+    settings = adapter.settings
+    ratio = _scaling(settings["lora_alpha"], settings["r"], settings.get("use_rslora", False)) / _scaling(
+        lora.alpha, lora.rank, lora.rslora
+    )
+    if ratio != 1 or settings["r"] != lora.rank:
+        tensors = {name: _widened(name, tensor, expected[name], ratio) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise ConfigError(

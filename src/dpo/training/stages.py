@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dpo.config.hardware import Checkpointing, Engine
-from dpo.config.lora import FullTraining
+from dpo.config.lora import FullTraining, Lora
 from dpo.config.parse import plain
 from dpo.data.pair import TokenPair
 from dpo.data.prepare import Prepared, prepare
@@ -144,7 +144,8 @@ def build_trainer(job: Job, base: Base, data: Prepared) -> trainers.Trainer:
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
         if base.adapter is not None:
-            load_into(trainer.model, base.adapter)
+            assert isinstance(config.lora, Lora)
+            load_into(trainer.model, base.adapter, config.lora)
         job.ranks.same_start(trainer.model.parameters())
         line = choose_engine(job, base, trainer, needed_pairs(job, data) + trainer.dev_pairs)
     job.say(f"{describe(base.compute)}, {str(base.compute.dtype)[6:]}, {line}")

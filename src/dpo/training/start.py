@@ -25,7 +25,7 @@ def find_adapter(job: Job) -> Adapter | None:
         return None
     assert isinstance(lora, Lora)
     adapter = resolve_adapter(model.adapter, model.adapter_revision)
-    check_agrees(adapter, lora)
+    check_agrees(adapter, lora, model.widen_adapter)
     keep_copy(adapter, job.run.folder / REFERENCE)
     job.run.record["fingerprints"]["adapter"] = adapter.fingerprint
     job.run.record["adapter_revision"] = adapter.revision
