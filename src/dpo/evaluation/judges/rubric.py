@@ -45,10 +45,9 @@ Reply with one JSON object and nothing else, in this form: {form}"""
 
 @dataclass(frozen=True)
 class Question:
-    """One request to a judge model: its turns, how the reply must begin, its JSON schema, and the seed to draw with."""
+    """One request to a judge model: its turns, the JSON schema of the reply, and the seed to draw with."""
 
     messages: tuple[Message, ...]
-    lead: str
     schema: dict[str, Any]
     seed: int
 
@@ -66,7 +65,7 @@ def compare_question(prompt: Sequence[Message], first: str, second: str, explain
         [_shown(mark, "prompt", _turns(prompt)), _shown(mark, "answer A", first), _shown(mark, "answer B", second)]
     )
     schema = _schema({"preferred": {"type": "string", "enum": [FIRST, SECOND, TIE]}}, explain)
-    return _question(system, user, schema, '{"reason": "' if explain else '{"preferred": "', seed)
+    return _question(system, user, schema, seed)
 
 
 def grade_question(prompt: Sequence[Message], answer: str, explain: bool, seed: int) -> Question:
@@ -77,7 +76,7 @@ def grade_question(prompt: Sequence[Message], answer: str, explain: bool, seed: 
     system = _POINTWISE.format(facets=facets, warning=_WARNING.format(mark=mark), form=form)
     user = "\n".join([_shown(mark, "prompt", _turns(prompt)), _shown(mark, "answer", answer)])
     schema = _schema({name: {"type": "integer", "enum": list(SCALE)} for name in FACETS}, explain)
-    return _question(system, user, schema, '{"reason": "' if explain else '{"helpfulness": ', seed)
+    return _question(system, user, schema, seed)
 
 
 def read_preference(text: str) -> tuple[str, str]:
@@ -92,8 +91,8 @@ def read_grades(text: str) -> tuple[dict[str, int], str]:
     return dict(found[0]), found[1]
 
 
-def _question(system: str, user: str, schema: dict[str, Any], lead: str, seed: int) -> Question:
-    return Question((Message("system", system), Message("user", user)), lead, schema, seed)
+def _question(system: str, user: str, schema: dict[str, Any], seed: int) -> Question:
+    return Question((Message("system", system), Message("user", user)), schema, seed)
 
 
 def _mark(prompt: Sequence[Message], *answers: str) -> str:
