@@ -1,0 +1,1 @@
+"""Probes for `dpo.doctor`, one concern a module. Only `device` imports torch, in a process of its own."""

@@ -1,0 +1,52 @@
+"""Python, the packages this one declares, and the embedded weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import Requirement
+
+from dpo.diagnosis.finding import Finding
+from dpo.modeling.embedded import EMBEDDED
+
+OLDEST = (3, 11)
+
+
+def python() -> list[Finding]:
+    """The interpreter's version."""
+    good = sys.version_info[:2] >= OLDEST
+    return [Finding("python", "ok" if good else "fail", platform.python_version(), "" if good else "use Python 3.11+")]
+
+
+def packages() -> list[Finding]:
+    """Each declared requirement against what is installed; the metadata is there in a checkout and from a wheel."""
+    try:
+        declared = [Requirement(text) for text in requires("dpo-train") or []]
+    except PackageNotFoundError:
+        return [Finding("packages", "warn", "dpo-train itself is not installed", "pip install -e . -c constraints.txt")]
+    wrong, count = [], 0
+    for requirement in declared:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        count += 1
+        fix = f"pip install -c constraints.txt '{requirement.name}{requirement.specifier}'"
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            wrong.append(Finding("packages", "fail", f"{requirement.name} is not installed", fix))
+            continue
+        if not requirement.specifier.contains(found, prereleases=True):
+            line = f"{requirement.name} {found} is installed, {requirement.specifier} is needed"
+            wrong.append(Finding("packages", "fail", line, fix))
+    return wrong or [Finding("packages", "ok", f"{count} requirements are met")]
+
+
+def weights() -> list[Finding]:
+    """Whether the default model's weights are installed."""
+    (shipped,) = EMBEDDED.values()
+    if importlib.util.find_spec(shipped.package) is None:
+        return [Finding("weights", "fail", "the embedded model's weights are not installed", shipped.install)]
+    return [Finding("weights", "ok", f"embedded in {shipped.package}")]
