@@ -12,6 +12,7 @@ from dpo.training.sweep import run_sweep
 
 def train(config: Config) -> Path:
     """Train one run to its last step, or continue it there; returns the run directory."""
+    check_paths(config)
     from dpo.modeling.device import pin_one_gpu
     from dpo.records.quiet import quiet
     from dpo.training import launch
@@ -37,6 +38,16 @@ def train(config: Config) -> Path:
         stages.run_steps(job, trainer, checkpoint, base.compute)
         stages.save_final(job, trainer, base.tokenizer)
     return job.run.folder
+
+
+def check_paths(config: Config) -> None:
+    """What files alone can show, before torch is imported and a run directory made."""
+    from dpo.data.load import locate
+    from dpo.modeling.weights import check_local
+
+    check_local(config.model.path)
+    if config.dataset.path is not None:
+        locate(config.dataset)
 
 
 def main() -> None:

@@ -58,6 +58,12 @@ def resolve(path: str, revision: str, remote_code: bool = False) -> Weights:
     return Weights(folder, path, commit, fingerprint(folder), remote_code)
 
 
+def check_local(path: str) -> None:
+    """Raise as `resolve` would for a folder that is none, or not whole; hub ids and embedded models pass."""
+    if not path.startswith("embedded:") and (local := local_folder(path)) is not None:
+        check_folder(local, path)
+
+
 def local_folder(path: str, key: str = "model.path") -> Path | None:
     """The folder `path` names, or None when it is a hub id; raises ConfigError when it can only be a missing folder."""
     local = Path(path).expanduser()
