@@ -59,7 +59,23 @@ def encode(one: Codec, texts: list[str]) -> list[list[int]]:
     return [unpack(ids) for ids in one.encode_batch(texts)]
 
 
-SPACES = [" ", "  ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u2003", "\u180e", "\u200b", "\u3000", "\x1c", "\x85", "\0"]
+SPACES = [
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    "\t",
+    "\r\n",
+    "\u00a0",
+    "\u2003",
+    "\u180e",
+    "\u200b",
+    "\u3000",
+    "\x1c",
+    "\x85",
+    "\0",
+    "\x7f",
+]
 PIECES = [
     "word",
     "don't",
@@ -105,6 +121,21 @@ def test_a_word_seen_at_an_end_is_not_taken_for_one_in_the_middle() -> None:
         own.encode(text)
     for text in ("end\n bar", "a end\n bar", "x \nfoo bar", "foo", " foo", "a <|im_end|> \nfoo"):
         assert [own.encode(text)] == [trained("gpt2").encode(text, add_special_tokens=False).ids]
+
+
+def test_a_word_that_makes_another_token_with_the_separator_is_still_a_word() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer.from_str(trained("gpt2").to_str())
+    separator = next(iter(tokenizer.get_added_tokens_decoder().values())).content
+    tokenizer.add_tokens([AddedToken(f"o{separator}", normalized=False)])
+    own = Codec(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    assert own._memo is not None
+    assert own._memo._separator == separator
+    text = f"so no go so{separator} then no more"
+    whole = tokenizer.encode(text, add_special_tokens=False).ids
+    assert tokenizer.token_to_id(f"o{separator}") in whole
+    assert own.encode(text) == whole == own.encode(text)
 
 
 def test_the_memory_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dpo.data.packed import pack
+from dpo.data.packed import WIDTH, pack, unpack
 
 # Pre-tokenizer expressions for which the above was checked: Llama 3, and Qwen 2 to 3 (digits one by one).
 SPLITS = {
@@ -25,8 +25,13 @@ SPLITS = {
 # White space, in this and other versions of Unicode.
 _SPACE = r"\s\u180e\u200b\ufeff"
 _CUT = re.compile(f" (?=[^{_SPACE}])")
+_NOT_SPACE = re.compile(f"[^{_SPACE}]")
+# Stands in keys for a space that another follows, so that splitting at every other space is nearly always right.
+_BLANK = "\x7f"
 # Words kept, at some 200 bytes each.
 CAPACITY = 500_000
+# Words encoded in one call: a call costs more than a word.
+ROW = 128
 
 EncodeBatch = Callable[[list[str]], list[bytes]]
 
@@ -66,8 +71,8 @@ def _known_split(step: dict[str, Any]) -> bool:
 class WordMemo:
     """Encodes like `encode_batch`, which must cut at spaces; `added` tokens are cut out first, as it does itself.
 
-    Keys of the memory: a word behind a space as it is, what begins a segment with two spaces in front. The first
-    never begin with white space, so the two cannot be mixed up.
+    Keys of the memory: a word behind a space as it is, and what begins a segment with two spaces in front. No word
+    behind a certain cut begins with white space, so the two cannot be mixed up. Spaces inside a key are _BLANK.
     """
 
     def __init__(self, encode_batch: EncodeBatch, added: dict[str, int]) -> None:
@@ -75,45 +80,77 @@ class WordMemo:
         longest_first = sorted(added, key=len, reverse=True)
         self._segments = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
         self._memory = {f"  {text}": pack([token_id]) for text, token_id in added.items()}
+        self._separator, self._separator_id = next(iter(added.items()), ("", -1))
+        self._row = ROW if added else 1
 
     def encode(self, texts: Sequence[str]) -> list[bytes]:
         """Packed ids of each text."""
         memory = self._memory
-        planned, unknown = [], set()
+        marked = [text for text in texts if _BLANK in text]
+        whole = dict(zip(marked, self._encode_batch(marked), strict=True)) if marked else {}
+        encoded: list[bytes | list[str]] = []
+        unknown: set[str] = set()
         for text in texts:
-            keys = None if "  " in text else self._likely(text)
-            if keys is None or not all(map(memory.__contains__, keys)):
-                keys = self._certain(text)
-                unknown.update(keys)
-            planned.append(keys)
-        learned = self._learn(sorted(key for key in unknown if key not in memory))
-        encoded = [b"".join(map(memory.__getitem__, keys)) for keys in planned]
+            if text in whole:
+                encoded.append(whole[text])
+                continue
+            keys = self._split(text)
+            words = [*map(memory.get, keys)]
+            if None not in words:
+                encoded.append(b"".join(words))  # type: ignore[arg-type]
+                continue
+            new = [key for key, word in zip(keys, words, strict=True) if word is None]
+            if not all(key.startswith("  ") or _NOT_SPACE.match(key) for key in new):
+                keys = self._split_with_care(text)
+                new = [key for key in keys if key not in memory]
+            unknown.update(new)
+            encoded.append(keys)
+        learned = self._learn(sorted(unknown))
+        packed = [one if isinstance(one, bytes) else b"".join(map(memory.__getitem__, one)) for one in encoded]
         if len(memory) > CAPACITY:  # words met early are the common ones: those stay
             for key in learned:
                 del memory[key]
-        return encoded
+        return packed
 
-    def _likely(self, text: str) -> list[str]:
-        """Keys from splitting at every space: the same as `_certain` if all of them are known words."""
+    def _split(self, text: str) -> list[str]:
+        """Keys from splitting at the last space of every run: right if none that is new begins with white space."""
+        while "  " in text:
+            text = text.replace("  ", f"{_BLANK} ").replace(f" {_BLANK}", _BLANK * 2)
         keys: list[str] = []
         for segment in self._segments.split(text):
             if segment:
-                words = segment.split(" ")
-                keys.append(f"  {words[0]}")
-                keys += words[1:]
+                first, *words = segment.split(" ")
+                keys.append(f"  {first}")
+                keys += words
         return keys
 
-    def _certain(self, text: str) -> list[str]:
-        """Keys from splitting where a cut is certain."""
+    def _split_with_care(self, text: str) -> list[str]:
+        """Keys from splitting where a cut is certain: not at a space that other white space follows."""
         keys: list[str] = []
         for segment in self._segments.split(text):
             if segment:
-                words = _CUT.split(segment)
-                keys.append(f"  {words[0]}")
-                keys += words[1:]
+                first, *words = (word.replace(" ", _BLANK) for word in _CUT.split(segment))
+                keys.append(f"  {first}")
+                keys += words
         return keys
 
     def _learn(self, keys: list[str]) -> list[str]:
-        texts = [key[2:] if key.startswith("  ") else f" {key}" for key in keys]
-        self._memory.update(zip(keys, self._encode_batch(texts), strict=True))
+        """Encode words in rows, an added token between any two, for it cuts, and a call costs more than a word."""
+        rows = [keys[start : start + self._row] for start in range(0, len(keys), self._row)]
+        texts = [self._separator.join(map(_text, row)) for row in rows]
+        for row, packed in zip(rows, self._encode_batch(texts), strict=True):
+            ids = unpack(packed)
+            if ids.count(self._separator_id) != len(row) - 1:  # a word's end and the separator gave another token
+                self._memory.update(zip(row, self._encode_batch(list(map(_text, row))), strict=True))
+                continue
+            start = 0
+            for key in row:
+                end = ids.index(self._separator_id, start) if key != row[-1] else len(ids)
+                self._memory[key] = packed[start * WIDTH : end * WIDTH]
+                start = end + 1
         return keys
+
+
+def _text(key: str) -> str:
+    key = key.replace(_BLANK, " ")
+    return key[2:] if key.startswith("  ") else f" {key}"
