@@ -30,7 +30,7 @@ VERBS = {
     "init": Verb("dpo.init", "write a config, requirements and a script to start from"),
     "doctor": Verb("dpo.doctor", "check this machine: packages, GPU, kernels, hub, W&B; with fixes"),
     "prepare": Verb("dpo.prepare", "load, check and tokenize preference pairs (also: prepare-dataset)"),
-    "synthesize": Verb("dpo.synthesize", "sample answers, judge them by a rule, write pairs"),
+    "synthesize": Verb("dpo.synthesize", "answers from a generator, ranked by a judge, as pairs"),
     "train": Verb("dpo.train", "train an adapter; -m for a grid"),
     "status": Verb("dpo.status", "what the runs are doing"),
     "evaluate": Verb("dpo.evaluate", "a run against the model it started from", folder=True),

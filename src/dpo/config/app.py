@@ -185,7 +185,9 @@ def _overrides_first(argv: list[str]) -> list[str]:
 
 def options(group: str) -> list[str]:
     """Names a group offers, without its schema nodes and shared values (whose files begin with `shared`)."""
-    folders = [conf_folder() / group, Path.cwd() / "conf" / group]
+    # Every model is a generator, see config/synthesize.py.
+    groups = (group, "model") if group == "generator" else (group,)
+    folders = [root / name for root in (conf_folder(), Path.cwd() / "conf") for name in groups]
     names = {path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")}
     return sorted(name for name in names if not name.startswith("shared"))
 

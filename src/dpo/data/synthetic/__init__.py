@@ -1,1 +1,1 @@
-"""The `synthetic` dataset: its prompts, how answers become pairs, and the pairs themselves."""
+"""The `synthetic` dataset: its prompts, and the pairs themselves."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,17 +39,27 @@ def from_file(path: Path) -> list[Prompt]:
     if not path.is_file():
         raise DataError(f"prompts={path}: no such file")
     prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
-        if not line.lstrip().startswith("{"):
-            prompts.append(Prompt(line.strip(), line.strip()))
-            continue
         try:
-            row = json.loads(line)
-            prompts.append(Prompt(str(row["prompt"]), str(row.get("subject", row["prompt"]))))
+            text = line.decode().strip()
+            row = json.loads(text) if text.startswith("{") else {"prompt": text}
+            prompt, subject = row["prompt"], row.get("subject", row["prompt"])
+            if not (isinstance(prompt, str) and prompt.strip() and isinstance(subject, str)):
+                raise ValueError
+            prompt.encode()
         except (ValueError, KeyError):
-            raise DataError(f"{path}:{number}: needs JSON with a `prompt`, or plain text") from None
+            raise DataError(f"{path}:{number}: needs UTF-8 text, or JSON with a text `prompt`") from None
+        prompts.append(Prompt(prompt, subject))
     if not prompts:
         raise DataError(f"prompts={path}: no prompt in it")
     return prompts
+
+
+def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The first of prompts that are equal but for white space."""
+    found: dict[str, Prompt] = {}
+    for prompt in prompts:
+        found.setdefault(" ".join(prompt.text.split()), prompt)
+    return list(found.values())
