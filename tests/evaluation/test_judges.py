@@ -41,7 +41,8 @@ class Lengths(Judge):
             self.asked.append(item.answer)
             score = None if item.answer == "?" else float(len(item.answer))
             letters = sum(c.isalpha() for c in item.answer)
-            yield [Verdict(item.id, score, None, "unclear" if score is None else "", 0.5, "test", {"letters": letters})]
+            details = {} if score is None else {"letters": letters}
+            yield [Verdict(item.id, score, None, "unclear" if score is None else "", 0.5, "test", details)]
 
 
 class Prefers(PairJudge):
@@ -92,9 +93,13 @@ def test_another_fingerprint_or_meta_is_another_verdict(cache: VerdictCache) -> 
     other.fingerprint = "2"
     verdicts(other, [_item("a", "xx")], cache)
     assert other.asked == ["xx"]
-    same = Lengths()
-    verdicts(same, [Item("a", (Message("user", "q"),), "xx", meta={"kwargs": [{}]})], cache)
-    assert same.asked == ["xx"]
+    with_meta = [Item("a", (Message("user", "q"),), "xx", meta={"kwargs": [{}]})]
+    blind, reading = Lengths(), Lengths()
+    verdicts(blind, with_meta, cache)
+    assert blind.asked == []
+    reading.reads = ("kwargs",)
+    verdicts(reading, with_meta, cache)
+    assert reading.asked == ["xx"]
 
 
 def test_a_killed_judge_is_asked_only_for_what_is_missing(cache: VerdictCache) -> None:

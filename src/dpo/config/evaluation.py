@@ -69,6 +69,33 @@ class Evaluate:
     judge: Judges = field(default_factory=Judges)
 
 
+class GoldIs(Enum):
+    """Which verdict finds an answer with the gold label."""
+
+    passed = "passed"
+    failed = "failed"
+
+
+@dataclass
+class JudgeAnswers:
+    """`python -m dpo.judge responses=FILE`, or `run=DIR`."""
+
+    responses: str | None = MISSING
+    prompts_file: str | None = MISSING
+    text: str | None = MISSING
+    gold: list[str] = MISSING
+    gold_is: GoldIs = MISSING
+    limit: int | None = MISSING
+    out: str | None = MISSING
+    run: str | None = MISSING
+    evaluation: str = MISSING
+    resamples: int = MISSING
+    confidence: float = MISSING
+    seed: int = MISSING
+    show: int = MISSING
+    judge: Judges = field(default_factory=Judges)
+
+
 @dataclass
 class Compare:
     """`python -m dpo.compare runs=[DIR,DIR]`. `baseline` is the unaligned base and always takes part."""

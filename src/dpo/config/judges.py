@@ -104,10 +104,16 @@ class RewardModelJudge:
 
 
 @dataclass
+class InstructionsJudge:
+    """IFEval's checkers; what they need stands in the prompts."""
+
+
+@dataclass
 class Judges:
     """The judges asked for, by name."""
 
     rules: RulesJudge | None = None
+    instructions: InstructionsJudge | None = None
     llm: LlmJudge | None = None
     human: HumanJudge | None = None
     reward_model: RewardModelJudge | None = None
@@ -134,6 +140,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 JUDGES: dict[str, type] = {
     "rules": RulesJudge,
+    "instructions": InstructionsJudge,
     "llm": LlmJudge,
     "human": HumanJudge,
     "reward_model": RewardModelJudge,

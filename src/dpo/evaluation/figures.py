@@ -77,6 +77,6 @@ def _parts(figure: Figure, items: Items, verdicts: Sequence[Verdict]) -> Floats:
     groups: dict[object, list[tuple[Any, Verdict]]] = {}
     for item, verdict in zip(items, verdicts, strict=True):
         judged = groups.setdefault(item.prompt if item.group is None else item.group, [])
-        if verdict.score is not None:
+        if verdict.score is not None or verdict.details:
             judged.append((item, verdict))
     return np.array([figure.parts(judged) if judged else (0.0, 0.0) for judged in groups.values()], dtype=np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,14 @@ from dpo.data.prepare import prepare
 from dpo.errors import DataError
 from dpo.evaluation.answers import Drawer, Prompt, draw_answers, local_drawer, prompts_of
 from dpo.evaluation.divergence import answer_divergence
-from dpo.evaluation.figures import one_side, two_sides
 from dpo.evaluation.folder import EvaluationFolder, digest, file_digest
-from dpo.evaluation.judges.interface import Judge, PairJudge, ranks
 from dpo.evaluation.judges.table import build_judges
+from dpo.evaluation.judging import judge_all, measure_all, summarise_judges, write_samples
 from dpo.evaluation.pairs import PairRow, score_pairs, summarise_pairs
 from dpo.evaluation.progress import StageProgress
 from dpo.evaluation.sides import POLICY, Sides, load_sides
 from dpo.evaluation.statistics import bootstrap_mean
-from dpo.evaluation.verdicts import (
-    Judgement,
-    interval,
-    judge_answers,
-    summarise_answers,
-    summarise_undecided,
-    summarise_verdicts,
-    verdict_rows,
-)
+from dpo.evaluation.verdicts import interval, summarise_answers
 from dpo.modeling.cache import cache_folder
 from dpo.records.files import write_json
 from dpo.records.ledger import Ledger
@@ -40,7 +31,6 @@ from dpo.records.run import read_record
 
 Row = dict[str, Any]
 SCORING_TOKENS = 4096
-SHOWN = ("score", "passed", "reason", "outcome")
 
 
 def measure(config: Evaluate) -> Path:
@@ -65,11 +55,11 @@ def measure(config: Evaluate) -> Path:
         rows = _pair_rows(folder, sides, pairs, tokens)
         answers = draw_answers(folder, prompts, settings, _drawer(sides, settings))
         by_id = {p.id: p for p in prompts}
-        judged = [judge_answers(j, by_id, answers) for j in judges if isinstance(j, (Judge, PairJudge))]
-        folder.rewrite("verdicts", [row for judgement in judged for row in verdict_rows(judgement, answers)])
+        judged = judge_all(folder, judges, by_id, answers)
+        measured = measure_all(folder, judges, sides)
         divergence = _divergence_rows(folder, sides, prompts, answers, settings)
         ledger.count("evaluate", pairs=len(rows), tokens=sum(row["tokens"] for row in answers))
-        _write_samples(folder, prompts, answers, judged)
+        write_samples(folder, by_id, answers, judged)
     summary: Row = {
         "name": settings.name,
         "created": time.time(),
@@ -85,7 +75,7 @@ def measure(config: Evaluate) -> Path:
         "settings": plain(settings),
         "pairs": summarise_pairs(rows, sides.config.dpo.beta, settings.resamples, settings.confidence, settings.seed),
         "answers": summarise_answers(answers, settings),
-        **_summarise_judges(answers, judged, by_id, settings),
+        **summarise_judges(answers, judged, measured, by_id, interval(settings)),
         "divergence": _summarise_divergence(divergence, settings),
     }
     write_json(folder.path / "summary.json", summary)
@@ -209,53 +199,3 @@ def _summarise_divergence(rows: Sequence[Row], config: Evaluation) -> Row | None
         "per_token": sum(row["kl"] for row in rows) / tokens,
         "answers": len(rows),
     }
-
-
-def _summarise_judges(
-    answers: Sequence[Row], judged: Sequence[Judgement], prompts: Mapping[str, Prompt], config: Evaluation
-) -> Row:
-    """`judges`: those that rank, policy against baseline; `figures`: what else they measured; `undecided`."""
-    summary: Row = {"judges": {}, "figures": {}, "undecided": {}}
-    for judgement in judged:
-        judge = judgement.judge
-        if undecided := summarise_undecided(judgement):
-            summary["undecided"][judge.name] = undecided
-        if isinstance(judge, PairJudge):
-            rows = one_side(judge, judgement.items, judgement.found, interval(config))
-        else:
-            rows = two_sides(judge, judgement.items, judgement.found, interval(config))
-        if rows:
-            summary["figures"][judge.name] = {"definition": judge.definition, "rows": rows}
-        if ranks(judge) and (compared := summarise_verdicts(answers, judgement, prompts, config)):
-            summary["judges"][judge.name] = {"label": judge.label, "definition": judge.definition, **compared}
-    return summary
-
-
-def _write_samples(
-    folder: EvaluationFolder, prompts: Sequence[Prompt], answers: Sequence[Row], judged: Sequence[Judgement]
-) -> None:
-    """samples.jsonl: one line a prompt and sample, both answers and their verdicts side by side."""
-    split = len(answers) // 2
-    by_id = {prompt.id: prompt for prompt in prompts}
-    rows = []
-    for i in range(split):
-        prompt = by_id[answers[i]["prompt"]]
-        row: Row = {
-            "prompt": prompt.id,
-            "sample": answers[i]["sample"],
-            "messages": [asdict(m) for m in prompt.messages],
-            "subject": prompt.subject,
-        }
-        for side, j in (("policy", i), ("baseline", i + split)):
-            row[side] = {
-                "answer": answers[j]["answer"],
-                "tokens": answers[j]["tokens"],
-                "finished": answers[j]["finished"],
-                "verdicts": {
-                    judgement.judge.name: {k: getattr(judgement.sides[j], k) for k in SHOWN}
-                    for judgement in judged
-                    if ranks(judgement.judge)
-                },
-            }
-        rows.append(row)
-    folder.rewrite("samples", rows)

@@ -93,7 +93,7 @@ def summarise_undecided(judgement: Judgement) -> Row | None:
 
 
 def summarise_verdicts(
-    answers: Sequence[Row], judgement: Judgement, prompts: Mapping[str, Prompt], config: Evaluation
+    answers: Sequence[Row], judgement: Judgement, prompts: Mapping[str, Prompt], settings: dict[str, Any]
 ) -> Row | None:
     """Policy against baseline by one judge: each side's mean outcome, the paired difference, wins, length control.
 
@@ -108,7 +108,6 @@ def summarise_verdicts(
     groups = [prompts[answers[i]["prompt"]].group or answers[i]["prompt"] for i in decided]
     policy = np.array([v.outcome for v in mine], dtype=np.float64)
     baseline = np.array([v.outcome for v in base], dtype=np.float64)
-    settings: dict[str, Any] = interval(config)
     compared = compare_scores(policy, baseline, groups, **settings)
     words = [[word_count(answers[i + shift]["answer"]) for i in decided] for shift in (0, split)]
     gap = np.array(words[0], dtype=np.float64) - np.array(words[1], dtype=np.float64)
@@ -118,7 +117,7 @@ def summarise_verdicts(
     def level(values: np.ndarray) -> Row:
         # Wilson where rows are independent yes-or-no trials; otherwise the bootstrap over prompts.
         if yes_or_no and len(set(groups)) == len(groups):
-            return asdict(wilson(int(values.sum()), len(values), config.confidence))
+            return asdict(wilson(int(values.sum()), len(values), settings["confidence"]))
         return asdict(bootstrap_mean(values, groups, **settings))
 
     return {
@@ -134,7 +133,7 @@ def summarise_verdicts(
         "sign_test_p": compared.p,
         "length_controlled_win_rate": asdict(
             length_controlled_win_rate(
-                outcome, gap, groups, min(config.resamples, 1000), config.confidence, config.seed
+                outcome, gap, groups, min(settings["resamples"], 1000), settings["confidence"], settings["seed"]
             )
         ),
         "reasons": {side: _reasons(found) for side, found in ((POLICY, mine), (BASELINE, base))},

@@ -72,6 +72,25 @@ def _further(row: Row) -> list[str]:
     return [row["label"], baseline, level(row["policy"]), change(row["difference"]) if "difference" in row else ""]
 
 
+def judged_rows(judged: Row) -> list[list[str]]:
+    """Label and value of each figure of one judge over one set of answers."""
+    return [[row["label"], (share if row["share"] else number)(row["policy"])] for row in judged["figures"]]
+
+
+def judged_lines(judged: Row, confidence: float) -> list[str]:
+    """What the figures of `judged_rows` mean, what failed most, what is undecided, what it cost."""
+    lines = [judged["definition"]]
+    if judged["failed"]:
+        worst = ", ".join(f"{name} {count}" for name, count in list(judged["failed"].items())[:8])
+        lines.append(f"failed most: {worst}")
+    if judged["undecided"]:
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in judged["undecided"].items())
+        lines.append(f"undecided and left out: {reasons}")
+    if judged["cost"]:
+        lines.append(f"cost {judged['cost']:.4f}")
+    return [*lines, f"[low, high]: {100 * confidence:.0f}% intervals, bootstrap over prompts, Wilson for shares"]
+
+
 def caption(summary: Row) -> str:
     """What was held out and asked."""
     pairs, answers = summary["pairs"], summary["answers"]

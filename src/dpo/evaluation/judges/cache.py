@@ -32,7 +32,7 @@ BATCH = 500
 
 def verdict_key(judge: AnyJudge, item: Item | PairItem) -> bytes:
     """32 bytes over the judge's name and fingerprint and the whole content of the item."""
-    content = json.dumps([judge.name, judge.fingerprint, item.content], sort_keys=True, default=str)
+    content = json.dumps([judge.name, judge.fingerprint, item.content(judge.reads)], sort_keys=True, default=str)
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()
 
 

@@ -32,7 +32,7 @@ class Item:
 
     `finished`: the model ended its turn itself. `subject` is what the prompt is about, where that is known. `group`
     holds together what is not independent (samples of one prompt, paraphrases of it); None: the prompt's own text.
-    `meta` is what else the prompt came with, such as IFEval's instruction ids.
+    `meta` is what else the prompt came with, such as IFEval's instruction ids; a judge names the keys it reads.
     """
 
     id: str
@@ -48,11 +48,9 @@ class Item:
         """The last user turn; "" without a prompt."""
         return last_user_turn(self.prompt)
 
-    @property
-    def content(self) -> list[Any]:
-        """All that a verdict may hang on, as JSON-able data: the item without `id` and `group`."""
-        turns = [[m.role, m.content] for m in self.prompt]
-        return [turns, self.answer, self.finished, self.subject, dict(self.meta)]
+    def content(self, reads: Sequence[str]) -> list[Any]:
+        """All that a verdict may hang on, as JSON-able data: the item without `id`, `group` and unread `meta`."""
+        return [_turns(self.prompt), self.answer, self.finished, self.subject, _read(self.meta, reads)]
 
 
 @dataclass(frozen=True)
@@ -71,15 +69,22 @@ class PairItem:
         """The last user turn; "" without a prompt."""
         return last_user_turn(self.prompt)
 
-    @property
-    def content(self) -> list[Any]:
-        """All that a verdict may hang on, as JSON-able data: the item without `id` and `group`."""
-        return [[[m.role, m.content] for m in self.prompt], self.first, self.second, dict(self.meta)]
+    def content(self, reads: Sequence[str]) -> list[Any]:
+        """All that a verdict may hang on, as JSON-able data: the item without `id`, `group` and unread `meta`."""
+        return [_turns(self.prompt), self.first, self.second, _read(self.meta, reads)]
 
     @property
     def turned(self) -> PairItem:
         """The same with the answers in the other order."""
         return PairItem(self.id, self.prompt, self.second, self.first, self.group, self.meta)
+
+
+def _turns(prompt: Sequence[Message]) -> list[list[str]]:
+    return [[m.role, m.content] for m in prompt]
+
+
+def _read(meta: Mapping[str, Any], reads: Sequence[str]) -> dict[str, Any]:
+    return {key: meta[key] for key in reads if key in meta}
 
 
 def last_user_turn(prompt: Sequence[Message]) -> str:
@@ -124,7 +129,8 @@ Judged = Sequence[tuple[Any, Verdict]]
 class Figure:
     """A further figure of a judge: a ratio of two sums over groups, measured on each side with an interval.
 
-    `parts` gives a group's (numerator, denominator) from its decided verdicts, (0, 0) where it has none: a mean of a
+    `parts` gives a group's (numerator, denominator) from its verdicts, those left out that have neither score nor
+    details; (0, 0) where it has none: a mean of a
     detail over answers is (its sum, the number of answers); a mean over prompts of the worst answer is (the worst, 1).
     A group is what `Item.group` holds together, else the answers to one prompt. `share`: shown in per cent.
     """
@@ -150,13 +156,15 @@ class _Named(ABC):
 
     `name` as in conf/judge. `label` names the main figure in tables, `definition` is printed beside it and says what
     is measured and what is not. `fingerprint` is part of each cache key: put in all that a verdict hangs on besides
-    the item (model and revision, the text of the rubric, thresholds, version of a rule), and nothing else.
+    the item (model and revision, the text of the rubric, thresholds, version of a rule), and nothing else. `reads`:
+    the keys of `Item.meta` it looks at.
     """
 
     name: str
     label: str
     definition: str
     fingerprint: str
+    reads: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 from dpo.config.judges import Judges
 from dpo.errors import ConfigError
-from dpo.evaluation.judges import human, llm, reward_model, rules
+from dpo.evaluation.judges import human, instructions, llm, reward_model, rules
 from dpo.evaluation.judges.interface import AnyJudge
 
 # name -> function of the judge's settings; one that gives two kinds of verdict gives two judges. Modules listed here
 # import nothing heavy at their top.
 BUILDERS: Mapping[str, Callable[[Any], AnyJudge | Sequence[AnyJudge]]] = {
     "rules": rules.build,
+    "instructions": instructions.build,
     "llm": llm.build,
     "human": human.build,
     "reward_model": reward_model.build,

@@ -1,0 +1,79 @@
+"""`python -m dpo.judge`: judges over a file of responses, or over the answers a run's evaluation has drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from dpo.config.app import main as app
+from dpo.config.evaluation import JudgeAnswers, check_ranges, register
+from dpo.errors import ConfigError
+
+
+def judge(config: JudgeAnswers) -> Path:
+    """Judge, print the figures, write the verdicts; returns the folder they are in."""
+    check_ranges(config)
+    if (config.responses is None) == (config.run is None):
+        raise ConfigError("needs a run directory, or responses=FILE; one of them")
+    from dpo.evaluation.judges.table import build_judges
+    from dpo.records.quiet import quiet
+
+    judges = build_judges(config.judge)
+    interval = {"resamples": config.resamples, "confidence": config.confidence, "seed": config.seed}
+    quiet()
+    if config.run is not None:
+        from dpo.evaluation.judge_run import judge_run
+        from dpo.evaluation.show import show
+        from dpo.modeling.device import pin_one_gpu
+
+        pin_one_gpu()
+        folder = judge_run(Path(config.run).expanduser(), config.evaluation, judges, interval)
+        show(folder, config.show)
+        return folder
+    return _judge_file(config, judges, interval)
+
+
+def _judge_file(config: JudgeAnswers, judges: list[Any], interval: dict[str, Any]) -> Path:
+    from dpo.evaluation.judge_file import judge_responses
+    from dpo.evaluation.responses import read_responses
+    from dpo.records.files import write_json, write_text
+    from dpo.records.headline import judged_lines, judged_rows
+    from dpo.records.run import outputs_root
+    from dpo.records.tables import clean, terminal, to_table
+
+    path = Path(str(config.responses)).expanduser()
+    prompts = Path(config.prompts_file).expanduser() if config.prompts_file else None
+    asked = read_responses(path, prompts, config.text, config.gold, config.limit)
+    named = "\0".join([str(path.resolve()), *(j.name for j in judges)])
+    out = outputs_root() / "judgements" / hashlib.sha256(named.encode()).hexdigest()[:10]
+    out = Path(config.out).expanduser() if config.out else out
+    out.mkdir(parents=True, exist_ok=True)
+    console = terminal()
+    summaries, rows = {}, []
+    for one in judges:
+        summaries[one.name], made = judge_responses(one, asked, config.gold_is.name, interval)
+        rows += made
+        title = f"{one.name}: {summaries[one.name]['count']} verdicts on {path.name}"
+        console.print(to_table(["", "value"], judged_rows(summaries[one.name]), title))
+        for line in judged_lines(summaries[one.name], config.confidence):
+            console.print(clean(line), style="dim", markup=False)
+    write_text(out / "verdicts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_json(out / "summary.json", {"responses": str(path), "judges": summaries})
+    console.print(f"verdicts in {out}", markup=False, soft_wrap=True)
+    return out
+
+
+def _body(config: JudgeAnswers) -> None:
+    judge(config)
+
+
+def main() -> None:
+    """Compose, parse and judge; exits with the code of the outcome."""
+    register()
+    app("judge", JudgeAnswers, _body, positional="run")
+
+
+if __name__ == "__main__":
+    main()
