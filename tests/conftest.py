@@ -106,4 +106,4 @@ def export_run() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def tiny_export(tiny_run: Path, export_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run exported in bf16; not to be written to."""
-    return export_run(tiny_run, f"out='{tmp_path_factory.mktemp('export') / 'bf16'}'")
+    return export_run(tiny_run, f"out='{tmp_path_factory.mktemp('export') / 'bf16'}'", "format=bf16")

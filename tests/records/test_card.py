@@ -130,6 +130,11 @@ def test_results_stand_in_the_card_with_intervals(
     register()
     few = ["evaluation.prompts=3", "evaluation.max_new_tokens=4", "evaluation.resamples=100"]
     measure(compose_verb("evaluate", Evaluate, f"run='{run}'", *few))
+    summary = json.loads((run / "evaluation" / "test" / "summary.json").read_text())
+    other = run / "evaluation" / "older"
+    other.mkdir()
+    (other / "summary.json").write_text(json.dumps({"pairs": summary["pairs"]}))
+    assert "evaluation older was written by another version" in model_card(run)
     assert re.search(r"\| implicit-reward accuracy \| \d+% \\\[\d+, \d+\\\]", model_card(run))
 
 

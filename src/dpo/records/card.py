@@ -56,9 +56,8 @@ def model_card(run: Path, folder: Path | None = None) -> str:
         "run": run.resolve().name,
         "command": _command(record, config),
         "settings": _settings(config),
-        "results": [
-            {"caption": caption(s), "table": _table(COLUMNS, figure_rows(s)), "notes": notes(s)} for s in summaries if s
-        ],
+        "results": [result for result in map(_result, summaries) if result],
+        "unreadable": [n for n, s in zip(files.evaluations, summaries, strict=True) if _result(s) is None],
         "certificate": certificate,
         "certificate_tables": [
             _table(MODEL_COLUMNS, model_rows(certificate)),
@@ -83,6 +82,14 @@ def model_card(run: Path, folder: Path | None = None) -> str:
     )
     body = environment.get_template("card.md.jinja").render(**facts)
     return f"---\n{_head(base, dataset, adapter, folder, certificate)}---\n{body}"
+
+
+def _result(summary: Row) -> Row | None:
+    """What an evaluation found; None when another version wrote it in a form this one cannot read."""
+    try:
+        return {"caption": caption(summary), "table": _table(COLUMNS, figure_rows(summary)), "notes": notes(summary)}
+    except (KeyError, TypeError):
+        return None
 
 
 class Markdown(str):

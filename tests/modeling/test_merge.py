@@ -1,0 +1,105 @@
+"""Merging against the equation, in every type it may be done in, and where it must not be done."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dpo.errors import ConfigError, Diverged
+from dpo.modeling.merge import cast, merge, prepare_settings
+
+
+def adapted(dora: bool = False, rslora: bool = False) -> Any:
+    """A two-layer Llama with a LoRA adapter of random weights on every linear layer."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", use_dora=dora, use_rslora=rslora)
+    model = get_peft_model(base, config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    return model
+
+
+IDS = torch.tensor([[1, 5, 9, 30, 2]])
+
+
+def test_each_weight_is_base_plus_scaled_product_rounded_once() -> None:
+    model = adapted()
+    layer = model.base_model.model.model.layers[1].mlp.down_proj
+    a, b = layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
+    exact = layer.base_layer.weight.data.double() + 8 / 4 * b.double() @ a.double()
+    found = merge(model, torch.bfloat16).model.layers[1].mlp.down_proj.weight
+    assert found.dtype == torch.bfloat16
+    # The nearest bf16 number, but for ties in the last bit of the fp32 sum.
+    assert (found == exact.to(torch.bfloat16)).float().mean() > 0.999
+    assert torch.allclose(found.double(), exact, rtol=2**-8)
+
+
+@pytest.mark.parametrize("options", [{}, {"dora": True}, {"rslora": True}])
+def test_the_merged_model_is_plain_and_says_the_same(options: dict[str, bool]) -> None:
+    model = adapted(**options)
+    with torch.no_grad():
+        before = model(IDS).logits
+        with model.disable_adapter():
+            assert not torch.allclose(model(IDS).logits, before, atol=1e-2)
+        merged = merge(model, torch.float32)
+        assert torch.allclose(merged(IDS).logits, before, atol=1e-5)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert merged.lm_head.weight is merged.model.embed_tokens.weight, "still tied"
+
+
+def test_a_number_that_is_not_finite_stops_the_merge() -> None:
+    model = adapted()
+    model.base_model.model.model.layers[0].self_attn.q_proj.lora_B["default"].weight.data[0, 0] = float("nan")
+    with pytest.raises(Diverged, match=r"q_proj: the adapter cannot be merged"):
+        merge(model, torch.float32)
+
+
+def test_quantized_weights_are_never_merged_into(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    sys.path.append(str(Path(__file__).parents[1] / "training"))
+    import tiny
+
+    base = AutoModelForCausalLM.from_pretrained(
+        tiny.make_model(tmp_path / "model"),
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+        device_map={"": "cpu"},
+    )
+    with pytest.raises(ValueError, match="not merged into quantized weights"):
+        merge(get_peft_model(base, LoraConfig(target_modules="all-linear")), torch.float32)
+
+
+def test_a_weight_too_large_for_fp16_is_named() -> None:
+    model = merge(adapted(), torch.float32)
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] = 1e5
+    with pytest.raises(ConfigError, match=r"layers\.0\.mlp\.up_proj\.weight .* float16"):
+        cast(model, torch.float16)
+
+
+def test_settings_of_a_strange_base_are_made_right() -> None:
+    class Tokenizer:
+        pad_token_id = 7
+
+    model = merge(adapted(), torch.float32)
+    model.generation_config.temperature, model.generation_config.do_sample = 0.6, False
+    prepare_settings(model, Tokenizer(), {2, 9}, "org/base")
+    model.generation_config.validate(strict=True)
+    assert model.generation_config.eos_token_id == [2, 9]
+    assert (model.generation_config.pad_token_id, model.config.pad_token_id) == (7, 7)
+    assert model.config.use_cache is True
