@@ -23,7 +23,7 @@ from dpo.evaluation.sides import Sides, load_sides
 from dpo.modeling import formats
 from dpo.modeling.device import Compute, choose_compute
 from dpo.modeling.merge import cast, merge, prepare_settings
-from dpo.modeling.policy import final_weights, templates
+from dpo.modeling.policy import REFERENCE, final_weights, templates
 from dpo.modeling.tokenizer import load_tokenizer
 from dpo.modeling.weights import resolve
 from dpo.records.card import model_card
@@ -70,7 +70,7 @@ def _write_aside(config: Export, run: Path, aside: Path) -> Row:
     tokenizer = load_tokenizer(final_weights(run), None, templates())
     pairs, tokens = held_out(Sides(None, None, tokenizer, trained), config.split, config.pairs, record, run)
     weights = file_digest((run / "adapter").glob("*.safetensors"))
-    scorer = Scorer(tokens, f"{weights} {record['fingerprints'].get('base')} {compute}")
+    scorer = Scorer(tokens, f"{weights} {record['fingerprints'].get('base')} {compute} {_reference(run)}")
     models = []
     if trained.lora.quantization is not None:
         label = "adapter on the quantized base"
@@ -131,6 +131,11 @@ def _write_aside(config: Export, run: Path, aside: Path) -> Row:
         **figures,
         "files": weight_files(aside),
     }
+
+
+def _reference(run: Path) -> str:
+    """What tells two references apart: the adapter a run started from, if it did."""
+    return file_digest((run / REFERENCE).rglob("*.safetensors"))
 
 
 def _advice(form: Format) -> str:
