@@ -22,6 +22,7 @@ from dpo.data.lengths import length_bias, wilson
 from dpo.data.load import load_splits
 from dpo.data.pair_file import PairFile
 from dpo.data.prepare import Prepared, prepare
+from dpo.data.review import write_pairs
 from dpo.data.tokens import Encoder
 from dpo.errors import DataError
 
@@ -247,3 +248,28 @@ def test_every_core_gives_what_one_gives(
     assert one.report["refused"]["completions equal after cutting"]["count"] == 1
     assert one.report["noted"]["control token typed in text"]["count"] == 1
     assert one.report["truncation"]["chosen"]["pairs"] > 0
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_strengths_come_back_through_the_files_for_review(kind: str, tmp_path: Path) -> None:
+    row = {"domain": "d", "labels": 1, "score_A": 9, "score_B": 3}
+    lines = [
+        {**row, "post_id": f"p{i}", "history": f"Post {i}", "human_ref_A": f"A{i}", "human_ref_B": f"B{i}",
+         "score_ratio": 2.0 + i % 3} for i in range(60)
+    ]  # fmt: skip
+    path = tmp_path / "shp.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fractions = {"dev_fraction": 0.2, "test_fraction": 0.2}
+    soft = prepare(dataset("shp", path=str(path), soft_labels=True, **fractions), chatml(), tmp_path / "cache")
+    assert {round(pair.strength, 3) for pair in soft.train} == {0.667, 0.75, 0.8}
+    assert min(len(soft.dev), len(soft.test)) > 0
+    (out := tmp_path / "out").mkdir()
+    write_pairs(soft, out, kind)
+    again = prepared(out, tmp_path / "cache", soft_labels=True)
+    assert again.fingerprint == soft.fingerprint  # token ids and strengths of every pair of every split
+    hard = prepared(out, tmp_path / "cache")
+    assert {pair.strength for pair in hard.train} == {1.0}
+    (out / f"pairs-train.{kind}").unlink()
+    (out / "pairs-train.jsonl").write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b", "strength": 0.3}))
+    with pytest.raises(DataError, match=r"pairs-train.jsonl:0/strength: label not understood: 0.3, expected 0.5 to 1"):
+        prepared(out, tmp_path / "cache", soft_labels=True)

@@ -27,7 +27,7 @@ from dpo.modeling.cache import cache_folder
 from dpo.records.files import write_json
 
 # Raised when the same rows would give other ids, so that entries of older versions are not used.
-VERSION = 2
+VERSION = 3
 # Keys that say where rows come from or are judged elsewhere; the rows themselves are in the key by their content.
 PLACES = ("path", "dev_path", "test_path", "hub", "revision")
 

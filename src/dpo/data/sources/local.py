@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ COLUMNS = (
     "conversations",
     "question",
     "system",
+    "strength",
 )
 
 
@@ -37,6 +39,8 @@ def to_pair(row: Mapping[str, Any], row_id: str, dataset: Local) -> Pair | Refus
     if isinstance(row, CsvRow):
         row = _with_lists(row)
     prompt, chosen, rejected, strength = _read(row, dataset)
+    if row.get("strength") not in (None, ""):
+        strength = _strength(row, dataset)
     system = row.get("system")
     if system and prompt and prompt[0].role != "system":
         prompt = [Message("system", text(system, "system")), *prompt]
@@ -62,6 +66,19 @@ def _read(row: Mapping[str, Any], dataset: Local) -> tuple[list[Message], str, s
             raise RowRefused(Reason.missing, "prompt")
         return *split_transcripts(text(chosen, "chosen"), text(rejected, "rejected")), 1.0
     return *split_conversations(chosen, rejected), 1.0
+
+
+def _strength(row: Mapping[str, Any], dataset: Local) -> float:
+    """The probability that chosen is better, as `dpo.prepare` writes it; without soft labels 1 unless it is a tie."""
+    try:
+        strength = float(row["strength"])
+    except (TypeError, ValueError):
+        strength = math.nan
+    if not 0.5 <= strength <= 1:
+        raise RowRefused(Reason.label_unknown, "strength", f"{row['strength']!r:.40}, expected 0.5 to 1")
+    if strength == 0.5 and not dataset.soft_labels:
+        raise RowRefused(Reason.tie, "strength")
+    return strength if dataset.soft_labels else 1.0
 
 
 def _prompt(row: Mapping[str, Any], name: str) -> list[Message]:
