@@ -25,6 +25,8 @@ WAYS = [
     "lora=lora lora.alpha=3",
     "lora=lora lora.target_modules=[q_proj,v_proj]",
 ]
+# Run with TRL's own forward by default as well; the others are TRL and PEFT as they come.
+BOTH = ("lora=qlora", "lora=full", "lora=lora lora.dropout=0.3")
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +45,14 @@ def ended() -> dict[str, dict[str, bytes]]:
     return {"packed": {}, "plain": {}}
 
 
-@pytest.mark.parametrize("engine", ["packed", "plain"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "engine"),
+    [
+        pytest.param(way, engine, marks=[pytest.mark.slow] if engine == "plain" and way not in BOTH else [])
+        for engine in ("packed", "plain")
+        for way in WAYS
+    ],
+)
 def test_it_trains_and_a_cut_run_ends_in_the_same_weights(
     compose, files, tmp_path, monkeypatch, capsys, ended, way, engine
 ):
