@@ -11,4 +11,5 @@ fi
 .venv/bin/ruff check src tests scripts
 .venv/bin/ruff format --check src tests scripts
 .venv/bin/mypy
-.venv/bin/python -m pytest "${selection[@]}" "$@"
+# A process a core with one thread each: most of a test's time is imports and small models, which do not use two.
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile "${selection[@]}" "$@"

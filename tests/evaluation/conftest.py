@@ -18,7 +18,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of eight steps on a tiny model; not to be written to."""
     base = tmp_path_factory.mktemp("trained")
     model, pairs = tiny.make_model(base / "model"), tiny.make_pairs(base / "pairs.jsonl", 60)
-    code, output = tiny.run("train", tiny.arguments(model, pairs, "dataset.test_fraction=0.4"), base)
+    code, output = tiny.run(
+        "train", tiny.arguments(model, pairs, "dataset.test_fraction=0.4", "hardware.precision=fp32"), base
+    )
     assert code == 0, output
     return tiny.record(base)[0]
 
