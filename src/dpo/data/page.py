@@ -23,6 +23,8 @@ const plots = JSON.parse(document.getElementById("plots").textContent);
 for (const [id, plot] of Object.entries(plots)) {
   Plotly.newPlot(id, plot.data, plot.layout, {displayModeBar: false, responsive: true});
 }
+// The window may have got its width after the plots were laid out.
+requestAnimationFrame(() => Object.keys(plots).forEach((id) => Plotly.Plots.resize(id)));
 """
 
 
@@ -72,6 +74,8 @@ def _layout(title: str, x: str, y: str) -> dict[str, Any]:
         "title": {"text": title},
         "xaxis": {"title": {"text": x}},
         "yaxis": {"title": {"text": y}, "rangemode": "tozero"},
-        "margin": {"t": 48, "r": 16},
+        "margin": {"t": 48, "r": 16, "l": 56},
+        # Above the plot: beside it a phone has no room.
+        "legend": {"orientation": "h", "y": 1.12},
         "height": 340,
     }
