@@ -21,8 +21,10 @@ def evaluate(config: Evaluate) -> Path:
     quiet()
     from dpo.evaluation.measure import measure
     from dpo.evaluation.show import show
+    from dpo.evaluation.tracked import track_evaluation
 
     folder = measure(config)
+    track_evaluation(Path(config.run).expanduser(), folder)
     show(folder, config.evaluation.show)
     return folder
 

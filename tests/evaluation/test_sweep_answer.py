@@ -142,6 +142,18 @@ def test_jobs_that_do_not_measure_the_same_are_not_compared(tmp_path: Path) -> N
     assert "other base weights" in found["choice"]["reason"]
 
 
+def test_what_a_judge_left_undecided_in_one_job_is_compared_in_none(tmp_path: Path) -> None:
+    root = write_sweep_folder(tmp_path / "s", grid((0.1, 8, 0.5, 2.0), (0.1, 16, 0.1, 1.0)))
+    path = root / "job1" / "evaluation" / "test" / "samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows[:10]:
+        row["policy"]["verdicts"]["rules"]["outcome"] = None
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = answer(read_sweep(root))
+    assert found["judges"]["rules"]["answers"] == 30
+    assert found["settings"][0]["judges"]["rules"]["level"]["n"] == 30
+
+
 def test_without_an_evaluation_the_dev_metrics_speak_and_say_so(tmp_path: Path) -> None:
     root = write_sweep_folder(tmp_path / "s", grid((0.1, 8, 0.5, 2.0), (0.1, 16, 0.1, 1.0)))
     for job in ("job0", "job1"):

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import tiny
 
+from dpo.records.run import state_of
 from dpo.records.sweeps import read_sweep
 
 LIGHT = ("sweep.evaluation.prompts=6", "sweep.evaluation.max_new_tokens=8")
@@ -104,7 +105,7 @@ def running(cwd: Path) -> list[dict[str, Any]]:
     return [
         record
         for name, record in records(cwd).items()
-        if record["status"] == "running" and (root(cwd) / name / "metrics.jsonl").is_file()
+        if state_of(record) == "running" and (root(cwd) / name / "metrics.jsonl").is_file()
     ]
 
 
@@ -186,3 +187,44 @@ def test_a_sweep_through_another_launcher(inputs, tmp_path, launcher):
     assert f"path {missing}: failed (exit 2)" in output
     states = {job.values["model.path"]: job.state for job in read_sweep(root(tmp_path)).jobs}
     assert states == {str(inputs[0]): "complete", str(missing): "failed"}
+
+
+def offline_runs(cwd: Path) -> list[dict[str, Any]]:
+    """What W&B's own reader finds in every offline run of a sweep: id, name, group, job type, exit code."""
+    found = []
+    for run in sorted(root(cwd).glob("*/wandb/offline-run-*")):
+        wandb = Path(sys.executable).with_name("wandb")
+        done = subprocess.run([wandb, "leet", "inspect", "--json", run], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        found.append({"job": run.parents[1].name, "id": run.name.rpartition("-")[2], "text": done.stdout})
+    return found
+
+
+@pytest.mark.slow
+def test_offline_wandb_runs_of_a_2_x_2_sweep_read_back(inputs, tmp_path):
+    grid = [
+        word
+        for word in words(inputs, "dpo.beta=0.05,0.1", "lora.rank=2,4", "dpo.max_steps=60")
+        if "tracking" not in word
+    ]
+    grid += ["tracking=wandb", "hydra.launcher.slots=1"]
+    sweep = start(grid, tmp_path)
+    wait_for(lambda: running(tmp_path), sweep)
+    sweep.send_signal(signal.SIGINT)
+    sweep.communicate(timeout=120)
+    interrupted = offline_runs(tmp_path)
+    code, output = run(grid, tmp_path)
+    assert code == 0, output
+    runs = offline_runs(tmp_path)
+    # Four trainings and four evaluations; the continued one has two offline parts of one run.
+    assert len(runs) == 9
+    assert len({run["id"] for run in runs}) == 8
+    assert {run["id"] for run in interrupted} <= {run["id"] for run in runs}
+    for found in runs:
+        assert root(tmp_path).name in found["text"]
+        assert found["job"] in found["text"]
+    # The sweep passed its signal on as SIGTERM; all that came after ended well.
+    assert '"exit_code":143' in interrupted[0]["text"]
+    assert sum('"exit_code":0' in found["text"] or '"exit":{}' in found["text"] for found in runs) == 8
+    assert sum("evaluation/kl" in found["text"] for found in runs) == 4
+    assert sum("train/loss" in found["text"] for found in runs) >= 4

@@ -41,11 +41,9 @@ class Setting:
         """(seeds, pairs): 1 where the chosen answer gained more over the reference than the rejected one, 0.5 equal."""
         return self.matrix([[_gained(row) for row in entry.pairs] for entry in self.entries])
 
-    def judged(self, judge: str, side: str) -> Floats:
-        """(seeds, answers): a judge's outcome of a side's answers."""
-        return self.matrix(
-            [[sample[side]["verdicts"][judge]["outcome"] for sample in entry.samples] for entry in self.entries]
-        )
+    def judged(self, judge: str, side: str, decided: Sequence[int]) -> Floats:
+        """(seeds, answers): a judge's outcome of a side's answers, those in `decided`."""
+        return self.matrix([[_outcome(entry.samples[i], judge, side) for i in decided] for entry in self.entries])
 
     def kl(self, prompts: Sequence[str]) -> Floats | None:
         """(seeds, prompts): nats of KL from the reference on the policy's own answers; None where not measured."""
@@ -60,6 +58,20 @@ class Setting:
 def _divergence(entry: Entry) -> dict[str, float]:
     rows = json_lines(entry.run.folder / "evaluation" / entry.summary["name"] / "divergence.jsonl")
     return {row["prompt"]: float(row["kl"]) for row in rows}
+
+
+def _outcome(sample: Row, judge: str, side: str) -> Any:
+    """None where the judge left it undecided."""
+    return sample[side]["verdicts"].get(judge, {}).get("outcome")
+
+
+def _decided(entries: Sequence[Entry], judge: str) -> list[int]:
+    """Answers that the judge decided for both sides of every job: what can be compared answer by answer."""
+    return [
+        i
+        for i in range(len(entries[0].samples))
+        if all(_outcome(e.samples[i], judge, side) is not None for e in entries for side in ("policy", "baseline"))
+    ]
 
 
 def _gained(row: Row) -> float:
@@ -92,23 +104,26 @@ def answer(sweep: SweepFiles) -> Row:
         return found | {"settings": [], "basis": "evaluation", "choice": {"label": None, "reason": reason}}
     settings = _settings(ready, entries)
     summary = entries[0].summary
+    decided = {name: _decided(entries, name) for name in summary["judges"]}
     found["judges"] = {
-        name: {key: judged[key] for key in ("label", "definition", "decides")}
+        name: {key: judged[key] for key in ("label", "definition", "decides")} | {"answers": len(decided[name])}
         for name, judged in summary["judges"].items()
+        if decided[name]
     }
     groups = [row["group"] for row in entries[0].pairs]
     prompts = [sample["prompt"] for sample in entries[0].samples]
     criteria = [
-        Criterion(name, judged["decides"], [s.judged(name, "policy") for s in settings],
-                  [s.judged(name, "baseline") for s in settings], prompts)
-        for name, judged in summary["judges"].items()
+        Criterion(name, judge["decides"], [s.judged(name, "policy", decided[name]) for s in settings],
+                  [s.judged(name, "baseline", decided[name]) for s in settings], [prompts[i] for i in decided[name]])
+        for name, judge in found["judges"].items()
     ]  # fmt: skip
     correct = [s.correct() for s in settings]
     criteria.append(Criterion("reward accuracy", True, correct, [np.full_like(c, 0.5) for c in correct], groups))
     # An empty answer has no KL: what is compared are the prompts every job has one for.
     measured = sorted(set.intersection(*(set(_divergence(entry)) for entry in entries)))
     kl = [s.kl(measured) for s in settings]
-    figures = [_figures(s, summary, groups, prompts, k) for s, k in zip(settings, kl, strict=True)]
+    kept = {name: decided[name] for name in found["judges"]}
+    figures = [_figures(s, kept, groups, prompts, k) for s, k in zip(settings, kl, strict=True)]
     choice = choose_setting([s.label for s in settings], criteria, kl, CONFIDENCE, RESAMPLES)
     held = summary["pairs"]["pairs"], summary["answers"]["prompts"], summary["split"]
     return found | {
@@ -149,18 +164,21 @@ def _settings(jobs: Sequence[JobFiles], entries: Sequence[Entry]) -> list[Settin
     return list(found.values())
 
 
-def _figures(setting: Setting, summary: Row, groups: Sequence[str], prompts: Sequence[str], kl: Floats | None) -> Row:
+def _figures(
+    setting: Setting, judged: dict[str, list[int]], groups: Sequence[str], prompts: Sequence[str], kl: Floats | None
+) -> Row:
     def estimate(values: Floats, of: Sequence[Any]) -> Row:
         return asdict(seeds_and_items(values, of, RESAMPLES, CONFIDENCE, 0))
 
     judges: Row = {}
-    for name in summary["judges"]:
-        policy, base = setting.judged(name, "policy"), setting.judged(name, "baseline")
+    for name, decided in judged.items():
+        policy, base = setting.judged(name, "policy", decided), setting.judged(name, "baseline", decided)
+        asked = [prompts[i] for i in decided]
         judges[name] = {
-            "level": estimate(policy, prompts),
-            "baseline": estimate(base, prompts),
-            "gain": estimate(policy - base, prompts),
-            "win_rate": estimate((1 + np.sign(policy - base)) / 2, prompts),
+            "level": estimate(policy, asked),
+            "baseline": estimate(base, asked),
+            "gain": estimate(policy - base, asked),
+            "win_rate": estimate((1 + np.sign(policy - base)) / 2, asked),
         }
     ledgers = [entry.run.ledger for entry in setting.entries]
     correct = setting.correct()
@@ -174,15 +192,15 @@ def _figures(setting: Setting, summary: Row, groups: Sequence[str], prompts: Seq
         "words": estimate(setting.words(), prompts),
         "seconds": float(np.mean([ledger.get("seconds") or 0.0 for ledger in ledgers])),
         "money": float(np.mean([ledger.get("cost") or 0.0 for ledger in ledgers])),
-        "over_seeds": _over_seeds(setting, summary) if len(setting.entries) > 1 else None,
+        "over_seeds": _over_seeds(setting, judged) if len(setting.entries) > 1 else None,
     }
 
 
-def _over_seeds(setting: Setting, summary: Row) -> Row:
+def _over_seeds(setting: Setting, judged: dict[str, list[int]]) -> Row:
     """How far the figures move with the seed alone: mean and t interval over seeds."""
     found = {"accuracy": asdict(over_seeds(list(setting.correct().mean(1))))}
-    for name in summary["judges"]:
-        found[name] = asdict(over_seeds(list(setting.judged(name, "policy").mean(1))))
+    for name, decided in judged.items():
+        found[name] = asdict(over_seeds(list(setting.judged(name, "policy", decided).mean(1))))
     return found
 
 

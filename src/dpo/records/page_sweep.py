@@ -62,6 +62,11 @@ def notes(found: Row) -> list[str]:
             f"Every job was evaluated on the same {held['pairs']} {held['split']} pairs and {held['prompts']} prompts, "
             "so settings are compared pair by pair and prompt by prompt.",
         )
+        lines += [
+            f"judge {name} decided {judge['answers']} answers in every job; only those are compared."
+            for name, judge in found["judges"].items()
+            if judge["answers"] < held["prompts"]
+        ]
         m = len(found["settings"])
         lines.append(
             f"[low, high]: 95% bootstrap intervals over prompts. Those that decide are widened for the {m} settings "

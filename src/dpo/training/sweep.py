@@ -92,7 +92,9 @@ def plan(grid: Grid[Config]) -> Plan:
     keys = [key for key in known if any(row.get(key) != rows[0].get(key) for row in rows)]
 
     def place(key: str) -> tuple[int, str]:
-        return next((i for i, own in enumerate(order) if key == own or key.startswith(f"{own}.")), len(order)), key
+        # `lora=lora lora.rank=2,4`: the key itself counts before the group it is of.
+        owners = [own for own in order if key == own] or [own for own in order if key.startswith(f"{own}.")]
+        return (order.index(owners[0]) if owners else len(order)), key
 
     # In the order of the command: the first varies slowest.
     keys.sort(key=place)
@@ -105,8 +107,11 @@ def plan(grid: Grid[Config]) -> Plan:
     values, tasks = [], []
     for (config, overrides), row in zip(grid.jobs, rows, strict=True):
         mine = {key: row.get(key) for key in keys}
-        short = "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", f"{k.rpartition('.')[2]}{word(v)}") for k, v in mine.items())
-        name = f"{short[:80] or 'job'}-{_hash(dict(sorted(mine.items())))}"
+        # Sorted: the order of the words on the command line must not rename a folder.
+        ordered = dict(sorted(mine.items()))
+        words = (f"{key.rpartition('.')[2]}{word(value)}" for key, value in ordered.items())
+        short = "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", text) for text in words)[:80]
+        name = f"{short or 'job'}-{_hash(ordered)}"
         hardware = config.hardware
         gpus = 1 if hardware.parallel is Parallel.none else hardware.processes
         tasks.append(Task(label_of(mine) or "job", root, name, tuple(overrides), evaluation, evaluate, gpus))

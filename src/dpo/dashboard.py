@@ -1,0 +1,56 @@
+"""`python -m dpo.dashboard`: the W&B workspace of runs and sweeps, saved with a key, else written as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dpo.config.app import main as app
+from dpo.config.dashboard import Dashboard
+from dpo.errors import ConfigError
+
+
+def dashboard(config: Dashboard) -> Path:
+    """Build the workspace, write its JSON, and save it to W&B where a key is present; returns the JSON's path."""
+    try:
+        from dpo.records.dashboard import as_json, build
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the package {error.name} is missing: pip install 'dpo-train[dashboard]'") from None
+    from dpo.config.tracking import WandbMode
+    from dpo.records.files import write_json
+    from dpo.records.run import outputs_root
+    from dpo.records.tracking.wandb import why_offline
+
+    why = why_offline(WandbMode.auto)
+    entity = config.entity or (_default_entity() if why is None else "ENTITY")
+    workspace = build(entity, config.project, config.title, config.group)
+    out = Path(config.out).expanduser() if config.out else outputs_root() / f"dashboard-{config.project}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, as_json(workspace))
+    print(f"workspace of {entity}/{config.project} in {out}", flush=True)
+    if why is None:
+        print(f"saved: {workspace.save().url}", flush=True)
+    else:
+        print(f"not saved to W&B: {why}; the same command saves it when there is a key", flush=True)
+    return out
+
+
+def _default_entity() -> str:
+    import wandb
+
+    entity = wandb.Api().default_entity
+    if not entity:
+        raise ConfigError("entity: this key has no default entity; name one, as in entity=my-team")
+    return str(entity)
+
+
+def _body(config: Dashboard) -> None:
+    dashboard(config)
+
+
+def main() -> None:
+    """Compose, parse and build; exits with the code of the outcome."""
+    app("dashboard", Dashboard, _body)
+
+
+if __name__ == "__main__":
+    main()
