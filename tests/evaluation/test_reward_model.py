@@ -167,3 +167,29 @@ def test_an_encoder_reads_prompt_and_answer_as_two_segments(tmp_path: Path) -> N
         assert rows["token_type_ids"].sum() > 0
         with torch.no_grad():
             assert found[item.id].score == pytest.approx(float(model(**rows).logits[0, 0]), abs=close)
+
+
+def test_a_quantized_model_scores_nearly_the_same_and_keeps_its_head(folder: Path) -> None:
+    from dpo.config.lora import Quantization, QuantType
+
+    plain = build(replace(SETTINGS, path=str(folder)))
+    packed = build(replace(SETTINGS, path=str(folder), quantization=Quantization(4, QuantType.nf4, True)))
+    assert packed.fingerprint != plain.fingerprint
+    items = _items(6)
+    whole, rounded = _judged(plain, items), _judged(packed, items)
+    assert packed._loaded is not None
+    assert type(packed._loaded.model.score) is torch.nn.Linear
+    assert type(packed._loaded.model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    gaps = [abs((whole[i.id].score or 0) - (rounded[i.id].score or 0)) for i in items]
+    assert 0 < max(gaps) < 1
+
+
+def test_a_model_without_a_template_needs_a_fallback_by_name(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(folder, tmp_path / "bare"))
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match=r"judge\.reward_model\.chat_template=NAME"):
+        _judged(build(replace(SETTINGS, path=str(copy))), _items(1))
+    named = build(replace(SETTINGS, path=str(copy), chat_template="chatml"))
+    assert _judged(named, _items(1))["0"].score is not None
