@@ -49,9 +49,9 @@ class _Trl(DPOTrainer):
         return dataset
 
 
-def _arguments(beta: float, **changes: Any) -> DPOConfig:
+def _arguments(beta: float, bf16: bool, **changes: Any) -> DPOConfig:
     return DPOConfig(
-        output_dir=tempfile.mkdtemp(prefix="bench-"), beta=beta, report_to="none", bf16=False, disable_tqdm=True,
+        output_dir=tempfile.mkdtemp(prefix="bench-"), beta=beta, report_to="none", bf16=bf16, disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(), remove_unused_columns=False, max_length=None, **changes,
     )  # fmt: skip
 
@@ -99,7 +99,8 @@ def _rows(pairs: list[TokenPair]) -> list[dict[str, Any]]:
 
 
 def _trl(model: Any, tokenizer: Any, pairs: list[TokenPair], options: Any, tuned: bool, beta: float) -> Step:
-    arguments = _arguments(beta, **({"activation_checkpointing": False} if tuned else {}))
+    changes: dict[str, Any] = {"activation_checkpointing": False} if tuned else {}
+    arguments = _arguments(beta, options.dtype == "bfloat16", **changes)
     trainer = _Trl(
         model=model, args=arguments, processing_class=tokenizer, train_dataset=Dataset.from_list(_rows(pairs[:2]))
     )

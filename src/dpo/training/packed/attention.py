@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dpo.training.packed import attention_cuda, attention_flash_cpu
-from dpo.training.packed.attention_flash_cpu import FlashPairs
+from dpo.training.packed import attention_cpu, attention_cuda
 from dpo.training.packed.attention_pairs import by_pair
 
 if TYPE_CHECKING:
@@ -107,6 +106,6 @@ def packed_attention(
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
     if attention_cuda.usable(query, dropout):
         return attention_cuda.packed_attention(query, key, value, layout, scaling, sliding_window)
-    if attention_flash_cpu.usable(query, dropout):
-        return FlashPairs.apply(query, key, value, layout, scaling, sliding_window)
+    if attention_cpu.usable(query, dropout):
+        return attention_cpu.TiledPairs.apply(query, key, value, layout, scaling, sliding_window)
     return by_pair(query, key, value, layout, scaling, sliding_window, dropout)

@@ -52,14 +52,19 @@ def by_pair(
 def mask_of(
     layout: PackedLayout, count: int, length: int, window: int | None, like: torch.Tensor
 ) -> tuple[torch.Tensor | None, bool]:
-    """(mask, is_causal) for SDPA, where the last `count` of `length` tokens look at all of them.
+    """(mask, is_causal) for SDPA, where the last `count` of `length` tokens look at all of them."""
+    if (window is None or window >= length) and count == length:
+        return None, True
+    return additive_mask(layout, count, length, window, like), False
 
-    The mask is [count, length], 0 or -inf in the dtype of `like`: kernels would convert a boolean one at every layer.
-    """
+
+def additive_mask(
+    layout: PackedLayout, count: int, length: int, window: int | None, like: torch.Tensor
+) -> torch.Tensor:
+    """[count, length] of 0 and -inf in the dtype of `like`, made once for all layers: kernels would convert a boolean
+    one at each."""
     if window is not None and window >= length:
         window = None
-    if window is None and count == length:
-        return None, True
     name = (count, length, window, like.dtype, like.device)
     mask = layout.cache.get(name)
     if mask is None:
@@ -71,4 +76,4 @@ def mask_of(
         mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
         layout.cache[name] = mask
     assert isinstance(mask, torch.Tensor)
-    return mask, False
+    return mask
