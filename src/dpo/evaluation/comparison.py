@@ -149,6 +149,7 @@ def _run_row(entry: Entry, judges: Sequence[str]) -> Row:
             "gpu_hours": (ledger.get("gpu_seconds") or 0) / 3600,
             "peak_memory_mb": max((phase.get("peak_memory_mb", 0) for phase in phases.values()), default=None),
             "money": ledger.get("cost"),
+            "watt_hours": None if ledger.get("energy_joules") is None else ledger["energy_joules"] / 3600,
             "attempts": len(entry.run.record.get("attempts") or []),
         },
     }

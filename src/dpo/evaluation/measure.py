@@ -130,8 +130,11 @@ def _watch_device(ledger: Ledger, sides: Sides) -> None:
     if sides.device.type == "cuda":
         import torch
 
+        from dpo.modeling.device import card_uuid
+
         ledger.devices = 1
         ledger.device_peak_mb = lambda: torch.cuda.max_memory_allocated() / 2**20
+        ledger.count_energy_of([card_uuid()])
 
 
 def _pair_rows(

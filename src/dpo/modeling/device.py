@@ -69,3 +69,10 @@ def describe(compute: Compute) -> str:
     if compute.device == "mps":
         return f"{platform.machine()} Metal GPU"
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def card_uuid() -> str:
+    """The current CUDA card by the name its driver knows it by, whatever CUDA_VISIBLE_DEVICES renumbers."""
+    import torch
+
+    return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"

@@ -39,7 +39,7 @@ def quality_table(comparison: Row) -> tuple[list[str], list[list[str]]]:
 
 def cost_table(comparison: Row) -> tuple[list[str], list[list[str]]]:
     """What each run cost, all attempts included, and what a point of its gain by the first judge cost."""
-    columns = ["run", "time", "GPU-hours", "peak MB", "money", "attempts", "minutes a point gained"]
+    columns = ["run", "time", "GPU-hours", "peak MB", "Wh", "money", "attempts", "minutes a point gained"]
     rows = []
     for row in comparison["rows"]:
         cost = row["cost"]
@@ -53,6 +53,7 @@ def cost_table(comparison: Row) -> tuple[list[str], list[list[str]]]:
                 clock(seconds),
                 f"{cost['gpu_hours']:.2f}",
                 "" if cost["peak_memory_mb"] is None else f"{cost['peak_memory_mb']:,.0f}",
+                "unknown" if cost["watt_hours"] is None else f"{cost['watt_hours']:.1f}",
                 f"{cost['money'] or 0:.4f}",
                 str(cost["attempts"]),
                 f"{seconds / 60 / gains[0]:.2f}" if gains and gains[0] > 0 else "-",

@@ -1,4 +1,4 @@
-"""What a run cost: wall time, device time, peak memory, pairs, tokens and money per phase, over all attempts."""
+"""What a run cost: wall and device time, peak memory, energy, pairs, tokens and money per phase, over all attempts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dpo.records.energy import EnergyMeter, card_counters, processor_counters
 from dpo.records.files import write_json
 
 
@@ -18,6 +19,7 @@ class Ledger:
     """Accumulates phases into ledger.json; a continued run adds to what is there.
 
     `device_peak_mb` reads the peak of the accelerator's memory; without one the process's resident peak counts.
+    `energy` reads the counters of this machine's processors and of the cards in use: what else runs there is in it.
     """
 
     def __init__(self, folder: Path, hourly_rate: float) -> None:
@@ -25,10 +27,15 @@ class Ledger:
         self.hourly_rate = hourly_rate
         self.devices = 0
         self.device_peak_mb: Callable[[], float] | None = None
+        self.energy = EnergyMeter(processor_counters())
         self.phases: dict[str, dict[str, float]] = {}
         self._open: list[tuple[str, float]] = []
         with contextlib.suppress(OSError, ValueError, KeyError):
             self.phases = json.loads(self.path.read_text())["phases"]
+
+    def count_energy_of(self, cards: Iterable[str]) -> None:
+        """Add the counters of these cards (UUIDs) to those of the processors."""
+        self.energy = EnergyMeter({**processor_counters(), **card_counters(cards)})
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -51,6 +58,7 @@ class Ledger:
 
     def flush(self) -> None:
         """Charge what has passed so far and write the file; called at each checkpoint, so a kill loses little."""
+        joules = self.energy.take()
         if self._open:
             name, since = self._open[-1]
             now = time.monotonic()
@@ -58,6 +66,8 @@ class Ledger:
             entry = self.phases[name]
             entry["gpu_seconds"] = entry.get("gpu_seconds", 0.0) + (now - since) * self.devices
             entry["peak_memory_mb"] = max(entry.get("peak_memory_mb", 0.0), self._peak_mb())
+            if joules is not None:
+                self.count(name, energy_joules=joules)
             self._open[-1] = (name, now)
         write_json(self.path, self.summary())
 
@@ -68,9 +78,13 @@ class Ledger:
             "phases": self.phases,
             "seconds": seconds,
             "gpu_seconds": sum(phase.get("gpu_seconds", 0.0) for phase in self.phases.values()),
+            "energy_joules": sum(known) if (known := self._known("energy_joules")) else None,
             "hourly_rate": self.hourly_rate,
             "cost": seconds / 3600 * self.hourly_rate * max(1, self.devices),
         }
+
+    def _known(self, key: str) -> list[float]:
+        return [phase[key] for phase in self.phases.values() if key in phase]
 
     def _peak_mb(self) -> float:
         if self.device_peak_mb is not None:

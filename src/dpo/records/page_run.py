@@ -95,6 +95,8 @@ def cost_table(ledger: Row) -> Row:
         if rate
         else "No price: hardware.hourly_rate is 0. Times add up over all attempts, failed ones included."
     )
+    joules = ledger.get("energy_joules")
+    note += " Energy: " + ("no counter can be read here." if joules is None else f"{joules / 3600:.1f} Wh in all.")
     columns = ("phase", "time", "GPU-hours", "peak MB", "pairs", "tokens", "from the cache")
     return {"columns": columns, "rows": rows, "note": note}
 

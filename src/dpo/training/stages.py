@@ -18,7 +18,7 @@ from dpo.data.prepare import Prepared, prepare
 from dpo.errors import CheckpointError, DiskFull
 from dpo.modeling.adapter import Adapter, load_into
 from dpo.modeling.cache import cache_folder
-from dpo.modeling.device import Compute, choose_compute, describe
+from dpo.modeling.device import Compute, card_uuid, choose_compute, describe
 from dpo.modeling.footprint import footprint
 from dpo.modeling.policy import load_base, lora_config, model_config, templates
 from dpo.modeling.tokenizer import load_tokenizer
@@ -71,6 +71,7 @@ def find_base(job: Job) -> Base:
 
         job.ledger.devices = job.ranks.size
         job.ledger.device_peak_mb = lambda: torch.cuda.max_memory_allocated() / 2**20
+        job.ledger.count_energy_of(job.ranks.gather(card_uuid()))
         cap_device(config.hardware.memory_gb)
     elif compute.device == "mps":
         import torch

@@ -1,0 +1,64 @@
+"""Energy of phases, from counters as the kernel lays them out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dpo.records.energy import EnergyMeter, card_counters, processor_counters
+from dpo.records.ledger import Ledger
+
+
+@pytest.fixture
+def powercap(tmp_path: Path) -> Path:
+    for name, microjoules in (("intel-rapl:0", 5_000_000), ("intel-rapl:1", 0), ("intel-rapl:0:0", 4_000_000)):
+        (tmp_path / "powercap" / name).mkdir(parents=True)
+        (tmp_path / "powercap" / name / "energy_uj").write_text(f"{microjoules}\n")
+    return tmp_path / "powercap"
+
+
+def spend(powercap: Path, name: str, joules: float) -> None:
+    path = powercap / name / "energy_uj"
+    path.write_text(str(int(path.read_text()) + int(joules * 1e6)))
+
+
+def test_packages_count_and_their_parts_do_not(powercap: Path) -> None:
+    meter = EnergyMeter(processor_counters(powercap))
+    spend(powercap, "intel-rapl:0", 3)
+    spend(powercap, "intel-rapl:1", 2)
+    spend(powercap, "intel-rapl:0:0", 3)
+    assert meter.take() == pytest.approx(5)
+    assert meter.take() == 0
+
+
+def test_a_counter_that_wraps_or_vanishes_adds_nothing(powercap: Path) -> None:
+    meter = EnergyMeter(processor_counters(powercap))
+    (powercap / "intel-rapl:0" / "energy_uj").write_text("10")
+    (powercap / "intel-rapl:1" / "energy_uj").unlink()
+    assert meter.take() == 0
+
+
+def test_phases_are_charged_and_no_counter_is_not_zero(powercap: Path, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, 0.0)
+    ledger.energy = EnergyMeter(processor_counters(powercap))
+    spend(powercap, "intel-rapl:0", 100)  # before any phase
+    with ledger.phase("train"):
+        spend(powercap, "intel-rapl:0", 7)
+        with ledger.phase("evaluate"):
+            spend(powercap, "intel-rapl:1", 4)
+    written = json.loads((tmp_path / "ledger.json").read_text())
+    assert written["phases"]["train"]["energy_joules"] == pytest.approx(7)
+    assert written["phases"]["evaluate"]["energy_joules"] == pytest.approx(4)
+    assert written["energy_joules"] == pytest.approx(11)
+    silent = Ledger(tmp_path / "other", 0.0)
+    silent.energy = EnergyMeter({})
+    (tmp_path / "other").mkdir()
+    with silent.phase("train"):
+        pass
+    assert silent.summary()["energy_joules"] is None
+
+
+def test_an_unknown_card_has_no_counter() -> None:
+    assert card_counters(["GPU-00000000-0000-0000-0000-000000000000"]) == {}
