@@ -6,6 +6,7 @@ import contextlib
 import importlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 POWERCAP = Path("/sys/class/powercap")
 Counter = Callable[[], float]
@@ -37,8 +38,12 @@ def card_counters(uuids: Iterable[str]) -> dict[str, Counter]:
             nvml.nvmlInit()
             handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
             nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-            found[uuid] = lambda nvml=nvml, handle=handle: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+            found[uuid] = _card_counter(nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
     return found
+
+
+def _card_counter(millijoules: Callable[[Any], int], handle: Any) -> Counter:
+    return lambda: millijoules(handle) / 1e3
 
 
 def _readable(path: Path) -> bool:
