@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dpo.evaluation.judges.interface import Verdict
+from dpo.evaluation.kappa import cohen_kappa
 from dpo.evaluation.statistics import bootstrap_mean, wilson
 
 Row = dict[str, Any]
@@ -63,4 +64,9 @@ def preference_agreement(verdicts: Sequence[Verdict], gold: Sequence[float | Non
     if ordered:
         mean = bootstrap_mean([(right(f, g) + right(b, g)) / 2 for f, b, g in ordered], None, **interval)
         rows.append(_figure("agreement_of_orders", "agreement with gold, mean of both orders", mean))
+    # A tie is a category of its own: gold never names it, so a judge of many ties agrees little.
+    named = [(v.score > 0.5) - (v.score < 0.5) for v, _ in known if v.score is not None]
+    kappa = cohen_kappa(named, [1 if g == 1.0 else -1 for _, g in known], None, **interval)
+    if kappa is not None:
+        rows.append(_figure("kappa", "Cohen's kappa with gold (1 full agreement, 0 chance)", kappa) | {"share": False})
     return rows
