@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from asked import asked
 
 from dpo.config import app
 from dpo.config.evaluation import JudgeAnswers, register
@@ -17,7 +19,9 @@ from dpo.data.pair import Message
 from dpo.evaluation.judges import punkt
 from dpo.evaluation.judges.instructions import NEED_PUNKT, InstructionJudge
 from dpo.evaluation.judges.interface import Item, Verdict
+from dpo.evaluation.measure import measure
 from dpo.judge import judge
+from dpo.records.read import json_file, json_lines
 
 pytest.importorskip("lm_eval")
 IFEVAL = Path(os.environ.get("DPO_REAL_DATA", "/nowhere")) / "ifeval"
@@ -64,6 +68,33 @@ def test_the_published_strict_scores_come_out(tmp_path: Path, monkeypatch: pytes
         "instructions"]["figures"]}  # fmt: skip
     assert figures["accuracy"]["value"] == 1.0
     assert figures["strict"]["value"] == pytest.approx(697 / 832)
+
+
+def test_a_run_answers_ifeval_prompts_and_is_judged_on_them(run: Path, tmp_path: Path) -> None:
+    rows = [
+        {"key": 1, "prompt": "the cat sat", "group": 7, "instruction_id_list": ["punctuation:no_comma"],
+         "kwargs": [{}]},
+        {"key": 2, "prompt": "red dog", "instruction_id_list": ["length_constraints:number_words"],
+         "kwargs": [{"relation": "at least", "num_words": 1000}]},
+        {"prompt": "blue dog"},
+    ]  # fmt: skip
+    prompts = tmp_path / "input_data.jsonl.gz"
+    prompts.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    folder = measure(asked(run, "judge=[rules,instructions]", f"evaluation.prompts_file='{prompts}'"))
+    summary = json_file(folder / "summary.json")
+    assert summary["undecided"]["instructions"]["count"] == 2
+    verdicts = {
+        (row["side"], row["prompt"]): row["passed"]
+        for row in json_lines(folder / "verdicts.jsonl")
+        if row["judge"] == "instructions"
+    }
+    samples = json_lines(folder / "samples.jsonl")
+    assert [(s["group"], s["meta"].get("key")) for s in samples] == [("7", 1), (None, 2), (None, None)]
+    for side in ("policy", "baseline"):
+        no_comma = "," not in samples[0][side]["answer"]
+        assert [verdicts[side, f"prompt:{i}"] for i in range(3)] == [no_comma, False, None]
+        assert summary["judges"]["instructions"][side]["value"] == no_comma / 2
+    assert {row["key"] for row in summary["figures"]["instructions"]["rows"]} == {"strict", "prompt_loose", "loose"}
 
 
 def test_failed_instructions_are_named_and_counted() -> None:

@@ -112,9 +112,8 @@ def _prompts(config: Evaluation, sides: Sides, pairs: Sequence[Pair], tokens: Se
         ids = sides.tokenizer.apply_chat_template(
             [asdict(message)], add_generation_prompt=True, return_dict=True, **sides.config.dataset.chat_template_kwargs
         )["input_ids"]
-        found.append(
-            Prompt(f"prompt:{number}", (message,), ids, prompt.subject if prompt.subject != prompt.text else None)
-        )
+        subject = prompt.subject if prompt.subject != prompt.text else None
+        found.append(Prompt(f"prompt:{number}", (message,), ids, subject, prompt.group, prompt.meta))
     return found
 
 

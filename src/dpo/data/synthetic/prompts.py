@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,10 +18,15 @@ from dpo.errors import DataError
 
 @dataclass(frozen=True)
 class Prompt:
-    """A user message; prompts of one `subject` stay in one split, and a good answer is about it."""
+    """A user message; prompts of one `subject` stay in one split, and a good answer is about it.
+
+    `group` holds together what is not independent, such as paraphrases; `meta` is all else its line gave, for judges.
+    """
 
     text: str
     subject: str
+    group: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 def shipped() -> list[Prompt]:
@@ -35,11 +43,21 @@ def shipped() -> list[Prompt]:
 
 
 def from_file(path: Path) -> list[Prompt]:
-    """One prompt a line: plain text, or JSON with `prompt` and optionally `subject`. Raises DataError."""
+    """One prompt a line, gzipped or not: plain text, or JSON with `prompt`. Raises DataError.
+
+    The JSON may also give `subject`, `group` and whatever a judge reads, such as IFEval's instruction_id_list and
+    kwargs.
+    """
     if not path.is_file():
         raise DataError(f"prompts={path}: no such file")
+    whole = path.read_bytes()
+    if path.name.lower().endswith(".gz"):
+        try:
+            whole = gzip.decompress(whole)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{path}: damaged gzip archive ({error})") from None
     prompts = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(whole.splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -51,7 +69,9 @@ def from_file(path: Path) -> list[Prompt]:
             prompt.encode()
         except (ValueError, KeyError):
             raise DataError(f"{path}:{number}: needs UTF-8 text, or JSON with a text `prompt`") from None
-        prompts.append(Prompt(prompt, subject))
+        group = None if row.get("group") is None else str(row["group"])
+        meta = {key: value for key, value in row.items() if key not in ("prompt", "subject", "group")}
+        prompts.append(Prompt(prompt, subject, group, meta))
     if not prompts:
         raise DataError(f"prompts={path}: no prompt in it")
     return prompts
