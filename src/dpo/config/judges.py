@@ -109,6 +109,18 @@ class InstructionsJudge:
 
 
 @dataclass
+class LmEvalJudge:
+    """Tasks of lm-eval; `include` is a folder of further task YAMLs, `limit` in questions of each task."""
+
+    tasks: list[str] = MISSING
+    include: str | None = MISSING
+    limit: int | None = MISSING
+    few_shots: int | None = MISSING
+    chat_template: bool = MISSING
+    batch_size: int = MISSING
+
+
+@dataclass
 class Judges:
     """The judges asked for, by name."""
 
@@ -117,6 +129,7 @@ class Judges:
     llm: LlmJudge | None = None
     human: HumanJudge | None = None
     reward_model: RewardModelJudge | None = None
+    lm_eval: LmEvalJudge | None = None
 
 
 # key -> (holds, what is allowed), as in dpo.config.parse.
@@ -135,6 +148,9 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "judge.llm.server.price_out": (lambda v: v >= 0, "at least 0, or null where it is not known"),
     "judge.llm.local.batch_size": (lambda v: v >= 1, "at least 1"),
     "judge.reward_model.batch_size": (lambda v: v >= 1, "at least 1"),
+    "judge.lm_eval.limit": (lambda v: v >= 1, "at least 1, or null for all"),
+    "judge.lm_eval.few_shots": (lambda v: 0 <= v <= 100, "0 to 100, or null for each task's own"),
+    "judge.lm_eval.batch_size": (lambda v: v >= 1, "at least 1"),
     "judge.human.seed": (lambda v: 0 <= v < 2**32, "0 to 4294967295"),
 }
 
@@ -144,6 +160,7 @@ JUDGES: dict[str, type] = {
     "llm": LlmJudge,
     "human": HumanJudge,
     "reward_model": RewardModelJudge,
+    "lm_eval": LmEvalJudge,
 }
 
 
