@@ -1,7 +1,7 @@
 """`python -m dpo.cache`: what the cache folder holds; `prune` removes what was not used for a while.
 
 python -m dpo.cache                  show
-python -m dpo.cache prune days=30    forget reference log-probs unused for 30 days
+python -m dpo.cache prune days=30    forget reference log-probs unused for 30 days, and verdicts older than that
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from dpo.config.app import report
 from dpo.config.nearest import nearest
 from dpo.errors import ConfigError, DpoError
+from dpo.evaluation.judges.cache import VerdictCache
 from dpo.modeling.cache import cache_folder
 from dpo.training.reference import ReferenceCache
 
@@ -24,8 +25,13 @@ def reference_file() -> Path:
     return cache_folder("reference") / "log_probs.sqlite"
 
 
+def verdict_file() -> Path:
+    """Where the verdicts of all judges on this machine are kept."""
+    return cache_folder("verdicts") / "verdicts.sqlite"
+
+
 def show() -> None:
-    """Print each folder's size, and for the reference log-probs one line a context."""
+    """Print each folder's size, for the reference log-probs one line a context, for verdicts one a judge."""
     root = cache_folder("reference").parent
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -34,18 +40,26 @@ def show() -> None:
         for context, entries, used in ReferenceCache(reference_file()).contexts():
             days = (time.time() - used) / DAY
             print(f"  reference {context[:12]}: {entries:,} pairs, last used {days:.1f} days ago")
+    if verdict_file().exists():
+        for judge, count in VerdictCache(verdict_file()).counts():
+            print(f"  verdicts of {judge}: {count:,}")
 
 
 def prune(days: float) -> None:
-    """Remove reference log-probs whose context was not used for `days` days, and damaged files set aside."""
-    for aside in reference_file().parent.glob("*.damaged-*"):
-        aside.unlink()
-    if not reference_file().exists():
+    """Remove reference log-probs whose context was not used for `days` days, verdicts made longer ago than that, and
+    damaged files set aside."""
+    files = [file for file in (reference_file(), verdict_file()) if file.exists()]
+    for file in (reference_file(), verdict_file()):
+        for aside in file.parent.glob("*.damaged-*"):
+            aside.unlink()
+    if reference_file() in files:
+        cache = ReferenceCache(reference_file())
+        old = [context for context, _, used in cache.contexts() if time.time() - used >= days * DAY]
+        print(f"removed {cache.prune(old):,} pairs of {len(old)} contexts")
+    if verdict_file() in files:
+        print(f"removed {VerdictCache(verdict_file()).prune(days * DAY):,} verdicts")
+    if not files:
         print("nothing to prune")
-        return
-    cache = ReferenceCache(reference_file())
-    old = [context for context, _, used in cache.contexts() if time.time() - used >= days * DAY]
-    print(f"removed {cache.prune(old):,} pairs of {len(old)} contexts")
 
 
 def run(arguments: list[str]) -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from dpo.cache import run
 from dpo.data.pair import TokenPair
+from dpo.evaluation.judges.ask import default_cache
+from dpo.evaluation.judges.interface import Verdict
 from dpo.training.reference import ReferenceCache
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -30,6 +33,23 @@ def test_show_then_prune(tmp_path: Path) -> None:
     assert "removed 0 pairs" in cache_verb(tmp_path, "prune").stdout
     assert "removed 1 pairs of 1 contexts" in cache_verb(tmp_path, "prune", "days=0").stdout
     assert not cache.contexts()
+
+
+def test_verdicts_are_shown_and_pruned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DPO_CACHE", str(tmp_path))
+    cache = default_cache()
+    verdict = Verdict("", 1.0, True, "", 0.0, "a model")
+    cache.write("llm", {b"1": verdict, b"2": verdict})
+    cache.write("rules", {b"3": verdict})
+    run([])
+    assert "verdicts of llm: 2\n  verdicts of rules: 1\n" in capsys.readouterr().out
+    run(["prune"])
+    assert "removed 0 verdicts" in capsys.readouterr().out
+    run(["prune", "days=0"])
+    assert "removed 3 verdicts" in capsys.readouterr().out
+    assert not cache.counts()
 
 
 @pytest.mark.parametrize(
