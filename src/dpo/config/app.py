@@ -119,8 +119,11 @@ def register(config_name: str, schema: type) -> None:
     from hydra.core.plugins import Plugins
 
     from dpo.config.search_path import UserConf
+    from hydra_plugins.dpo import CollectJobs
 
     Plugins.instance().register(UserConf)
+    # Hydra's own search finds no packages of an editable install.
+    Plugins.instance().register(CollectJobs)
 
 
 def report(error: BaseException) -> int:
