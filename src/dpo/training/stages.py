@@ -32,6 +32,7 @@ from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments
 from dpo.training.job import Job, exit_code
 from dpo.training.losses import is_coupled
+from dpo.training.packed.attention import PATH
 from dpo.training.packed.budget import split
 from dpo.training.packed.collate import pack, pad
 from dpo.training.packed.install import DEFAULT_OUTPUTS, install, installed
@@ -232,7 +233,7 @@ def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[T
         adapter=base.adapter.fingerprint if base.adapter is not None else "none",
         precision=str(base.compute.dtype),
         device=base.compute.device,
-        attention=f"{'packed' if packed else 'plain'}-{config.hardware.attention}",
+        attention=f"{PATH if packed else 'plain'}-{config.hardware.attention}",
         ld_alpha=trainer.ld_alpha,
     )
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     from dpo.training.packed.layout import PackedLayout
 
+PATH = "packed-tiles"
+"""Names what computes here in the reference cache's key. Change it when results change in their last bits: log-probs
+of one implementation are no reference for another."""
+
 STAND_INS = {"sdpa": "dpo_packed_sdpa", "eager": "dpo_packed_eager"}
 """Stock implementation -> ours."""
 
