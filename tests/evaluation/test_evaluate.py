@@ -72,7 +72,9 @@ def test_divergence_matches_brute_force(trained: Path, evaluated: Path) -> None:
     sides = load_sides(trained)
     _, tokens = held_out(sides, asked(trained).evaluation.split, None, read_record(trained), trained)
     prompts = {pair.id: pair.prompt_ids for pair in tokens}
-    answers = {r["prompt"]: r for r in json_lines(evaluated / "answers.jsonl") if r["side"] == "policy"}
+    answers = {
+        r["prompt"]: r for r in json_lines(evaluated / "answers.jsonl") if (r["side"], r["sample"]) == ("policy", 0)
+    }
     rows = json_lines(evaluated / "divergence.jsonl")
     assert rows
     for row in rows:
@@ -154,7 +156,7 @@ def test_presentation_may_change_without_drawing_again(run: Path) -> None:
 
 def test_samples_hold_both_sides_and_their_verdicts(evaluated: Path) -> None:
     samples = json_lines(evaluated / "samples.jsonl")
-    assert len(samples) == 6
+    assert len(samples) == 12  # 6 prompts, two samples each
     for sample in samples:
         assert sample["messages"][-1]["role"] == "user"
         for side in ("policy", "baseline"):
