@@ -166,7 +166,7 @@ def test_samples_hold_both_sides_and_their_verdicts(evaluated: Path) -> None:
     summary = json_file(evaluated / "summary.json")
     truncated = sum(not s["policy"]["finished"] for s in samples)
     assert summary["answers"]["policy"]["truncated"] == truncated
-    assert summary["answers"]["policy"]["finished"] == 6 - truncated
+    assert summary["answers"]["policy"]["finished"] == 12 - truncated
 
 
 def test_own_prompts_and_several_samples_a_prompt(run: Path, tmp_path: Path) -> None:
