@@ -121,6 +121,11 @@ class LmEvalJudge:
 
 
 @dataclass
+class ToneJudge:
+    """Counts over the form of an answer; the lists it counts by are part of its definition."""
+
+
+@dataclass
 class Judges:
     """The judges asked for, by name."""
 
@@ -129,6 +134,7 @@ class Judges:
     llm: LlmJudge | None = None
     human: HumanJudge | None = None
     reward_model: RewardModelJudge | None = None
+    tone: ToneJudge | None = None
     lm_eval: LmEvalJudge | None = None
 
 
@@ -160,6 +166,7 @@ JUDGES: dict[str, type] = {
     "llm": LlmJudge,
     "human": HumanJudge,
     "reward_model": RewardModelJudge,
+    "tone": ToneJudge,
     "lm_eval": LmEvalJudge,
 }
 
