@@ -80,7 +80,11 @@ def test_a_run_answers_ifeval_prompts_and_is_judged_on_them(run: Path, tmp_path:
     ]  # fmt: skip
     prompts = tmp_path / "input_data.jsonl.gz"
     prompts.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
-    folder = measure(asked(run, "judge=[rules,instructions]", f"evaluation.prompts_file='{prompts}'"))
+    folder = measure(
+        asked(
+            run, "judge=[rules,instructions]", "evaluation.samples_per_prompt=1", f"evaluation.prompts_file='{prompts}'"
+        )
+    )
     summary = json_file(folder / "summary.json")
     assert summary["undecided"]["instructions"]["count"] == 2
     verdicts = {
