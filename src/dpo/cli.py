@@ -40,7 +40,7 @@ VERBS = {
     "dashboard": Verb("dpo.dashboard", "a tracker's dashboard of runs and sweeps"),
     "chat": Verb("dpo.chat", "talk to a run and to its base"),
     "export": Verb("dpo.export", "merge, convert and package a run's adapter"),
-    "audit": Verb("dpo.audit", "look for what should not be in data, runs and artifacts"),
+    "audit": Verb("dpo.audit", "check an exported or adapter folder without loading it"),
     "cache": Verb("dpo.cache", "what the cache folder holds; prune it"),
 }
 ALIASES = {"prepare-dataset": "prepare", "prepare_dataset": "prepare"}
