@@ -61,7 +61,8 @@ class Server:
     def overrides(self) -> list[str]:
         url = f"http://127.0.0.1:{self.http.server_port}/v1"
         values = {"base_url": f"'{url}'", "policy": "aligned", "baseline": "base", "concurrency": 2}
-        return [f"evaluation.endpoint.{key}={value}" for key, value in values.items()]
+        chosen = [f"evaluation.endpoint.{key}={value}" for key, value in values.items()]
+        return [*chosen, "evaluation.samples_per_prompt=1"]
 
 
 @pytest.fixture

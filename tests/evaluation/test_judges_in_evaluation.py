@@ -45,7 +45,7 @@ def _reward_model(folder: Path) -> Path:
 
 def test_all_three_judge_and_what_they_find_is_recorded(run: Path, server: JudgeServer, tmp_path: Path) -> None:
     overrides = [
-        "judge=[llm,human,reward_model]",
+        "judge=[llm,human,reward_model]", "evaluation.samples_per_prompt=1",
         f"judge.llm.server.base_url='{server.url}'", "judge.llm.server.model=m", "judge.llm.server.price_in=3.0",
         f"judge.human.folder='{tmp_path / 'human'}'",
         f"judge.reward_model.path='{_reward_model(tmp_path / 'reward')}'",
