@@ -11,15 +11,11 @@ import hashlib
 import math
 import sqlite3
 import struct
-import sys
 import time
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from filelock import FileLock
-
-from dpo.errors import CheckpointError, DiskFull
+from dpo.records.cache_file import CacheFile, batches
 from dpo.training.claims import Owner
 
 if TYPE_CHECKING:
@@ -52,7 +48,6 @@ class Counters:
     damaged: int = 0
     compute_seconds: float = 0.0
     wait_seconds: float = 0.0
-    rebuilt: bool = False
 
 
 def context_key(
@@ -99,9 +94,8 @@ class ReferenceCache:
         `say` prints one line when something had to be rebuilt; `poll_seconds` between looks at another's work."""
         self.path = path
         self.counters = Counters()
-        self._say = say or (lambda line: print(line, file=sys.stderr))
+        self._file = CacheFile(path, SCHEMA, "reference cache", say)
         self._poll = poll_seconds
-        path.parent.mkdir(parents=True, exist_ok=True)
 
     def fill(
         self,
@@ -130,10 +124,10 @@ class ReferenceCache:
         order = list(dict.fromkeys(entry_key(context, pair) for pair in pairs))
         found: dict[bytes, LogProbs] = {}
         with Owner() as owner:
-            self._once(lambda db: self._touch(db, context))
+            self._file.once(lambda db: self._touch(db, context))
             while len(found) < len(order):
                 missing = [key for key in order if key not in found]
-                known = self._once(lambda db, keys=missing: self._read(db, keys, context))  # type: ignore[misc]
+                known = self._file.once(lambda db, keys=missing: self._read(db, keys, context))  # type: ignore[misc]
                 self.counters.hits += len(known)
                 found.update(known)
                 if known and progress is not None:
@@ -141,7 +135,7 @@ class ReferenceCache:
                 missing = [key for key in missing if key not in known]
                 if not missing:
                     break
-                mine = self._once(lambda db, keys=missing: self._claim(db, keys, chunk, owner))  # type: ignore[misc]
+                mine = self._file.once(lambda db, keys=missing: self._claim(db, keys, chunk, owner))  # type: ignore[misc]
                 if not mine:
                     time.sleep(self._poll)
                     self.counters.wait_seconds += self._poll
@@ -157,7 +151,9 @@ class ReferenceCache:
             "SELECT e.context, COUNT(*), MAX(MAX(e.created), COALESCE(MAX(u.used), 0)) FROM entries e"
             " LEFT JOIN uses u ON u.context = e.context GROUP BY e.context ORDER BY 3 DESC"
         )
-        return self._once(lambda db: [(str(c, errors="replace"), int(n), float(t)) for c, n, t in db.execute(query)])
+        return self._file.once(
+            lambda db: [(str(c, errors="replace"), int(n), float(t)) for c, n, t in db.execute(query)]
+        )
 
     def prune(self, contexts: Iterable[str]) -> int:
         """Remove all entries of `contexts` and give the room back; returns how many entries went."""
@@ -171,7 +167,7 @@ class ReferenceCache:
             db.execute("VACUUM")
             return removed
 
-        return self._once(remove)
+        return self._file.once(remove)
 
     def _compute(
         self,
@@ -187,19 +183,18 @@ class ReferenceCache:
             if len(values) != len(mine):
                 raise AssertionError(f"compute returned {len(values)} values for {len(mine)} pairs")
         except BaseException:
-            self._once(lambda db: self._release(db, mine, owner))
+            self._file.once(lambda db: self._release(db, mine, owner))
             raise
         self.counters.compute_seconds += time.monotonic() - began
         self.counters.misses += len(mine)
         fresh = {key: (float(chosen), float(rejected)) for key, (chosen, rejected) in zip(mine, values, strict=True)}
-        self._once(lambda db: self._write(db, fresh, context, owner))
+        self._file.once(lambda db: self._write(db, fresh, context, owner))
         return fresh
 
     def _read(self, db: sqlite3.Connection, keys: list[bytes], context: str) -> dict[bytes, LogProbs]:
         found: dict[bytes, LogProbs] = {}
         damaged: list[bytes] = []
-        for batch in _batches(keys, 500):
-            marks = ",".join("?" * len(batch))
+        for marks, batch in batches(keys):
             query = f"SELECT key, context, value, checksum FROM entries WHERE key IN ({marks})"  # noqa: S608 - marks only
             for key, owner_context, value, checksum in db.execute(query, batch):
                 if _intact(key, owner_context, value, checksum) and owner_context == context.encode():
@@ -210,7 +205,7 @@ class ReferenceCache:
             with db:
                 db.executemany("DELETE FROM entries WHERE key = ?", [(key,) for key in damaged])
             self.counters.damaged += len(damaged)
-            self._say(f"reference cache {self.path}: {len(damaged)} damaged entries, computing them again")
+            self._file.say(f"reference cache {self.path}: {len(damaged)} damaged entries, computing them again")
         return found
 
     def _claim(self, db: sqlite3.Connection, keys: list[bytes], chunk: int, owner: Owner) -> list[bytes]:
@@ -256,57 +251,6 @@ class ReferenceCache:
         with db:
             db.execute("INSERT OR REPLACE INTO uses VALUES (?, ?)", (context, time.time()))
 
-    def _once(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """`work` on a fresh connection; a damaged file is replaced and the work done on the new one."""
-        for attempt in range(3):
-            try:
-                with closing(self._connect()) as db:
-                    return work(db)
-            except sqlite3.DatabaseError as error:
-                if not _means_damage(error):
-                    raise self._explain(error) from error
-                if attempt == 2:
-                    raise CheckpointError(f"{self.path}: damaged again after a rebuild; check the disk") from error
-                self._rebuild()
-        raise AssertionError("unreachable")
-
-    def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=120.0)
-        db.text_factory = bytes  # damaged text must reach the checksum, not fail to decode
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.executescript(SCHEMA)
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    def _rebuild(self) -> None:
-        # Another process may have replaced the file while we waited for the lock.
-        with FileLock(f"{self.path}.lock"):
-            try:
-                with closing(self._connect()) as db:
-                    if db.execute("PRAGMA integrity_check").fetchone() == (b"ok",):
-                        return
-            except sqlite3.DatabaseError as error:
-                if not _means_damage(error):
-                    raise self._explain(error) from error
-            aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
-            for suffix in ("-wal", "-shm"):
-                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-            self.path.replace(aside)
-            self.counters.rebuilt = True
-            self._say(f"reference cache {self.path}: damaged, set aside as {aside.name}, starting a new one")
-
-    def _explain(self, error: sqlite3.DatabaseError) -> Exception:
-        text = str(error)
-        if "full" in text:
-            return DiskFull(
-                f"{self.path}: no room for the reference cache; free some, or set DPO_CACHE to another disk"
-            )
-        return CheckpointError(f"{self.path}: reference cache cannot be used: {text}; set DPO_CACHE to another folder")
-
 
 def _checksum(key: bytes, context: str, value: bytes) -> bytes:
     return hashlib.sha256(b"\0".join((key, context.encode(), value))).digest()[:16]
@@ -317,13 +261,3 @@ def _intact(key: object, context: object, value: object, checksum: object) -> bo
     if not (isinstance(key, bytes) and isinstance(context, bytes) and isinstance(value, bytes)):
         return False
     return hashlib.sha256(b"\0".join((key, context, value))).digest()[:16] == checksum
-
-
-def _means_damage(error: sqlite3.DatabaseError) -> bool:
-    # What the system around the file can cause; every other complaint is about the file's content.
-    causes = ("locked", "full", "readonly", "unable to open", "disk i/o", "permission", "interrupted")
-    return not any(cause in str(error).lower() for cause in causes)
-
-
-def _batches(keys: list[bytes], size: int) -> Iterable[list[bytes]]:
-    return (keys[i : i + size] for i in range(0, len(keys), size))

@@ -9,25 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
 
-from dpo.errors import CheckpointError, DiskFull
 from dpo.evaluation.judges.interface import AnyJudge, Item, PairItem, Verdict
+from dpo.records.cache_file import CacheFile, batches
 
-T = TypeVar("T")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS verdicts (
     key BLOB PRIMARY KEY, judge TEXT NOT NULL, value BLOB NOT NULL, checksum BLOB NOT NULL, made REAL NOT NULL
 ) WITHOUT ROWID
 """
-WAIT_SECONDS = 60.0
-BATCH = 500
 
 
 def verdict_key(judge: AnyJudge, item: Item | PairItem) -> bytes:
@@ -41,7 +35,7 @@ class VerdictCache:
 
     def __init__(self, path: Path, say: Callable[[str], None] | None = None) -> None:
         self.path = path
-        self._say = say or (lambda line: print(line, file=sys.stderr))
+        self._file = CacheFile(path, SCHEMA, "verdicts", say)
 
     def read(self, keys: Sequence[bytes]) -> dict[bytes, Verdict]:
         """The intact verdicts among `keys`, with "" for an id."""
@@ -49,9 +43,7 @@ class VerdictCache:
         def find(db: sqlite3.Connection) -> dict[bytes, Verdict]:
             found: dict[bytes, Verdict] = {}
             damaged: list[tuple[bytes]] = []
-            for start in range(0, len(keys), BATCH):
-                batch = keys[start : start + BATCH]
-                marks = ",".join("?" * len(batch))
+            for marks, batch in batches(keys):
                 query = f"SELECT key, value, checksum FROM verdicts WHERE key IN ({marks})"  # noqa: S608 - marks only
                 for key, value, checksum in db.execute(query, batch):
                     if isinstance(value, bytes) and _checksum(key, value) == checksum:
@@ -61,10 +53,10 @@ class VerdictCache:
             if damaged:
                 with db:
                     db.executemany("DELETE FROM verdicts WHERE key = ?", damaged)
-                self._say(f"{self.path}: {len(damaged)} damaged verdicts dropped; they are made again")
+                self._file.say(f"{self.path}: {len(damaged)} damaged verdicts dropped; they are made again")
             return found
 
-        return self._with(find)
+        return self._file.once(find)
 
     def write(self, judge: str, verdicts: Mapping[bytes, Verdict]) -> None:
         """Keep decided verdicts, at once on disk."""
@@ -79,12 +71,15 @@ class VerdictCache:
             with db:
                 db.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?)", rows)
 
-        self._with(keep)
+        self._file.once(keep)
 
     def counts(self) -> list[tuple[str, int]]:
         """(judge, verdicts kept), by name."""
-        return self._with(
-            lambda db: list(db.execute("SELECT judge, COUNT(*) FROM verdicts GROUP BY judge ORDER BY judge"))
+        return self._file.once(
+            lambda db: [
+                (str(judge, errors="replace"), int(count))
+                for judge, count in db.execute("SELECT judge, COUNT(*) FROM verdicts GROUP BY judge ORDER BY judge")
+            ]
         )
 
     def prune(self, seconds: float) -> int:
@@ -96,29 +91,7 @@ class VerdictCache:
             db.execute("VACUUM")
             return count
 
-        return self._with(remove)
-
-    def _with(self, act: Callable[[sqlite3.Connection], T]) -> T:
-        try:
-            return self._open(act)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorname == "SQLITE_FULL":
-                raise DiskFull(f"{self.path}: no space left for verdicts") from None
-            raise CheckpointError(f"{self.path}: {error}; DPO_CACHE=FOLDER puts the cache elsewhere") from None
-        except sqlite3.DatabaseError as error:
-            aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
-            self.path.rename(aside)
-            for suffix in ("-wal", "-shm"):
-                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-            self._say(f"{self.path}: {error}; set aside as {aside.name}, verdicts are made again")
-            return self._open(act)
-
-    def _open(self, act: Callable[[sqlite3.Connection], T]) -> T:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS)) as db:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute(SCHEMA)
-            return act(db)
+        return self._file.once(remove)
 
 
 def with_ids(verdicts: Iterable[tuple[str, Verdict]]) -> list[Verdict]:
