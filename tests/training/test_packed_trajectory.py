@@ -20,6 +20,7 @@ from packed_models import VOCABULARY, random_pairs, tiny_model
 
 from dpo.training import trainer as trainers
 from dpo.training.interrupts import Interrupts
+from dpo.training.order import EpochOrder
 from dpo.training.packed.budget import split
 from dpo.training.packed.collate import pack
 from dpo.training.packed.install import install
@@ -69,7 +70,7 @@ class SameOrder(DPOTrainer):
         return dataset
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return trainers.EpochOrder(len(self.train_dataset), self.args.seed)
+        return EpochOrder(len(self.train_dataset), self.args.seed)
 
 
 @pytest.mark.parametrize(("family", "loss"), [("llama", "sigmoid"), ("gemma3_text", "ipo"), ("qwen3", "bco_pair")])

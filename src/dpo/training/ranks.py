@@ -43,14 +43,12 @@ class LostRank(DpoError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `size` ones. `sharded`: the weights are spread over ranks, so all must take every forward
-    and backward together."""
+    """This process among `size` ones."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    sharded: bool = False
     figures: Any = None
 
     @classmethod
@@ -63,7 +61,7 @@ class Ranks:
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, init_method="env://", rank=place.rank, world_size=place.size, timeout=PATIENCE)
         figures = dist.new_group(backend="gloo", timeout=PATIENCE)
-        return cls(place.rank, place.size, place.local_rank, place.local_size, False, figures)
+        return cls(place.rank, place.size, place.local_rank, place.local_size, figures)
 
     @property
     def first(self) -> bool:
@@ -149,21 +147,9 @@ class Ranks:
                 mine.append(i)
         return [pairs[i] for i in sorted(mine)]
 
-    def parts(
-        self, pairs: Sequence[TokenPair], split: Callable[[list[TokenPair]], list[list[TokenPair]]]
-    ) -> list[tuple[list[TokenPair], int]]:
-        """This rank's micro-batches of `pairs`, each with the number of pairs it counts for.
-
-        With sharded weights all ranks get equally many: the missing ones are a pair that counts for nothing.
-        """
-        found = [(part, len(part)) for part in split(self.share(pairs)) if part]
-        if self.sharded:
-            found += [([pairs[0]], 0)] * (max(self.gather(len(found))) - len(found))
-        return found
-
     def sum_gradients(self, parameters: Iterable[Any]) -> None:
         """Put the sum over ranks into `.grad` of every trainable parameter that has one on any rank."""
-        if self.size == 1 or self.sharded:
+        if self.size == 1:
             return
         import torch
 

@@ -32,6 +32,7 @@ from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments
 from dpo.training.job import Job, exit_code
 from dpo.training.losses import is_coupled
+from dpo.training.order import epoch_order
 from dpo.training.packed.attention import PATH
 from dpo.training.packed.budget import split
 from dpo.training.packed.collate import pack, pad
@@ -214,7 +215,7 @@ def needed_pairs(job: Job, data: Prepared) -> list[TokenPair]:
     dpo = job.config.dpo
     if dpo.max_steps is None or dpo.max_steps * dpo.batch_size >= len(data.train):
         return list(data.train)
-    order = trainers.epoch_order(len(data.train), job.config.seed, 0)
+    order = epoch_order(len(data.train), job.config.seed, 0)
     return [data.train[i] for i in order[: dpo.max_steps * dpo.batch_size]]
 
 

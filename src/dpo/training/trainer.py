@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 from transformers import Trainer as HfTrainer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -27,37 +27,16 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from dpo.data.pair import TokenPair
 from dpo.errors import Diverged, OutOfMemory
 from dpo.training import checkpoints
+from dpo.training.flow import Flow
 from dpo.training.guards import check_finite, check_gradients_arrive
 from dpo.training.interrupts import Interrupts
 from dpo.training.losses import Watched, part_weights, soft_label_term
+from dpo.training.order import EpochOrder
 from dpo.training.ranks import ALONE, Ranks
 
 WINDOW = "window.json"
 RNG_STATE = "rng_state.pth"
 OUT_OF_MEMORY = "out of memory"
-
-
-class EpochOrder(Sampler):
-    """A permutation that is a function of (seed, epoch) alone, so that anyone can tell which pairs a run reads."""
-
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader at each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(epoch_order(self.length, self.seed, self.epoch))
-
-
-def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
-    """The order in which epoch `epoch` of a run with `seed` reads its pairs."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(length, generator=generator).tolist()
 
 
 @dataclass(frozen=True)
@@ -123,7 +102,7 @@ class Trainer(DPOTrainer):
         self.precompute_ref_logps = True
         self.ref_model = None
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Flow(self))
+        self.add_callback(Flow(self))
 
     # Data: our token ids, in our order.
 
@@ -193,20 +172,22 @@ class Trainer(DPOTrainer):
 
     def _forward_backward(self, model: Any, pairs: list[TokenPair], step: int) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
-        for part, counted in self.ranks.parts(pairs, self._split):
-            share = counted / len(pairs)
+        for part in self._parts(pairs):
+            share = len(part) / len(pairs)
             with self.compute_loss_context_manager():
-                loss = self._pair_loss(model, part, pairs, counted)
+                loss = self._pair_loss(model, part, pairs)
             check_finite(float(loss.detach()), "loss", step, self._step_rows)
             self.accelerator.backward(loss * share)
             total += loss.detach().float() * share
         return total
 
-    def _split(self, pairs: list[TokenPair]) -> list[list[TokenPair]]:
-        return self.engine.split(pairs, self.engine.budget)
+    def _parts(self, pairs: Sequence[TokenPair]) -> list[list[TokenPair]]:
+        """The micro-batches of this rank's share of `pairs`; none where the share is empty."""
+        share = self.ranks.share(pairs)
+        return self.engine.split(share, self.engine.budget) if share else []
 
-    def _pair_loss(self, model: Any, part: list[TokenPair], step: Sequence[TokenPair], counted: int) -> torch.Tensor:
-        """TRL's loss on one part of a step; its metrics are added to the window, weighted by pairs that count."""
+    def _pair_loss(self, model: Any, part: list[TokenPair], step: Sequence[TokenPair]) -> torch.Tensor:
+        """TRL's loss on one part of a step; its metrics are added to the window, weighted by pairs."""
         mode = "train" if self.model.training else "eval"
         batch = self._prepare_inputs(self.tensors(part))
         self._metrics[mode] = defaultdict(list)
@@ -219,8 +200,8 @@ class Trainer(DPOTrainer):
             strengths = torch.tensor([pair.strength for pair in part], device=reference.device)
             loss = loss + soft_label_term(watched.log_probs, reference, strengths, self.beta)
         for name, values in self._metrics[mode].items():
-            self._add(name, float(values[-1]), counted)
-        self._add("loss", float(loss.detach()), counted)
+            self._add(name, float(values[-1]), len(part))
+        self._add("loss", float(loss.detach()), len(part))
         return loss
 
     def _add(self, name: str, value: float, weight: int) -> None:
@@ -269,10 +250,10 @@ class Trainer(DPOTrainer):
         if self.args.device.type == "cpu":
             keep_quantized_in_train_mode(self.model)
         with torch.no_grad(), self.compute_loss_context_manager():
-            for part, counted in self.ranks.parts(self.dev_pairs, self._split):
-                if cut := self.interrupts.pending is not None and not self.ranks.sharded:
+            for part in self._parts(self.dev_pairs):
+                if cut := self.interrupts.pending is not None:
                     break
-                self._pair_loss(self.model, part, self.dev_pairs, counted)
+                self._pair_loss(self.model, part, self.dev_pairs)
         if any(self.ranks.gather(cut)):
             self.agree_on_signal()
             self.interrupts.check()
@@ -364,21 +345,3 @@ def _set_rng_state(states: tuple[torch.Tensor, torch.Tensor | None]) -> None:
     torch.set_rng_state(states[0])
     if states[1] is not None:
         torch.cuda.set_rng_state(states[1])
-
-
-class _Flow(TrainerCallback):
-    """When to evaluate, save and stop."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """At the last step evaluate and save; on a signal save here, unless an evaluation is due at this very step
-        (the checkpoint of a step includes its evaluation, so an earlier one is kept)."""
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = control.should_save = True
-        elif self.trainer.agree_on_signal():
-            control.should_save = not control.should_evaluate
-            control.should_evaluate = False
-            control.should_training_stop = True
-        return control
