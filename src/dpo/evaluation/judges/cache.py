@@ -44,9 +44,9 @@ class VerdictCache:
             found: dict[bytes, Verdict] = {}
             damaged: list[tuple[bytes]] = []
             for marks, batch in batches(keys):
-                query = f"SELECT key, value, checksum FROM verdicts WHERE key IN ({marks})"  # noqa: S608 - marks only
-                for key, value, checksum in db.execute(query, batch):
-                    if isinstance(value, bytes) and _checksum(key, value) == checksum:
+                query = f"SELECT key, value, checksum, typeof(value) FROM verdicts WHERE key IN ({marks})"  # noqa: S608 - marks only
+                for key, value, checksum, kind in db.execute(query, batch):
+                    if kind == b"blob" and _checksum(key, value) == checksum:
                         found[key] = Verdict(id="", **json.loads(value))
                     else:
                         damaged.append((key,))
