@@ -1,7 +1,7 @@
 """`python -m dpo.cache`: what the cache folder holds; `prune` removes what was not used for a while.
 
 python -m dpo.cache                  show
-python -m dpo.cache prune days=30    forget reference log-probs unused for 30 days, and verdicts older than that
+python -m dpo.cache prune days=30    forget reference log-probs unused for 30 days, verdicts and answers older than that
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from dpo.config.app import report
 from dpo.config.nearest import nearest
 from dpo.errors import ConfigError, DpoError
+from dpo.evaluation.baseline import BaselineAnswers
 from dpo.evaluation.judges.cache import VerdictCache
 from dpo.modeling.cache import cache_folder
 from dpo.training.reference import ReferenceCache
@@ -28,6 +29,11 @@ def reference_file() -> Path:
 def verdict_file() -> Path:
     """Where the verdicts of all judges on this machine are kept."""
     return cache_folder("verdicts") / "verdicts.sqlite"
+
+
+def answer_file() -> Path:
+    """Where the baselines' answers to evaluations are kept."""
+    return cache_folder("answers") / "baseline.sqlite"
 
 
 def show() -> None:
@@ -46,10 +52,11 @@ def show() -> None:
 
 
 def prune(days: float) -> None:
-    """Remove reference log-probs whose context was not used for `days` days, verdicts made longer ago than that, and
-    damaged files set aside."""
-    files = [file for file in (reference_file(), verdict_file()) if file.exists()]
-    for file in (reference_file(), verdict_file()):
+    """Remove reference log-probs whose context was not used for `days` days, verdicts and answers made longer ago than
+    that, and damaged files set aside."""
+    every = (reference_file(), verdict_file(), answer_file())
+    files = [file for file in every if file.exists()]
+    for file in every:
         for aside in file.parent.glob("*.damaged-*"):
             aside.unlink()
     if reference_file() in files:
@@ -58,6 +65,8 @@ def prune(days: float) -> None:
         print(f"removed {cache.prune(old):,} pairs of {len(old)} contexts")
     if verdict_file() in files:
         print(f"removed {VerdictCache(verdict_file()).prune(days * DAY):,} verdicts")
+    if answer_file() in files:
+        print(f"removed {BaselineAnswers(answer_file()).prune(days * DAY):,} lists of answers")
     if not files:
         print("nothing to prune")
 

@@ -29,3 +29,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(trained: Path, tmp_path: Path) -> Path:
     """A copy of the run to write to."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> None:
+    """Every test draws its baseline's answers itself."""
+    from dpo.modeling.cache import cache_folder
+
+    shutil.rmtree(cache_folder("answers"), ignore_errors=True)

@@ -75,8 +75,8 @@ def draw_answers(
     return [rows[side, prompt.id, sample] for side in SIDES for prompt, sample in wanted]
 
 
-def local_drawer(sides: Sides, config: Evaluation) -> Drawer:
-    """Draw from the loaded models."""
+def local_drawer(sides: Sides, config: Evaluation, most: int) -> Drawer:
+    """Draw from the loaded models, at most `most` answers at once."""
     from dpo.evaluation.generate import Sampling, sample
 
     sampling = Sampling(config.temperature, config.top_k, config.max_new_tokens, config.seed)
@@ -88,7 +88,6 @@ def local_drawer(sides: Sides, config: Evaluation) -> Drawer:
         ids = [prompt.ids for prompt, _ in asked]
         # The stream of a sample hangs on its prompt and number alone, so both sides draw with the same numbers.
         seeds = [f"{prompt.id}:{number}" for prompt, number in asked]
-        most = config.batch_size or batch_size(sides, max(map(len, ids)) + config.max_new_tokens)
         # Batches of like size: a small last one costs nearly as many steps as a full one.
         size = math.ceil(len(ids) / math.ceil(len(ids) / most))
         with sides.use(side) as model:

@@ -14,7 +14,8 @@ from dpo.config.parse import plain
 from dpo.data.pair import Message, Pair, TokenPair
 from dpo.data.prepare import prepare
 from dpo.errors import DataError
-from dpo.evaluation.answers import Drawer, Prompt, draw_answers, local_drawer, prompts_of
+from dpo.evaluation.answers import Drawer, Prompt, batch_size, draw_answers, local_drawer, prompts_of
+from dpo.evaluation.baseline import BaselineAnswers, baseline_context
 from dpo.evaluation.divergence import answer_divergence
 from dpo.evaluation.folder import EvaluationFolder, digest, file_digest
 from dpo.evaluation.judges.table import build_judges
@@ -28,6 +29,7 @@ from dpo.modeling.cache import cache_folder
 from dpo.records.files import write_json
 from dpo.records.ledger import Ledger
 from dpo.records.run import read_record
+from dpo.training.reference import ReferenceCache
 
 Row = dict[str, Any]
 SCORING_TOKENS = 4096
@@ -52,8 +54,9 @@ def measure(config: Evaluate) -> Path:
     _watch_device(ledger, sides)
     began = time.monotonic()
     with folder.locked(), ledger.phase("evaluate"):
-        rows = _pair_rows(folder, sides, pairs, tokens)
-        answers = draw_answers(folder, prompts, settings, _drawer(sides, settings))
+        context = baseline_context(sides, record)
+        rows = _pair_rows(folder, sides, pairs, tokens, context)
+        answers = draw_answers(folder, prompts, settings, _drawer(sides, settings, prompts, context))
         by_id = {p.id: p for p in prompts}
         judged = judge_all(folder, judges, by_id, answers)
         measured = measure_all(folder, judges, sides)
@@ -117,9 +120,13 @@ def _prompts(config: Evaluation, sides: Sides, pairs: Sequence[Pair], tokens: Se
     return found
 
 
-def _drawer(sides: Sides, config: Evaluation) -> Drawer:
+def _drawer(sides: Sides, config: Evaluation, prompts: Sequence[Prompt], context: str) -> Drawer:
     if config.endpoint.base_url is None:
-        return local_drawer(sides, config)
+        longest = max((len(prompt.ids) for prompt in prompts), default=0)
+        most = config.batch_size or batch_size(sides, longest + config.max_new_tokens)
+        settings = {key: getattr(config, key) for key in ("temperature", "top_k", "max_new_tokens", "seed")}
+        store = BaselineAnswers(cache_folder("answers") / "baseline.sqlite")
+        return store.remembering(local_drawer(sides, config, most), context, {**settings, "batch": most})
     from dpo.evaluation.endpoint import endpoint_drawer
 
     return endpoint_drawer(config.endpoint, config)
@@ -137,17 +144,25 @@ def _watch_device(ledger: Ledger, sides: Sides) -> None:
 
 
 def _pair_rows(
-    folder: EvaluationFolder, sides: Sides, pairs: Sequence[Pair], tokens: Sequence[TokenPair]
+    folder: EvaluationFolder, sides: Sides, pairs: Sequence[Pair], tokens: Sequence[TokenPair], context: str
 ) -> list[PairRow]:
     from dpo.training.packed.score import sequence_log_probs
 
     rows = {row["id"]: PairRow(**row) for row in folder.rows("pairs")}
     missing = [i for i, pair in enumerate(tokens) if pair.id not in rows]
     budget = sides.config.hardware.token_budget or SCORING_TOKENS
+    cache = ReferenceCache(cache_folder("reference") / "log_probs.sqlite")
 
-    def score(side: str, part: list[TokenPair]) -> list[tuple[float, float]]:
+    def compute(side: str, part: list[TokenPair]) -> list[tuple[float, float]]:
         with sides.use(side) as model:
             return sequence_log_probs(model, part, budget)
+
+    def score(side: str, part: list[TokenPair]) -> list[tuple[float, float]]:
+        if side == POLICY:
+            return compute(side, part)
+        # Rounding hangs on the budget, which is the user's.
+        known = cache.fill(part, f"{context}-{budget}", lambda missing: compute(side, missing))
+        return [known[pair.id] for pair in part]
 
     if missing:
         with StageProgress("held-out pairs", len(tokens), len(tokens) - len(missing)) as progress:
