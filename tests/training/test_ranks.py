@@ -97,7 +97,7 @@ def test_a_killed_rank_ends_the_run_which_continues_to_the_same_bits(inputs, und
 
 
 @pytest.mark.parametrize("who", [(1,), (0, 1)], ids=str)
-@pytest.mark.parametrize("place", ["step", "evaluate", "save"])
+@pytest.mark.parametrize("place", ["step", "dev", "save"])
 def test_a_signal_to_any_rank_stops_all_at_one_step(inputs, undisturbed, who, place, tmp_path):
     if place == "save" and who == (1,):
         pytest.skip("only rank 0 saves")

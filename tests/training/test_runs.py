@@ -59,7 +59,10 @@ PLACES = [
     ("step", 2),
     ("step", 5),
     ("norm", 7),
-    ("evaluate", 1),
+    ("dev", 1),
+    ("dev", 2),
+    ("dev", 3),
+    ("log", 1),
     ("save", 1),
     ("save", 2),
     ("reference", 1),
@@ -89,11 +92,27 @@ def test_killed_anywhere_it_continues_to_the_same_bits(inputs, undisturbed, opti
     assert tiny.outcome(tmp_path) == undisturbed(option)
 
 
-@pytest.mark.parametrize(
-    ("place", "number"), [("load", 1), ("reference", 1), ("step", 4), ("evaluate", 2), ("save", 1), ("final", 1)]
-)
-@pytest.mark.parametrize("signum", [tiny.TERM, tiny.INT])
-def test_a_signal_ends_truthfully_and_continues(inputs, undisturbed, place, number, signum, tmp_path):
+# Where a signal strikes, and the step whose checkpoint it leaves. A step that was begun is finished, nothing more is
+# begun; steps 4 and 8 have an evaluation due, whose cut costs the evaluation alone.
+SIGNALLED = [
+    ("load", 1, tiny.TERM, None),
+    ("load", 1, tiny.INT, None),
+    ("reference", 1, tiny.TERM, None),
+    ("dev", 1, tiny.INT, None),
+    ("step", 4, tiny.TERM, 4),
+    ("step", 4, tiny.INT, 4),
+    ("step", 8, tiny.TERM, 8),
+    ("step", 8, tiny.INT, 8),
+    ("dev", 2, tiny.TERM, 4),
+    ("dev", 3, tiny.INT, 8),
+    ("save", 1, tiny.TERM, 4),
+    ("save", 1, tiny.INT, 4),
+    ("final", 1, tiny.TERM, 4),
+]
+
+
+@pytest.mark.parametrize(("place", "number", "signum", "saved"), SIGNALLED)
+def test_a_signal_ends_truthfully_and_continues(inputs, undisturbed, place, number, signum, saved, tmp_path):
     code, output = tiny.run("train", tiny.arguments(*inputs, "lora=lora"), tmp_path, (place, number, signum))
     folder, record = tiny.record(tmp_path)
     assert code == 128 + signum, output
@@ -101,12 +120,45 @@ def test_a_signal_ends_truthfully_and_continues(inputs, undisturbed, place, numb
     assert record["exit_code"] == code
     assert not (folder / "adapter").exists()
     assert "Traceback" not in output
-    if place in ("step", "save"):
-        # The signal strikes in step 4 or in the save after step 3; step 4 is finished, then nothing more is begun.
-        assert record["step"] == 4
+    assert newest(folder) == saved
     code, output = tiny.run("train", tiny.arguments(*inputs, "lora=lora"), tmp_path)
     assert code == 0, output
+    assert (f"continuing at step {saved}" in output) == (saved is not None)
     assert tiny.outcome(tmp_path) == undisturbed("lora")
+
+
+def newest(run: Path) -> int | None:
+    """The step of a run's newest intact checkpoint."""
+    from dpo.training import checkpoints
+
+    found = checkpoints.newest(run / "checkpoints", print)
+    return None if found is None else found.step
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_an_evaluation_made_good_may_be_killed_too(inputs, undisturbed, step, tmp_path):
+    """SIGTERM at a step whose evaluation is due, kill -9 in that evaluation when the run goes on, then to the end."""
+    command = tiny.arguments(*inputs, "lora=qlora")
+    code, output = tiny.run("train", command, tmp_path, ("step", step, tiny.TERM))
+    assert code == 143, output
+    for at in (("dev", 1, tiny.TERM), ("dev", 1, tiny.KILL)):
+        code, output = tiny.run("train", command, tmp_path, at)
+        assert code in (143, -signal.SIGKILL), output
+        assert f"continuing at step {step}" in output
+        assert newest(tiny.record(tmp_path)[0]) == step
+    code, output = tiny.run("train", command, tmp_path)
+    assert code == 0, output
+    assert tiny.outcome(tmp_path) == undisturbed("qlora")
+
+
+def test_kill_9_in_the_last_evaluation_repeats_no_step(inputs, undisturbed, tmp_path):
+    command = tiny.arguments(*inputs, "lora=qlora")
+    code, output = tiny.run("train", command, tmp_path, ("dev", 3, tiny.KILL))
+    assert code == -signal.SIGKILL, output
+    code, output = tiny.run("train", command, tmp_path, ("step", 1, tiny.KILL))
+    assert code == 0, output
+    assert "continuing at step 8" in output
+    assert tiny.outcome(tmp_path) == undisturbed("qlora")
 
 
 def interrupted(inputs: tuple[Path, Path], cwd: Path, *more: str) -> Path:
@@ -216,11 +268,7 @@ def test_nothing_that_is_not_finite_is_stepped_on(inputs, tmp_path):
     assert "step 5" in output
     assert "rows of this step" in output
     assert not (folder / "adapter").exists()
-    from dpo.training import checkpoints
-
-    found = checkpoints.newest(folder / "checkpoints", print)
-    assert found is not None
-    assert found.step == 3
+    assert newest(folder) == 3
 
 
 def test_out_of_memory_retries_the_step_in_smaller_parts(inputs, undisturbed, tmp_path):

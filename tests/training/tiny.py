@@ -168,6 +168,7 @@ def _main(
 def _signal_at(place: str, number: int, signum: int) -> None:
     import os as target_os
 
+    import dpo.modeling.policy as policy
     import dpo.training.stages as stages
     from dpo.training.trainer import Trainer
 
@@ -176,7 +177,8 @@ def _signal_at(place: str, number: int, signum: int) -> None:
         "fsync": (target_os, "fsync"),
         "step": (Trainer, "_forward_backward"),
         "norm": (Trainer, "_get_grad_norm"),
-        "evaluate": (Trainer, "_drain"),
+        "dev": (policy, "keep_quantized_in_train_mode"),
+        "log": (Trainer, "_drain"),
         "save": (Trainer, "_save_optimizer_and_scheduler"),
         "load": (stages, "load_base"),
         "reference": (stages, "sequence_log_probs"),

@@ -164,6 +164,12 @@ class Run:
             file.write(json.dumps(line) + "\n")
             file.flush()
 
+    def evaluated(self, step: int) -> bool:
+        """Whether metrics.jsonl has the evaluation of `step`."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        return any(_step(line) == step and json.loads(line).get("kind") == "eval" for line in lines)
+
     def rewind(self, step: int) -> None:
         """Drop metrics after `step`: a run that continues there will write them again."""
         path = self.folder / "metrics.jsonl"

@@ -11,18 +11,20 @@ if TYPE_CHECKING:
 
 
 class Flow(TrainerCallback):
-    """Sets the Trainer's flags at the end of a step."""
+    """Sets the Trainer's flags at the end of a step, and makes good an evaluation that a stop kept from a step."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The evaluation of the checkpoint's own step, when the run was stopped before it was logged."""
+        if self.trainer.lacks_evaluation():
+            self.trainer.evaluate_now()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """At the last step evaluate and save; on a signal save here, unless an evaluation is due at this very step
-        (the checkpoint of a step includes its evaluation, so an earlier one is kept)."""
+        """At the last step evaluate and save; on a signal save and stop here, whatever evaluation is due."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
-        elif self.trainer.agree_on_signal():
-            control.should_save = not control.should_evaluate
-            control.should_evaluate = False
-            control.should_training_stop = True
+        if self.trainer.agree_on_signal():
+            control.should_save = control.should_training_stop = True
         return control

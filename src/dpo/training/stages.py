@@ -273,6 +273,8 @@ def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Check
 
     start = checkpoint.step if checkpoint is not None else 0
     steps = trainer.steps_in_all()
+    if job.ranks.from_first(job.run.evaluated(start)):
+        trainer.evaluated_at = start
     job.run.update(max_steps=steps)
     with (
         job.ledger.phase("train"),
@@ -309,7 +311,10 @@ def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Check
                 trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint is not None else None)
             else:
                 trainer._load_from_checkpoint(str(checkpoint.folder))  # type: ignore[union-attr]
-            if trainer.state.global_step >= steps or start >= steps:
+                trainer.state.global_step = start
+                if trainer.lacks_evaluation():
+                    trainer.evaluate_now()
+            if trainer.state.global_step >= steps and not trainer.lacks_evaluation():
                 job.interrupts.pending = None
     job.ledger.count("train", pairs=(steps - start) * job.config.dpo.batch_size)
 

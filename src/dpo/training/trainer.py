@@ -85,6 +85,8 @@ class Trainer(DPOTrainer):
         self.ranks = ranks
         self.reference: Mapping[str, tuple[float, float]] = {}
         self.check_gradients_at = 1
+        # The step whose evaluation has been logged last; a continued run begins with its checkpoint's if it lacks one.
+        self.evaluated_at: int | None = None
         self._window: dict[str, list[float]] = {}
         self._step_rows: list[str] = []
         super().__init__(
@@ -236,14 +238,27 @@ class Trainer(DPOTrainer):
         return math.ceil(self.args.num_train_epochs * math.ceil(len(self.train_dataset) / self.args.train_batch_size))
 
     def evaluate_now(self) -> dict[str, float]:
-        """`evaluate` outside training, with plain metric names."""
-        return {name.removeprefix("eval_"): value for name, value in self.evaluate().items()}
+        """`evaluate` between training steps, with plain metric names; raises Interrupted when a signal cuts it."""
+        metrics = self.evaluate()
+        if self.evaluated_at != self.state.global_step:
+            self.interrupts.check()
+        return {name.removeprefix("eval_"): value for name, value in metrics.items()}
+
+    def lacks_evaluation(self) -> bool:
+        """Whether the evaluation of the step this run stands at is due and not logged yet."""
+        step = self.state.global_step
+        due = step % int(self.args.eval_steps or 1) == 0 or step >= self.steps_in_all()
+        return due and self.evaluated_at != step
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """TRL's loss and metrics over the dev pairs, each pair counted once."""
+        """TRL's loss and metrics over the dev pairs, each pair counted once.
+
+        A pending signal cuts it: all ranks know of the signal then, `evaluated_at` stays, and nothing is logged.
+        """
         from dpo.modeling.policy import keep_quantized_in_train_mode
 
         if not self.dev_pairs:
+            self.evaluated_at = self.state.global_step
             return {}
         kept, self._window, cut = self._window, {}, False
         self.model.eval()
@@ -254,12 +269,14 @@ class Trainer(DPOTrainer):
                 if cut := self.interrupts.pending is not None:
                     break
                 self._pair_loss(self.model, part, self.dev_pairs)
-        if any(self.ranks.gather(cut)):
-            self.agree_on_signal()
-            self.interrupts.check()
-        metrics = self._drain()
+        cut = any(self.ranks.gather(cut))
+        metrics = {} if cut else self._drain()
         self._window = kept
         self.model.train()
+        if cut:
+            self.agree_on_signal()
+            return {}
+        self.evaluated_at = self.state.global_step
         self.check_gradients_at = self.state.global_step + 1
         self.on_log("eval", self.state.global_step, metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -286,6 +303,20 @@ class Trainer(DPOTrainer):
         HfTrainer.log(self, logs, start_time)
 
     # Checkpoints.
+
+    def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+        """Log, save, and evaluate last: an evaluation changes nothing that a checkpoint holds, so a kill or a signal
+        during it costs the evaluation alone, which a continued run does first (see Flow)."""
+        due, saved = self.control.should_evaluate, self.control.should_save
+        self.control.should_evaluate = False
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, *args, **kwargs)
+        if not due:
+            return
+        self.evaluate()
+        if self.evaluated_at != self.state.global_step:
+            if not saved:
+                self._save_checkpoint(model, None)
+            self.control.should_training_stop = True
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
