@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from dpo.config.app import conf_folder, options
@@ -144,6 +145,42 @@ def test_a_foreign_config_is_read_never_run(tmp_path):
     (tmp_path / "config.yaml").write_text("options: {dpo: os.system}\n")
     with pytest.raises(ConfigError):
         read_config(tmp_path / "config.yaml")
+
+
+def drop(config: dict, *keys: str) -> dict:
+    """A config.yaml's data without some dotted keys."""
+    for key in keys:
+        *parents, last = key.split(".")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        del node[last]
+    return config
+
+
+def test_a_run_written_before_a_key_existed_stays_readable(compose, tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    config = compose("dataset=shp", "+dpo.trainer.adam_beta1=0.8", "hardware=h100_80gb")
+    raw = drop(
+        yaml.safe_load(config_yaml(config)),
+        "resume_anyway", "sweep.judge", "dataset.keep", "dpo.ld_alpha", "lora.dora", "hardware.attention",
+    )  # fmt: skip
+    path.write_text(yaml.safe_dump(raw))
+    assert read_config(path) == config
+    read_config(path)
+    assert capsys.readouterr().err == (
+        f"{path}: written without dataset.keep, dpo.ld_alpha, hardware.attention, lora.dora, "
+        "resume_anyway, sweep.judge; read with today's defaults\n"
+    )
+
+
+@pytest.mark.parametrize("key", ["model.path", "lora.quantization.type", "dpo"])
+def test_what_has_no_one_default_is_not_made_up(compose, tmp_path, key):
+    """Options differ in it (other weights, nf4 or fp4), or it is a whole group."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(drop(yaml.safe_load(config_yaml(compose())), key)))
+    with pytest.raises(ConfigError, match=key):
+        read_config(path)
 
 
 def test_plain_is_json(compose):

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dpo.config.gaps import fill
 from dpo.config.parse import parse
 from dpo.config.schema import NODES, Config
 from dpo.errors import ConfigError
 
 
 def read_config(path: Path) -> Config:
-    """Rebuild the Config that `write_config` wrote; every group's `_option` names its schema."""
+    """Rebuild the Config that `config_yaml` wrote; its `options` name every group's schema.
+
+    Keys the file lacks, as one written before they existed does, get today's defaults, and a line says so. Only for
+    reading a run: to continue one, the fingerprint of its whole config decides.
+    """
     try:
         raw = OmegaConf.load(path)
     except FileNotFoundError:
@@ -31,11 +38,22 @@ def read_config(path: Path) -> Config:
     try:
         for group, node_name in options.items():
             typed[group] = OmegaConf.structured(NODES[group][node_name])
-        merged = OmegaConf.merge(typed, raw)
+        values = OmegaConf.to_container(raw)
+        filled = fill(values, options)  # type: ignore[arg-type]
+        merged = OmegaConf.merge(typed, values)
     except (KeyError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
     assert isinstance(merged, DictConfig)
-    return parse(merged, Config)
+    config = parse(merged, Config)
+    if filled:
+        _say_once(f"{path}: written without {', '.join(sorted(filled))}; read with today's defaults")
+    return config
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    """On standard error; a verb reads the same file several times."""
+    print(line, file=sys.stderr)
 
 
 def config_yaml(config: Config) -> str:
