@@ -50,17 +50,17 @@ def _side_by_side(entries: list[Any]) -> list[dict[str, Any]]:
 
 
 def _print(found: dict[str, Any], out: Path) -> None:
-    from dpo.records.comparison_tables import cost_table, pairwise_table, quality_table
+    from dpo.records.comparison_tables import COST_NOTE, cost_table, figure_tables, pairwise_table, quality_table
     from dpo.records.tables import clean, terminal, to_table
 
     console = terminal()
-    columns, rows = quality_table(found)
-    # Runs side by side: one column each, which stays readable where one row each would not.
-    turned = [[name, *(row[i] for row in rows)] for i, name in enumerate(columns) if i > 0]
-    console.print(to_table(["", *(row[0] for row in rows)], turned, "quality"))
+    console.print(to_table(*quality_table(found), title="quality"))
+    for judge, table in figure_tables(found):
+        console.print(to_table(*table, title=f"figures by {judge}"))
     if found["pairwise"]:
         console.print(to_table(*pairwise_table(found), title="run against run"))
     console.print(to_table(*cost_table(found), title="cost, all attempts included"))
+    console.print(Text(COST_NOTE, style="dim"))
     if found["choice"]:
         console.print(Text(clean(found["choice"]["reason"]), style="bold"))
     console.print(Text(f"comparison in {out}"), soft_wrap=True)

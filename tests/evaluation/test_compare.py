@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from hostile import estimate, write_run
 from dpo.compare import compare
 from dpo.config.evaluation import Compare
 from dpo.errors import ConfigError
-from dpo.evaluation.comparison import choose, read_entries
+from dpo.evaluation.comparison import read_entries
+from dpo.evaluation.run_choice import choose
 
 
 def _config(out: Path, *runs: Path) -> Compare:
@@ -44,6 +46,41 @@ def test_runs_against_the_baseline_and_each_other(tmp_path: Path, capsys: pytest
     assert (out / "report.html").stat().st_size > 1_000_000
     rows = list(csv.DictReader((out / "comparison.csv").open()))
     assert float(rows[1]["judges_rules_difference_value"]) == pytest.approx(judged["difference"]["value"])
+
+
+def test_figures_of_judges_stand_beside_each_other_with_intervals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def further(value: float) -> dict[str, Any]:
+        ease = {"key": "ease", "label": "reading ease", "share": False, "policy": estimate(value, 2.0),
+                "baseline": estimate(50, 3.0), "difference": estimate(value - 50, 4.0)}  # fmt: skip
+        alike = {"key": "alike", "label": "judged alike in both orders", "share": True, "policy": estimate(0.9, 0.05)}
+        never = {side: estimate(0.0, 0.0) for side in ("policy", "baseline", "difference")}
+        none = {"key": "none", "label": "never seen", "share": False, **never}
+        return {"tone": {"definition": "counts", "rows": [ease, alike, none]}}
+
+    one, two = (write_run(tmp_path / name / "r", figures=further(v)) for name, v in (("one", 61.5), ("two", 44.0)))
+    third = write_run(tmp_path / "third" / "r", figures={})
+    out = compare(_config(tmp_path / "out", one, two, third))
+    found = json.loads((out / "comparison.json").read_text())
+    assert found["figures"]["tone"]["definition"] == "counts"
+    base, first, second, other = (row["figures"]["tone"] for row in found["rows"])
+    assert base["ease"]["level"]["value"] == 50
+    assert (first["ease"]["level"]["low"], first["ease"]["difference"]["high"]) == (59.5, 15.5)
+    assert second["ease"]["difference"]["value"] == -6
+    assert base["alike"]["level"] is None
+    assert other["ease"] == {"level": None, "difference": None}
+    printed = " ".join(capsys.readouterr().out.split())
+    body = html.unescape((out / "report.html").read_text().rpartition("<body>")[2][:20000])
+    page = " ".join(body.replace("\xa0", " ").split())
+    for text in (printed, page):
+        for wanted in ("61.50 [59.50, 63.50]", "+11.50 [+7.50, +15.50]", "-6.00 [-10.00, -2.00]", "90% [85, 95]"):
+            assert wanted in text
+    assert "reading ease 50.00 [47.00, 53.00] 61.50 [59.50, 63.50] 44.00 [42.00, 46.00] -" in printed
+    assert "never seen 0.00 [0.00, 0.00] 0.00 [0.00, 0.00] 0.00 [0.00, 0.00] -" in printed
+    assert "61.5" in (out / "comparison.csv").read_text()
 
 
 def test_one_run_alone_is_set_against_the_baseline(tmp_path: Path) -> None:

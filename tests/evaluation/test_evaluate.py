@@ -197,6 +197,16 @@ def test_rows_of_another_adapter_are_not_mixed_in(run: Path) -> None:
         EvaluationFolder.open(run, asked(run).evaluation, {"weights": "b"})
 
 
+def test_a_setting_that_came_later_had_its_default(run: Path) -> None:
+    folder = EvaluationFolder.open(run, asked(run).evaluation, {}).path
+    kept = json_file(folder / "settings.json")
+    del kept["top_k"]
+    (folder / "settings.json").write_text(json.dumps(kept))
+    EvaluationFolder.open(run, asked(run).evaluation, {})
+    with pytest.raises(ConfigError, match="another top_k"):
+        EvaluationFolder.open(run, asked(run, "evaluation.top_k=3").evaluation, {})
+
+
 def test_settings_are_kept_whole(run: Path) -> None:
     config = asked(run).evaluation
     EvaluationFolder.open(run, config, {})

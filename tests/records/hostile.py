@@ -124,14 +124,15 @@ def _write_evaluation(
     side = {"words": estimate(20, 2), "tokens": estimate(25, 2), "finished": 34, "truncated": 6, "empty": 0}
     keys = [
         "accuracy", "accuracy_gain", "accuracy_per_token", "likelier_before", "likelier", "likelier_gain", "margin",
-        "chosen_log_ratio", "rejected_log_ratio", "chosen_tokens",
+        "chosen_log_ratio", "rejected_log_ratio", "chosen_tokens", "margin_per_token", "chosen_log_ratio_per_token",
+        "rejected_log_ratio_per_token",
     ]  # fmt: skip
     summary = {
         "name": "test", "created": 1.0, "base": "b" * 16, "model": texts[5], "quantization": None, "split": "test",
         "held_out": "h" * 16, "prompts": "p" * 16,
         "settings": {"temperature": 0.9, "top_k": 50, "max_new_tokens": 80, "seed": 1, "samples_per_prompt": 1,
                      "confidence": 0.95},
-        "pairs": {"pairs": 40, "prompts": 20, "beta": 0.2, "calibration_error": 0.1,
+        "pairs": {"pairs": 40, "prompts": 20, "beta": 0.2, "calibration_error": estimate(0.1, 0.02),
                   "calibration_bins": [{"confidence": 0.6, "accuracy": 0.8, "n": 40}],
                   **{key: estimate(0.6) for key in keys}},
         "answers": {"prompts": 40, "answers": 40, "policy": side, "baseline": side, "words_difference": estimate(0, 1)},
@@ -146,7 +147,7 @@ def _write_evaluation(
             {"key": "words", "label": texts[3], "share": False, "policy": estimate(20), "baseline": estimate(22),
              "difference": estimate(-2)}]}},
         "undecided": {"llm": {"count": 2, "of": 80, "reasons": {texts[4]: 2}}},
-        "divergence": {"per_answer": estimate(kl), "per_token": kl / 20, "answers": 40},
+        "divergence": {"per_answer": estimate(kl), "per_token": estimate(kl / 20, 0.01), "answers": 40},
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary | changes))
 

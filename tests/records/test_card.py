@@ -131,11 +131,14 @@ def test_results_stand_in_the_card_with_intervals(
     few = ["evaluation.prompts=3", "evaluation.max_new_tokens=4", "evaluation.resamples=100"]
     measure(compose_verb("evaluate", Evaluate, f"run='{run}'", *few))
     summary = json.loads((run / "evaluation" / "test" / "summary.json").read_text())
-    other = run / "evaluation" / "older"
-    other.mkdir()
-    (other / "summary.json").write_text(json.dumps({"pairs": summary["pairs"]}))
-    assert "evaluation older was written by another version" in model_card(run)
-    assert re.search(r"\| implicit-reward accuracy \|.*\d+% \\\[\d+, \d+\\\]", model_card(run))
+    for name, text in (("older", json.dumps({"pairs": summary["pairs"]})), ("torn", '{"pairs": ')):
+        (run / "evaluation" / name).mkdir()
+        (run / "evaluation" / name / "summary.json").write_text(text)
+    card = model_card(run)
+    assert "The evaluation torn cannot be read" in card
+    assert "The evaluation older" not in card
+    assert len(re.findall(r"\| implicit-reward accuracy \|.*\d+% \\\[\d+, \d+\\\]", card)) == 2
+    assert "| answer length (words) | - | - | - |" in card
 
 
 def test_hostile_text_stays_text(tiny_run: Path, tmp_path: Path) -> None:

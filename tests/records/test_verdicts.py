@@ -37,7 +37,7 @@ def _summary(**parts: Any) -> dict[str, Any]:
         "pairs": {"pairs": 100, "chosen_log_ratio": estimate(2, 1), "rejected_log_ratio": estimate(-5, 1)},
         "answers": {"answers": 100, "policy": dict(side), "baseline": dict(side), "words_difference": estimate(0, 1)},
         "judges": {"rules": judged},
-        "divergence": {"per_answer": estimate(3, 1), "per_token": 0.1, "answers": 60},
+        "divergence": {"per_answer": estimate(3, 1), "per_token": estimate(0.1, 0.02), "answers": 60},
     }
     return base | parts
 
@@ -129,6 +129,6 @@ def test_cut_and_empty_answers() -> None:
 
 def test_distance_from_the_reference() -> None:
     assert verdicts.movement(_summary()).level == GOOD
-    far = {"per_answer": estimate(40, 3), "per_token": 1.2, "answers": 60}
+    far = {"per_answer": estimate(40, 3), "per_token": estimate(1.2, 0.1), "answers": 60}
     assert verdicts.movement(_summary(divergence=far)).level == WARNING
     assert verdicts.movement(_summary(divergence=None)).level == UNKNOWN

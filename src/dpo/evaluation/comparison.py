@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 
 from dpo.errors import ConfigError
+from dpo.evaluation.run_choice import choose
 from dpo.evaluation.statistics import bootstrap_mean, compare_scores, holm
 from dpo.records.read import RunFiles, read_pairs, read_run, read_samples, read_summary
-from dpo.records.tables import number, points
 
 Row = dict[str, Any]
 BASELINE = "baseline"
-# A run is only preferred for being nearer to the reference when its KL is at most this share of the best one's.
-NEARER = 0.8
 # What two evaluations must share for their answers to be comparable: (key of summary.json, what a reader calls it).
 SHARED = (
     ("base", "base weights"),
@@ -75,13 +73,19 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 def check_comparable(first: Entry, other: Entry) -> None:
     """Raise ConfigError when two evaluations did not measure the same thing in the same way."""
     for key, words in SHARED:
+        for entry in (first, other):
+            if key not in entry.summary:
+                raise ConfigError(
+                    f"{entry.label}: its evaluation does not say on which {words}, so it can be compared with nothing\n"
+                    f"python -m dpo.evaluate {entry.run.folder} evaluation.name={entry.summary['name']}"
+                )
         if first.summary[key] != other.summary[key]:
             raise ConfigError(
                 f"{other.label}: other {words} than {first.label}: {other.summary[key]} against {first.summary[key]}\n"
                 "only runs of one base, evaluated on the same held-out set, can be compared"
             )
     for key in SHARED_SETTINGS:
-        mine, theirs = other.summary["settings"][key], first.summary["settings"][key]
+        mine, theirs = (entry.summary["settings"][key] for entry in (other, first))
         if mine != theirs:
             raise ConfigError(
                 f"{other.label}: evaluated with {key}={mine}, {first.label} with {theirs}\n"
@@ -95,74 +99,117 @@ def compare(entries: Sequence[Entry], resamples: int, confidence: float, seed: i
     Pairwise p-values are sign tests adjusted by Holm over all pairs of one judge.
     """
     settings = {"resamples": resamples, "confidence": confidence, "seed": seed}
-    judges = [name for name in entries[0].summary["judges"] if all(name in e.summary["judges"] for e in entries)]
-    rows = [_baseline_row(entries[0], judges), *(_run_row(entry, judges) for entry in entries)]
+    judges = [
+        name
+        for name in entries[0].summary["judges"]
+        if all({"policy", BASELINE, "difference"} <= entry.summary["judges"][name].keys() for entry in entries)
+    ]
+    further = _further(entries)
+    rows = [_baseline_row(entries, judges, further), *(_run_row(entry, judges, further) for entry in entries)]
     pairwise = _pairwise(entries, judges, settings)
     return {
         "evaluation": entries[0].summary["name"],
         "shared": {key: entries[0].summary[key] for key, _ in SHARED},
-        "settings": settings | {key: entries[0].summary["settings"][key] for key in SHARED_SETTINGS},
+        "settings": settings | {key: entries[0].summary["settings"].get(key) for key in SHARED_SETTINGS},
         "judges": {
-            name: {key: entries[0].summary["judges"][name][key] for key in ("label", "definition", "decides")}
+            name: {key: entries[0].summary["judges"][name].get(key) for key in ("label", "definition", "decides")}
             for name in judges
         },
+        "figures": further,
         "same_baseline_answers": _same_baseline(entries),
         "rows": rows,
         "pairwise": pairwise,
-        "choice": _choice(rows, pairwise, entries[0].summary, judges) if judges else None,
+        "choice": choose(rows[1:], pairwise, judges[0], _decides(entries[0], judges[0]), rows[0]) if judges else None,
     }
 
 
-def _baseline_row(entry: Entry, judges: Sequence[str]) -> Row:
-    answers = entry.summary["answers"]
+def _decides(entry: Entry, judge: str) -> bool:
+    return bool(entry.summary["judges"][judge]["decides"])
+
+
+def _further(entries: Sequence[Entry]) -> Row:
+    """What judges measured besides their verdict, in any of the runs: by judge, its definition and figures by key."""
+    found: Row = {}
+    for entry in entries:
+        for name, measured in entry.summary["figures"].items():
+            judge = found.setdefault(name, {"definition": str(measured["definition"]), "figures": {}})
+            for row in measured["rows"]:
+                judge["figures"].setdefault(row["key"], {"label": str(row["label"]), "share": bool(row["share"])})
+    return found
+
+
+def _figures(summary: Row, further: Row, **wanted: str) -> Row:
+    """By judge and key, parts of the summary's figures (`wanted`: name here, name there); None where not measured."""
+    found: Row = {}
+    for name, judge in further.items():
+        rows = {row["key"]: row for row in summary["figures"][name]["rows"]}
+        found[name] = {
+            key: {to: rows.get(key, {}).get(part) for to, part in wanted.items()} for key in judge["figures"]
+        }
+    return found
+
+
+def _baseline_row(entries: Sequence[Entry], judges: Sequence[str], further: Row) -> Row:
+    summary = entries[0].summary
+    have = {name: next(e.summary for e in entries if name in e.summary["figures"]) for name in further}
     return {
         "label": BASELINE,
         "accuracy": None,  # all its implicit rewards are 0
         "kl": None,
         "margin": None,
-        "words": answers["baseline"]["words"],
-        "truncated": answers["baseline"]["truncated"] / answers["answers"],
-        "judges": {name: {"level": entry.summary["judges"][name]["baseline"]} for name in judges},
+        "words": summary["answers"]["baseline"]["words"] or None,
+        "truncated": _cut(summary, "baseline"),
+        "judges": {name: {"level": summary["judges"][name]["baseline"]} for name in judges},
+        "figures": {name: _figures(have[name], {name: further[name]}, level=BASELINE)[name] for name in further},
         "cost": None,
     }
 
 
-def _run_row(entry: Entry, judges: Sequence[str]) -> Row:
+def _cut(summary: Row, side: str) -> float | None:
+    """Share of answers cut at the limit."""
+    cut, total = summary["answers"][side].get("truncated"), summary["answers"].get("answers")
+    return None if cut is None or not total else cut / total
+
+
+def _run_row(entry: Entry, judges: Sequence[str], further: Row) -> Row:
     pairs, answers, ledger = entry.summary["pairs"], entry.summary["answers"], entry.run.ledger
     divergence = entry.summary["divergence"]
-    phases = ledger.get("phases") or {}
+    phases = ledger["phases"] or {}
+    measured = ("accuracy", "accuracy_gain", "margin", "chosen_log_ratio", "rejected_log_ratio")
     return {
         "label": entry.label,
         "folder": str(entry.run.folder),
         "state": entry.run.state,
-        "accuracy": pairs["accuracy"],
-        "accuracy_gain": pairs["accuracy_gain"],
-        "margin": pairs["margin"],
-        "chosen_log_ratio": pairs["chosen_log_ratio"],
-        "rejected_log_ratio": pairs["rejected_log_ratio"],
-        "kl": divergence["per_answer"] if divergence else None,
-        "words": answers["policy"]["words"],
-        "truncated": answers["policy"]["truncated"] / answers["answers"],
+        **{key: pairs[key] or None for key in measured},
+        "kl": (divergence["per_answer"] or None) if divergence else None,
+        "words": answers["policy"]["words"] or None,
+        "words_difference": answers["words_difference"] or None,
+        "truncated": _cut(entry.summary, "policy"),
         "judges": {name: _judged(entry.summary["judges"][name]) for name in judges},
+        "figures": _figures(entry.summary, further, level="policy", difference="difference"),
         "cost": {
             "seconds": ledger.get("seconds"),
-            "gpu_hours": (ledger.get("gpu_seconds") or 0) / 3600,
+            "gpu_hours": None if ledger.get("gpu_seconds") is None else ledger["gpu_seconds"] / 3600,
             "peak_memory_mb": max((phase.get("peak_memory_mb", 0) for phase in phases.values()), default=None),
+            "hourly_rate": ledger.get("hourly_rate"),
             "money": ledger.get("cost"),
             "watt_hours": None if ledger.get("energy_joules") is None else ledger["energy_joules"] / 3600,
             "attempts": len(entry.run.record.get("attempts") or []),
+            "unfinished_attempts": sum(
+                attempt.get("status") != "complete" for attempt in entry.run.record.get("attempts") or []
+            ),
         },
     }
 
 
 def _judged(judged: Row) -> Row:
     kept = ("difference", "wins", "ties", "losses", "win_rate", "length_controlled_win_rate", "sign_test_p")
-    return {"level": judged["policy"], **{key: judged[key] for key in kept}}
+    return {"level": judged["policy"] or None, **{key: judged.get(key) for key in kept}}
 
 
 def _outcomes(entry: Entry, judge: str) -> np.ndarray:
     """The policy's outcome on each sample, NaN where it is undecided."""
-    return np.array([sample["policy"]["verdicts"][judge]["outcome"] for sample in entry.samples], dtype=np.float64)
+    return np.array([sample["policy"]["verdicts"][judge].get("outcome") for sample in entry.samples], dtype=np.float64)
 
 
 def _correct(entry: Entry) -> np.ndarray:
@@ -209,48 +256,3 @@ def _same_baseline(entries: Sequence[Entry]) -> bool:
     """Whether the baseline gave every run's evaluation the same answers, as equal seeds on equal hardware do."""
     answers = [[sample["baseline"]["answer"] for sample in entry.samples] for entry in entries]
     return all(other == answers[0] for other in answers[1:])
-
-
-def _choice(rows: Sequence[Row], pairwise: Sequence[Row], summary: Row, judges: Sequence[str]) -> Row:
-    decides = summary["judges"][judges[0]]["decides"]
-    return choose(rows[1:], pairwise, judges[0], decides, rows[0])
-
-
-def choose(rows: Sequence[Row], pairwise: Sequence[Row], judge: str, decides: bool, baseline: Row) -> Row:
-    """The run to take, by `judge`, and why: the best one, or one that cannot be told from it and stays nearer to the
-    reference (lower KL), for a difference that may be noise is not worth distance."""
-
-    def level(row: Row) -> str:
-        value = float(row["judges"][judge]["level"]["value"])
-        return f"{value:.0%}" if decides else f"{value:.2f}"
-
-    def gain(row: Row) -> Row:
-        found: Row = row["judges"][judge]["difference"]
-        return found
-
-    best = max(rows, key=lambda row: row["judges"][judge]["level"]["value"])
-    apart = {
-        frozenset((row["first"], row["second"]))
-        for row in pairwise
-        if not row["judges"][judge]["difference"]["low"] <= 0 <= row["judges"][judge]["difference"]["high"]
-    }
-    alike = [row for row in rows if row is best or frozenset((row["label"], best["label"])) not in apart]
-    if gain(best)["low"] <= 0:
-        words = (points if decides else number)(gain(best))
-        reason = (
-            f"No run is better than the baseline by {judge} beyond noise; the best, {best['label']}, gains {words}."
-        )
-        return {"label": None, "alike": [row["label"] for row in alike], "reason": reason}
-    taken, reason = best, f"{best['label']} is best by {judge}: {level(best)} against {level(baseline)} before"
-    near = [row for row in alike if row["kl"] is not None and gain(row)["low"] > 0]
-    nearest = min(near, key=lambda row: row["kl"]["value"]) if near and best["kl"] is not None else best
-    if nearest is not best and nearest["kl"]["value"] < NEARER * best["kl"]["value"]:
-        taken = nearest
-        reason = (
-            f"{nearest['label']} ({level(nearest)}) cannot be told from the best, {best['label']} ({level(best)}), by "
-            f"{judge} and has {nearest['kl']['value'] / best['kl']['value']:.0%} of its KL from the reference"
-        )
-    others = [row["label"] for row in alike if row is not taken and row is not best]
-    if others:
-        reason += f"; nor can {', '.join(others)} be told from the best"
-    return {"label": taken["label"], "alike": [row["label"] for row in alike], "reason": f"{reason}."}

@@ -43,13 +43,13 @@ class EvaluationFolder:
         written = path / "settings.json"
         if written.is_file():
             before = json.loads(written.read_text())
-            if changed := sorted(k for k in settings.keys() | before.keys() if settings.get(k) != before.get(k)):
+            # A setting that did not exist when the folder was made had today's default.
+            if changed := sorted(key for key, value in before.items() if settings.get(key) != value):
                 raise ConfigError(
                     f"{path}: made with another {', '.join(changed)}\n"
                     "evaluation.name=NEW keeps both; evaluation.again=true throws the earlier one away"
                 )
-        else:
-            write_json(written, settings)
+        write_json(written, settings)
         return cls(path)
 
     @contextlib.contextmanager

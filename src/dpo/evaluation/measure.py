@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import dpo
 from dpo.config.evaluation import Evaluate, Evaluation, Split
 from dpo.config.parse import plain
@@ -23,7 +25,7 @@ from dpo.evaluation.judging import judge_all, measure_all, summarise_judges, wri
 from dpo.evaluation.pairs import PairRow, score_pairs, summarise_pairs
 from dpo.evaluation.progress import StageProgress
 from dpo.evaluation.sides import POLICY, Sides, load_sides
-from dpo.evaluation.statistics import bootstrap_mean
+from dpo.evaluation.statistics import bootstrap_mean, bootstrap_ratio
 from dpo.evaluation.verdicts import interval, summarise_answers
 from dpo.modeling.cache import cache_folder
 from dpo.records.files import write_json
@@ -55,13 +57,15 @@ def measure(config: Evaluate) -> Path:
     began = time.monotonic()
     with folder.locked(), ledger.phase("evaluate"):
         context = baseline_context(sides, record)
+        before = {"pairs": len(folder.rows("pairs")), "tokens": _tokens(folder.rows("answers"))}
         rows = _pair_rows(folder, sides, pairs, tokens, context)
         answers = draw_answers(folder, prompts, settings, _drawer(sides, settings, prompts, context))
         by_id = {p.id: p for p in prompts}
         judged = judge_all(folder, judges, by_id, answers)
         measured = measure_all(folder, judges, sides)
         divergence = _divergence_rows(folder, sides, prompts, answers, settings)
-        ledger.count("evaluate", pairs=len(rows), tokens=sum(row["tokens"] for row in answers))
+        # What an earlier attempt made stands in the ledger already.
+        ledger.count("evaluate", pairs=len(rows) - before["pairs"], tokens=_tokens(answers) - before["tokens"])
         write_samples(folder, by_id, answers, judged)
     summary: Row = {
         "name": settings.name,
@@ -83,6 +87,10 @@ def measure(config: Evaluate) -> Path:
     }
     write_json(folder.path / "summary.json", summary)
     return folder.path
+
+
+def _tokens(answers: Sequence[Row]) -> int:
+    return sum(row["tokens"] for row in answers)
 
 
 def held_out(
@@ -209,10 +217,6 @@ def _divergence_rows(
 def _summarise_divergence(rows: Sequence[Row], config: Evaluation) -> Row | None:
     if not rows:
         return None
-    per_answer = bootstrap_mean([row["kl"] for row in rows], None, config.resamples, config.confidence, config.seed)
-    tokens = sum(row["tokens"] for row in rows)
-    return {
-        "per_answer": asdict(per_answer),
-        "per_token": sum(row["kl"] for row in rows) / tokens,
-        "answers": len(rows),
-    }
+    per_answer = bootstrap_mean([row["kl"] for row in rows], **interval(config))
+    per_token = bootstrap_ratio(np.array([[row["kl"], row["tokens"]] for row in rows]), **interval(config))
+    return {"per_answer": asdict(per_answer), "per_token": asdict(per_token), "answers": len(rows)}

@@ -62,7 +62,7 @@ def summarise_pairs(
     base = preferred(columns["reference_chosen"], columns["reference_rejected"])
     likelier = preferred(columns["policy_chosen"], columns["policy_rejected"])
     probability = 1 / (1 + np.exp(-np.clip(beta * margin, -500, 500)))
-    found = calibration(probability)
+    found = calibration(probability, groups, resamples, confidence, seed)
     return {
         "pairs": len(rows),
         "prompts": len(set(groups)),
@@ -80,7 +80,7 @@ def summarise_pairs(
         "chosen_log_ratio_per_token": mean(chosen_ratio / chosen_tokens),
         "rejected_log_ratio_per_token": mean(rejected_ratio / rejected_tokens),
         "loss": mean(np.logaddexp(0, -beta * margin)),
-        "calibration_error": found.error,
+        "calibration_error": plain(found.error),
         "calibration_bins": found.bins,
         "chosen_tokens": mean(chosen_tokens),
         "rejected_tokens": mean(rejected_tokens),

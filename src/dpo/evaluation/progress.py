@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 LINE_SECONDS = 10.0
+SHARE_TO_TELL = 0.1
 
 
 class StageProgress:
@@ -50,5 +51,8 @@ class StageProgress:
         now = time.monotonic()
         if now - self._spoke >= LINE_SECONDS and self.done < self.total:
             self._spoke = now
-            left = (self.total - self.done) * (now - self._began) / max(1, self.done - self._before)
-            self.console.print(f"{self.what}: {self.done}/{self.total}, {left:.0f} s left", highlight=False)
+            new = self.done - self._before
+            # The first answers of a batch end long before the rest: they say nothing about how long it takes.
+            known = new >= SHARE_TO_TELL * (self.total - self._before)
+            left = f", {(self.total - self.done) * (now - self._began) / new:.0f} s left" if known else ""
+            self.console.print(f"{self.what}: {self.done}/{self.total}{left}", highlight=False)

@@ -23,14 +23,13 @@ def track_evaluation(run: Path, folder: Path) -> None:
 
 
 def figures(summary: dict[str, Any]) -> dict[str, float]:
-    """Accuracy, margin, KL, words, and each judge's level and win rate."""
+    """Accuracy, margin, KL, words, and each judge's level and win rate; what was not measured is left out."""
     found = {
-        "accuracy": summary["pairs"]["accuracy"]["value"],
-        "margin": summary["pairs"]["margin"]["value"],
-        "words": summary["answers"]["policy"]["words"]["value"],
+        "accuracy": summary["pairs"]["accuracy"],
+        "margin": summary["pairs"]["margin"],
+        "words": summary["answers"]["policy"]["words"],
+        "kl": (summary["divergence"] or {}).get("per_answer"),
     }
-    if summary["divergence"] is not None:
-        found["kl"] = summary["divergence"]["per_answer"]["value"]
     for name, judged in summary["judges"].items():
-        found |= {f"{name}/level": judged["policy"]["value"], f"{name}/win_rate": judged["win_rate"]["value"]}
-    return found
+        found |= {f"{name}/level": judged["policy"], f"{name}/win_rate": judged["win_rate"]}
+    return {name: estimate["value"] for name, estimate in found.items() if estimate}

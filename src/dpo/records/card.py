@@ -85,10 +85,12 @@ def model_card(run: Path, folder: Path | None = None) -> str:
 
 
 def _result(summary: Row) -> Row | None:
-    """What an evaluation found; None when another version wrote it in a form this one cannot read."""
+    """What an evaluation found; None when another version wrote it in a form this one cannot read, or it is torn."""
+    if not summary:
+        return None
     try:
         return {"caption": caption(summary), "table": _table(COLUMNS, figure_rows(summary)), "notes": notes(summary)}
-    except (KeyError, TypeError):
+    except (AttributeError, TypeError, ValueError):
         return None
 
 

@@ -2,74 +2,124 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from dpo.records.tables import clock, number, points, share, to_csv
+from dpo.records.headline import INDENT, nothing, nothing_of
+from dpo.records.tables import DASH, clock, number, percent, points, share, to_csv
 
 Row = dict[str, Any]
+Table = tuple[list[str], list[list[str]]]
+BASELINE = "baseline"
+COST_NOTE = (
+    "Money: hours x hardware.hourly_rate, a dash where that is 0. Energy: where a counter can be read. A point "
+    "gained: one percentage point of the first judge's difference to the baseline."
+)
+AGAINST = f"{INDENT}against the baseline"
 
 
-def quality_table(comparison: Row) -> tuple[list[str], list[list[str]]]:
-    """A column a figure: accuracy, each judge's level, outcome against the baseline, length, KL."""
-    columns = ["run", "implicit-reward accuracy"]
+def quality_table(comparison: Row) -> Table:
+    """A column a run, a row a figure: accuracy, each judge's level, outcome against the baseline, length, KL."""
+    rows = comparison["rows"]
+    found = [
+        ["implicit-reward accuracy", *("50% (ties)" if r["label"] == BASELINE else share(r["accuracy"]) for r in rows)],
+        ["reward margin (beta x nats)", *("0" if r["label"] == BASELINE else number(r["margin"]) for r in rows)],
+    ]
     for name, judge in comparison["judges"].items():
-        columns += [judge["label"] if judge["decides"] else f"score by {name}", "against the baseline",
-                    "win / tie / lose", "win rate at equal length", "sign test p"]  # fmt: skip
-    columns += ["words", "cut", "KL (nats)"]
-    rows = []
-    for row in comparison["rows"]:
-        cells = [row["label"], "50% (ties)" if row["accuracy"] is None else share(row["accuracy"])]
-        for name, judge in comparison["judges"].items():
-            judged = row["judges"][name]
-            level, change = (share, points) if judge["decides"] else (number, _signed)
-            cells.append(level(judged["level"]))
-            if "difference" in judged:
-                cells += [
-                    change(judged["difference"]),
-                    f"{judged['wins']} / {judged['ties']} / {judged['losses']}",
-                    share(judged["length_controlled_win_rate"]),
-                    f"{judged['sign_test_p']:.2g}",
-                ]
-            else:
-                cells += [""] * 4
-        cells += [number(row["words"], 1), f"{row['truncated']:.0%}", number(row["kl"]) if row["kl"] else ""]
-        rows.append(cells)
-    return columns, rows
+        level, change = (share, points) if judge["decides"] else (number, _signed)
+        judged = [row["judges"][name] for row in rows]
+        found += [
+            [judge["label"] if judge["decides"] else f"score by {name}", *(level(j["level"]) for j in judged)],
+            [AGAINST, "", *(change(j["difference"]) for j in judged[1:])],
+            [f"{INDENT}wins / ties / losses", *_of_runs(judged, _outcomes)],
+            [f"{INDENT}sign test p", *_of_runs(judged, lambda j: _p(j["sign_test_p"]))],
+            [f"{INDENT}win rate", *_of_runs(judged, lambda j: share(j["win_rate"]))],
+            [f"{INDENT}win rate at equal length", *_of_runs(judged, lambda j: share(j["length_controlled_win_rate"]))],
+        ]
+    found += [
+        ["answer length (words)", *(number(row["words"], 1) for row in rows)],
+        [AGAINST, *_of_runs(rows, lambda r: number(r["words_difference"], 1, True))],
+        ["answers cut at the token limit", *(percent(row["truncated"]) for row in rows)],
+        ["KL from the reference (nats an answer)", *("0" if r["label"] == BASELINE else number(r["kl"]) for r in rows)],
+    ]
+    return _columns(comparison), found
 
 
-def cost_table(comparison: Row) -> tuple[list[str], list[list[str]]]:
-    """What each run cost, all attempts included, and what a point of its gain by the first judge cost."""
-    columns = ["run", "time", "GPU-hours", "peak MB", "Wh", "money", "attempts", "minutes a point gained"]
-    rows = []
-    for row in comparison["rows"]:
-        cost = row["cost"]
-        if cost is None:
-            continue
-        gains = [100 * judged["difference"]["value"] for judged in row["judges"].values() if "difference" in judged]
-        seconds = cost["seconds"] or 0.0
-        rows.append(
-            [
-                row["label"],
-                clock(seconds),
-                f"{cost['gpu_hours']:.2f}",
-                "" if cost["peak_memory_mb"] is None else f"{cost['peak_memory_mb']:,.0f}",
-                "unknown" if cost["watt_hours"] is None else f"{cost['watt_hours']:.1f}",
-                f"{cost['money'] or 0:.4f}",
-                str(cost["attempts"]),
-                f"{seconds / 60 / gains[0]:.2f}" if gains and gains[0] > 0 else "-",
-            ]
-        )
-    return columns, rows
+def figure_tables(comparison: Row) -> list[tuple[str, Table]]:
+    """(judge, table) of what judges measured besides their verdict: a column a run, a row a figure."""
+    found = []
+    for name, judge in comparison["figures"].items():
+        rows = []
+        measured = [row["figures"][name] for row in comparison["rows"]]
+        figures = [figure | {"of": [by_key[key] for by_key in measured]} for key, figure in judge["figures"].items()]
+        for figure in figures:
+            level, change = (share, points) if figure["share"] else (number, _signed)
+            if nothing(m["level"] for m in figure["of"]):
+                continue
+            rows.append([figure["label"], *(level(m["level"]) for m in figure["of"])])
+            if any(m["difference"] for m in figure["of"][1:]):
+                rows.append([AGAINST, "", *(change(m["difference"]) for m in figure["of"][1:])])
+        if names := nothing_of(figures, lambda figure: [m["level"] for m in figure["of"]]):
+            rows.append([names, *("0" for _ in measured)])
+        found.append((name, (_columns(comparison), rows)))
+    return found
 
 
-def pairwise_table(comparison: Row) -> tuple[list[str], list[list[str]]]:
-    """Every two runs: difference in accuracy and by each judge, first minus second."""
-    columns = ["first", "second", "accuracy"]
+def _columns(comparison: Row) -> list[str]:
+    return ["", *(row["label"] for row in comparison["rows"])]
+
+
+def _of_runs(rows: list[Row], word: Callable[[Row], str]) -> list[str]:
+    """A cell a run, and nothing for the baseline, which is the first."""
+    return ["", *map(word, rows[1:])]
+
+
+def _outcomes(judged: Row) -> str:
+    counts = [judged[key] for key in ("wins", "ties", "losses")]
+    return DASH if None in counts else " / ".join(map(str, counts))
+
+
+def _p(value: float | None) -> str:
+    return DASH if value is None else f"{value:.2g}"
+
+
+def cost_table(comparison: Row) -> Table:
+    """A column a run: what it cost, all attempts included, and what a point of its gain by the first judge cost."""
+    runs = comparison["rows"][1:]
+    first = next((name for name, judge in comparison["judges"].items() if judge["decides"]), None)
+    gains = [100 * row["judges"][first]["difference"]["value"] if first else 0.0 for row in runs]
+    costs = [row["cost"] for row in runs]
+
+    def line(label: str, key: str, word: Callable[[float], str], zero: str = DASH) -> list[str]:
+        return [label, *(DASH if cost[key] is None else word(cost[key]) if cost[key] else zero for cost in costs)]
+
+    def a_point(label: str, key: str, word: Callable[[float], str]) -> list[str]:
+        cells = [word(c[key] / g) if c[key] and g > 0 else DASH for c, g in zip(costs, gains, strict=True)]
+        return [f"{INDENT}{label} a point gained", *cells]
+
+    attempts = [f"{cost['attempts']} ({cost['unfinished_attempts']} not completed)" if cost["unfinished_attempts"] else
+                str(cost["attempts"]) for cost in costs]  # fmt: skip
+    rows = [
+        line("time", "seconds", clock),
+        a_point("minutes", "seconds", lambda seconds: f"{seconds / 60:.2f}"),
+        line("GPU-hours", "gpu_hours", "{:.2f}".format),
+        line("peak memory (MB)", "peak_memory_mb", "{:,.0f}".format),
+        line("energy (Wh)", "watt_hours", "{:.1f}".format, "0"),
+        line("money", "money", "{:.4f}".format),
+        a_point("money", "money", "{:.4f}".format),
+        ["attempts", *attempts],
+    ]
+    return ["", *(row["label"] for row in runs)], rows
+
+
+def pairwise_table(comparison: Row) -> Table:
+    """A row for every two runs: difference in accuracy and by each judge, first minus second."""
+    columns = ["", "accuracy"]
     for name in comparison["judges"]:
         columns += [f"by {name}", "p (Holm)", "verdict"]
     rows = []
     for row in comparison["pairwise"]:
-        cells = [row["first"], row["second"], points(row["accuracy"])]
+        cells = [f"{row['first']} minus {row['second']}", points(row["accuracy"])]
         for name, judge in comparison["judges"].items():
             judged = row["judges"][name]
             gap = judged["difference"]

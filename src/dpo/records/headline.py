@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from dpo.records.tables import number, points, share
+from dpo.records.tables import number, percent, points, share
 
 Row = dict[str, Any]
 COLUMNS = ("", "before", "after", "difference")
+EQUAL_LENGTH = (
+    "win rate at equal length: logistic regression of the outcome (win 1, tie 0.5, loss 0) on tanh(difference in words "
+    "/ its standard deviation), read where the difference is 0 (Dubois et al. 2024, arXiv:2404.04475, without the term "
+    "for the prompt)."
+)
+SIDES = ("baseline", "policy")
+INDENT = "  "  # before a figure that goes with the one above it
 
 
 def figure_rows(summary: Row) -> list[list[str]]:
@@ -21,7 +29,7 @@ def figure_rows(summary: Row) -> list[list[str]]:
             share(pairs["accuracy"]),
             points(pairs["accuracy_gain"]),
         ],
-        ["  per token of the answers", "50% (ties)", share(pairs["accuracy_per_token"]), ""],
+        [f"{INDENT}per token of the answers", "50% (ties)", share(pairs["accuracy_per_token"]), ""],
         [
             "chosen likelier than rejected",
             share(pairs["likelier_before"]),
@@ -29,24 +37,29 @@ def figure_rows(summary: Row) -> list[list[str]]:
             points(pairs["likelier_gain"]),
         ],
         ["reward margin (beta x nats)", "0", number(pairs["margin"]), ""],
+        [f"{INDENT}per token", "0", number(pairs["margin_per_token"], 4), ""],
         ["chosen log-ratio (nats)", "0", number(pairs["chosen_log_ratio"], 1, True), ""],
+        [f"{INDENT}per token", "0", number(pairs["chosen_log_ratio_per_token"], 3, True), ""],
         ["rejected log-ratio (nats)", "0", number(pairs["rejected_log_ratio"], 1, True), ""],
-        ["calibration error", "", f"{pairs['calibration_error']:.2f}", ""],
+        [f"{INDENT}per token", "0", number(pairs["rejected_log_ratio_per_token"], 3, True), ""],
+        ["calibration error", "", number(pairs["calibration_error"]), ""],
     ]
     for name, judged in summary["judges"].items():
         level, change = (share, points) if judged["decides"] else (number, _signed)
         rows.append([judged["label"], level(judged["baseline"]), level(judged["policy"]), change(judged["difference"])])
         rows.append(
             [
-                f"  wins / ties / losses by {name}",
+                f"{INDENT}wins / ties / losses by {name}",
                 "",
                 f"{judged['wins']} / {judged['ties']} / {judged['losses']}",
                 f"sign test p = {judged['sign_test_p']:.2g}",
             ]
         )
-        rows.append(["  win rate at equal length", "", share(judged["length_controlled_win_rate"]), ""])
+        rows.append([f"{INDENT}win rate at equal length", "", share(judged["length_controlled_win_rate"]), ""])
     for found in summary["figures"].values():
-        rows += [_further(row) for row in found["rows"]]
+        rows += [_further(row) for row in found["rows"] if not nothing(row.get(side) for side in SIDES)]
+        if names := nothing_of(found["rows"], lambda row: [row.get(side) for side in SIDES]):
+            rows.append([names, "0", "0", "0"])
     rows += [
         [
             "answer length (words)",
@@ -61,8 +74,11 @@ def figure_rows(summary: Row) -> list[list[str]]:
             "",
         ],
     ]
-    if summary["divergence"] is not None:
-        rows.append(["KL from the reference (nats an answer)", "0", number(summary["divergence"]["per_answer"]), ""])
+    if summary["divergence"]:
+        rows += [
+            ["KL from the reference (nats an answer)", "0", number(summary["divergence"]["per_answer"]), ""],
+            [f"{INDENT}per token", "0", number(summary["divergence"]["per_token"], 3), ""],
+        ]
     return rows
 
 
@@ -70,6 +86,16 @@ def _further(row: Row) -> list[str]:
     level, change = (share, points) if row["share"] else (number, _signed)
     baseline = level(row["baseline"]) if "baseline" in row else ""
     return [row["label"], baseline, level(row["policy"]), change(row["difference"]) if "difference" in row else ""]
+
+
+def nothing(estimates: Iterable[Row | None]) -> bool:
+    """Whether each estimate is 0 and sure of it: what never occurred."""
+    return all(e is not None and e["value"] == e["low"] == e["high"] == 0 for e in estimates)
+
+
+def nothing_of(rows: Iterable[Row], estimates: Callable[[Row], Iterable[Row | None]]) -> str:
+    """The labels of the figures that never occurred, in one: a row each would say nothing."""
+    return ", ".join(row["label"] for row in rows if nothing(estimates(row)) and not row["label"].startswith(INDENT))
 
 
 def judged_rows(judged: Row) -> list[list[str]]:
@@ -88,7 +114,7 @@ def judged_lines(judged: Row, confidence: float) -> list[str]:
         lines.append(f"undecided and left out: {reasons}")
     if judged["cost"]:
         lines.append(f"cost {judged['cost']:.4f}")
-    return [*lines, f"[low, high]: {100 * confidence:.0f}% intervals, bootstrap over prompts, Wilson for shares"]
+    return [*lines, f"[low, high]: {percent(confidence)} intervals, bootstrap over prompts, Wilson for shares"]
 
 
 def caption(summary: Row) -> str:
@@ -99,21 +125,23 @@ def caption(summary: Row) -> str:
 
 def notes(summary: Row) -> list[str]:
     """What the figures mean: the judges' definitions, the intervals, accuracy before and after, the sampling."""
-    judges = {**summary["judges"], **summary["figures"]}
+    judges, settings = {**summary["judges"], **summary["figures"]}, summary["settings"]
     lines = [f"judge {name}: {judged['definition']}" for name, judged in judges.items()]
     for name, missing in summary["undecided"].items():
         reasons = "; ".join(f"{reason} ({count})" for reason, count in missing["reasons"].items())
         lines.append(f"judge {name}: {missing['count']} of {missing['of']} undecided and left out: {reasons}")
-    confidence = summary["settings"]["confidence"]
     lines += [
-        f"[low, high]: {100 * confidence:.0f}% intervals, bootstrap over prompts (Wilson for shares of answers).",
+        f"[low, high]: {percent(settings['confidence'])} intervals, bootstrap over prompts (Wilson for shares of "
+        "answers).",
         "implicit-reward accuracy: pairs whose chosen answer gained more log-probability over the base than the "
         "rejected one; for the base itself every pair is a tie.",
     ]
-    if summary["settings"]["temperature"] > 0:
+    if summary["judges"]:
+        lines.append(EQUAL_LENGTH)
+    if settings["temperature"]:
         lines.append(
-            f"answers: temperature {summary['settings']['temperature']}, top {summary['settings']['top_k']}, at most "
-            f"{summary['settings']['max_new_tokens']} tokens; both sides with the same random numbers."
+            f"answers: temperature {settings['temperature']}, top {settings['top_k']}, at most "
+            f"{settings['max_new_tokens']} tokens; both sides with the same random numbers."
         )
     return lines
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.records.files import write_text
-from dpo.records.tables import clean
+from dpo.records.tables import clean, number
 
 
 def write_page(path: Path, template: str, plots: Mapping[str, Any], **values: Any) -> Path:
@@ -54,8 +54,13 @@ def environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"clean": clean, "share": _share, "number": _number}
+    made.filters |= {"clean": clean, "number": number, "whole": whole}
     return made
+
+
+def whole(cell: str) -> str:
+    """A table's cell whose intervals stay in one piece where a narrow screen breaks the line."""
+    return re.sub(r"\[[^\[\]]{1,30}\]", lambda found: found[0].replace(" ", "\xa0"), cell)
 
 
 def content_policy(script: str, style: str) -> str:
@@ -110,15 +115,3 @@ def file_text(name: str) -> str:
 def source_hash(text: str) -> str:
     """What a Content-Security-Policy allows an inline script or style by."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _share(estimate: Mapping[str, Any]) -> str:
-    from dpo.records.tables import share
-
-    return share(estimate)
-
-
-def _number(estimate: Mapping[str, Any], digits: int = 2) -> str:
-    from dpo.records.tables import number
-
-    return number(estimate, digits)

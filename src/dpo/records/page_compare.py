@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpo.records.comparison_tables import cost_table, pairwise_table, quality_table
+from dpo.records.comparison_tables import COST_NOTE, cost_table, figure_tables, pairwise_table, quality_table
 from dpo.records.figures import Figure, Placed
+from dpo.records.headline import EQUAL_LENGTH
 from dpo.records.html import write_page
 from dpo.records.read import pick
+from dpo.records.tables import percent
 
 Row = dict[str, Any]
 
@@ -18,7 +20,6 @@ Row = dict[str, Any]
 def write_comparison_page(path: Path, comparison: Row, samples: Sequence[Row], show: int) -> Path:
     """Write the page. `samples`: one row a prompt with `messages` and `answers`, a list of (label, side)."""
     figures, placed = comparison_figures(comparison)
-    quality, costs, pairwise = quality_table(comparison), cost_table(comparison), pairwise_table(comparison)
     return write_page(
         path,
         "compare.html",
@@ -27,27 +28,27 @@ def write_comparison_page(path: Path, comparison: Row, samples: Sequence[Row], s
         subtitle=f"evaluation {comparison['evaluation']}; written {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC",
         choice=comparison["choice"],
         notes=_notes(comparison),
-        quality={"columns": quality[0], "rows": _whole(quality[1])},
-        cost={"columns": costs[0], "rows": costs[1]},
-        pairwise={"columns": pairwise[0], "rows": _whole(pairwise[1])},
+        quality=quality_table(comparison),
+        figures=figure_tables(comparison),
+        cost=cost_table(comparison),
+        cost_note=COST_NOTE,
+        pairwise=pairwise_table(comparison),
         plots_placed=placed,
         samples=pick(list(samples), show, comparison["settings"]["seed"]),
         sample_count=len(samples),
     )
 
 
-def _whole(rows: list[list[str]]) -> list[list[str]]:
-    """Intervals that do not break across lines."""
-    return [[row[0], *(cell.replace(", ", ",\xa0") for cell in row[1:])] for row in rows]
-
-
 def _notes(comparison: Row) -> list[str]:
     settings = comparison["settings"]
-    lines = [f"judge {name}: {judge['definition']}" for name, judge in comparison["judges"].items()]
+    judges = {**comparison["judges"], **comparison["figures"]}
+    lines = [f"judge {name}: {judge['definition']}" for name, judge in judges.items()]
     lines.append(
-        f"[low, high]: {100 * settings['confidence']:.0f}% intervals, bootstrap over prompts. Every run is set against "
+        f"[low, high]: {percent(settings['confidence'])} intervals, bootstrap over prompts. Every run is set against "
         "the unaligned baseline's answers to the same prompts, drawn with the same random numbers."
     )
+    if comparison["judges"]:
+        lines.append(EQUAL_LENGTH)
     lines.append("Sign tests leave ties out; between runs their p-values are adjusted by Holm over all pairs.")
     if not comparison["same_baseline_answers"]:
         lines.append("The baseline's answers differ between these evaluations (other hardware or library versions).")
@@ -72,27 +73,38 @@ def comparison_figures(comparison: Row) -> tuple[dict[str, Figure], Placed]:
             "data": [bars],
             "layout": {
                 "yaxis": {"autorange": "reversed", "automargin": True},
-                "xaxis": {"tickformat": ".0%" if judge["decides"] else ""},
+                "xaxis": {"tickformat": ".0%" if judge["decides"] else "", "title": {"text": judge["label"]}},
                 "height": 120 + 34 * len(rows),
                 "hovermode": "closest",
             },
         }
-        placed.append((f"level-{name}", judge["label"], "With intervals."))
+        placed.append(
+            (f"level-{name}", f"Level by {name}", f"{percent(comparison['settings']['confidence'])} intervals.")
+        )
         near = [row for row in runs if row["kl"] is not None]
         against = [("kl", near, [row["kl"]["value"] for row in near], "KL from the reference (nats an answer)")]
-        against.append(("cost", runs, [(row["cost"]["seconds"] or 0) / 60 for row in runs], "minutes, all attempts"))
+        timed = [row for row in runs if row["cost"]["seconds"] is not None]
+        against.append(("cost", timed, [row["cost"]["seconds"] / 60 for row in timed], "minutes, all attempts"))
         for key, kept, x, title in against:
             if not kept:
                 continue
+            levels = [row["judges"][name]["level"]["value"] for row in kept]
             points = {
-                "type": "scatter", "mode": "markers+text", "marker": {"size": 9}, "x": x, "textposition": "top center",
-                "y": [row["judges"][name]["level"]["value"] for row in kept], "text": [row["label"] for row in kept],
+                "type": "scatter", "mode": "markers+text", "marker": {"size": 9}, "x": x, "y": levels,
+                # Names stand towards the middle and may leave the axes: none is cut.
+                "textposition": ["top left" if value > max(x) / 2 else "top right" for value in x],
+                "cliponaxis": False, "text": [row["label"] for row in kept],
             }  # fmt: skip
+            room = {"range": [0, 1.2 * max(levels)]} if judge["decides"] and max(levels) > 0 else {}
             figures[f"{key}-{name}"] = {
                 "data": [points],
                 "layout": {
-                    "xaxis": {"title": {"text": title}, "rangemode": "tozero"},
-                    "yaxis": {"tickformat": ".0%", "rangemode": "tozero"} if judge["decides"] else {},
+                    "xaxis": {"title": {"text": title}, "range": [0, 1.08 * max(x) or 1]},
+                    "yaxis": {
+                        "tickformat": ".0%" if judge["decides"] else "",
+                        "title": {"text": judge["label"]},
+                        **room,
+                    },
                     "hovermode": "closest",
                 },
             }

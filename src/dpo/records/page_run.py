@@ -11,10 +11,11 @@ from dpo.records.figures import Figure, Placed, cost_figures, evaluation_figures
 from dpo.records.headline import COLUMNS, caption, figure_rows, notes
 from dpo.records.html import write_page
 from dpo.records.read import RunFiles, json_file, json_lines, pick, read_pairs, read_run, read_samples
-from dpo.records.tables import clock
+from dpo.records.tables import DASH, clock, number, share
 from dpo.records.verdicts import findings
 
 Row = dict[str, Any]
+SUBJECT = (("model", "path"), ("dataset", "source"))
 LENGTHS = ("0.05", "0.5", "0.95", "1")
 
 
@@ -42,7 +43,7 @@ def write_run_page(folder: Path, evaluation: str, show: int) -> Path:
         findings=findings(run, summary),
         training_plots=training_placed,
         evaluation_plots=held_out_placed,
-        samples=pick(samples, show, summary["settings"]["seed"]) if summary else [],
+        samples=pick(samples, show, summary["settings"].get("seed", 0)) if summary else [],
         sample_count=len(samples),
         cost=cost_table(run.ledger),
         cost_plots=costs_placed,
@@ -54,11 +55,12 @@ def write_run_page(folder: Path, evaluation: str, show: int) -> Path:
 
 def _subtitle(run: RunFiles) -> str:
     record = run.record
-    words = [f"step {record.get('step')} of {record.get('max_steps')}"]
+    words = [f"step {record['step']} of {record['max_steps']}" if record.get("max_steps") else "before its first step"]
     if record.get("reason"):
         words.append(str(record["reason"]))
-    if run.config.get("model"):
-        words.append(f"{run.config['model']['path']} on {run.config['dataset']['source']}")
+    if run.config:
+        names = [str((run.config.get(group) or {}).get(key) or DASH) for group, key in SUBJECT]
+        words.append(" on ".join(names))
     words.append(f"written {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC")
     return "; ".join(words)
 
@@ -66,39 +68,49 @@ def _subtitle(run: RunFiles) -> str:
 def _headline(summary: Row | None) -> Row | None:
     if summary is None:
         return None
-    # An interval stays in one piece where a narrow screen breaks the line.
-    rows = [[row[0], *(cell.replace(", ", ",\xa0") for cell in row[1:])] for row in figure_rows(summary)]
-    return {"columns": COLUMNS, "rows": rows, "notes": [caption(summary), *notes(summary)]}
+    return {"columns": COLUMNS, "rows": figure_rows(summary), "notes": [caption(summary), *notes(summary)]}
 
 
 def cost_table(ledger: Row) -> Row:
-    """Columns, rows and a note on money, from ledger.json."""
-    rows = []
-    for name, phase in (ledger.get("phases") or {}).items():
-        hits = f"{phase['hits']:.0f} of {phase['hits'] + phase['misses']:.0f}" if "hits" in phase else ""
-        rows.append(
-            [
-                name,
-                clock(phase["seconds"]),
-                f"{phase.get('gpu_seconds', 0) / 3600:.2f}",
-                f"{phase.get('peak_memory_mb', 0):,.0f}",
-                f"{phase['pairs']:,.0f}" if "pairs" in phase else "",
-                f"{phase['tokens']:,.0f}" if "tokens" in phase else "",
-                hits,
-            ]
-        )
-    total = float(ledger.get("seconds") or 0)
-    rows.append(["all", clock(total), f"{float(ledger.get('gpu_seconds') or 0) / 3600:.2f}", "", "", "", ""])
-    rate = float(ledger.get("hourly_rate") or 0)
-    note = (
-        f"{float(ledger.get('cost') or 0):.4f} at hardware.hourly_rate={rate:g} a device-hour, all attempts included."
-        if rate
-        else "No price: hardware.hourly_rate is 0. Times add up over all attempts, failed ones included."
-    )
+    """Columns, rows and a note on money and energy, from ledger.json; columns without an entry are left out."""
+    phases, rate = ledger.get("phases") or {}, float(ledger.get("hourly_rate") or 0)
+    devices = _devices(ledger)
+    every: dict[str, list[str]] = {"phase": [*phases, "all"]}
+    totals = {"seconds": ledger.get("seconds"), "gpu_seconds": ledger.get("gpu_seconds"),
+              "energy_joules": ledger.get("energy_joules"), "cost": ledger.get("cost") if rate else None}  # fmt: skip
+    entries = [{**phase, "cost": phase.get("seconds", 0) / 3600 * rate * devices or None} for phase in phases.values()]
+    for name, key, word in (
+        ("time", "seconds", clock),
+        ("GPU-hours", "gpu_seconds", lambda v: f"{v / 3600:.2f}" if v else ""),
+        ("peak MB", "peak_memory_mb", "{:,.0f}".format),
+        ("energy (Wh)", "energy_joules", lambda v: f"{v / 3600:.2f}"),
+        ("money", "cost", "{:.4f}".format),
+        ("pairs", "pairs", "{:,.0f}".format),
+        ("tokens", "tokens", "{:,.0f}".format),
+    ):
+        every[name] = [DASH if (v := entry.get(key)) is None else word(v) for entry in (*entries, totals)]
+    every["from the cache"] = [
+        f"{entry['hits']:.0f} of {entry['hits'] + entry['misses']:.0f}" if {"hits", "misses"} <= entry.keys() else DASH
+        for entry in (*entries, totals)
+    ]
+    kept = {name: cells for name, cells in every.items() if set(cells) - {DASH, ""}}
+    return {"columns": list(kept), "rows": [list(row) for row in zip(*kept.values(), strict=True)],
+            "note": _cost_note(ledger, rate)}  # fmt: skip
+
+
+def _devices(ledger: Row) -> float:
+    """How many devices an hour was charged for; a CPU counts as one."""
+    hours = float(ledger.get("seconds") or 0) / 3600 * float(ledger.get("hourly_rate") or 0)
+    return float(ledger.get("cost") or 0) / hours if hours else 1.0
+
+
+def _cost_note(ledger: Row, rate: float) -> str:
     joules = ledger.get("energy_joules")
-    note += " Energy: " + ("no counter can be read here." if joules is None else f"{joules / 3600:.1f} Wh in all.")
-    columns = ("phase", "time", "GPU-hours", "peak MB", "pairs", "tokens", "from the cache")
-    return {"columns": columns, "rows": rows, "note": note}
+    return (
+        (f"Money: hours x hardware.hourly_rate={rate:g} a device." if rate else "No price: hardware.hourly_rate is 0.")
+        + " All attempts are included, killed and failed ones too."
+        + (" Energy: no counter can be read here." if joules is None else "")
+    )
 
 
 def _data(report: Row) -> Row | None:
@@ -112,29 +124,45 @@ def _data(report: Row) -> Row | None:
         + f" pairs of at most {report.get('max_length')} tokens."
     )
     tables = []
+    read = report.get("rows") or {}
+    if kept:
+        counted = [[split, read.get(split, DASH), count] for split, count in kept.items()]
+        tables.append({"title": "Rows", "columns": ("split", "read", "kept as pairs"), "rows": counted})
     for title, key in (("Refused rows", "refused"), ("Noted, and kept", "noted")):
-        found = [[name, entry["count"], ", ".join(map(str, entry["ids"][:5]))] for name, entry in
-                 (report.get(key) or {}).items() if entry["count"]]  # fmt: skip
-        tables.append({"title": title, "columns": ("why", "rows", "for example"), "rows": found or [["none", 0, ""]]})
+        found = [
+            [name, entry["count"], ", ".join(map(str, entry["ids"][:5] if entry["ids"] else []))]
+            for name, entry in (report.get(key) or {}).items()
+            if entry["count"]
+        ]
+        tables.append({"title": title, "columns": ("why", "rows", "for example"), "rows": found})
+    cut = [
+        [name, entry["pairs"], entry["tokens"]]
+        for name, entry in (report.get("truncation") or {}).items()
+        if entry["pairs"]
+    ]
+    tables.append({"title": "Cut to fit", "columns": ("what", "pairs", "tokens"), "rows": cut})
+    bias = [
+        [split, number(_estimate(b, "mean_tokens", "mean"), 1, True), share(_estimate(b, "chosen_longer"))]
+        for split, b in (report.get("length_bias") or {}).items()
+        if b
+    ]
+    if bias:
+        columns = ("split", "chosen minus rejected (tokens)", "chosen longer")
+        tables.append({"title": "Is the better answer the longer one?", "columns": columns, "rows": bias})
     lengths = [
-        [f"{split}, {part}", *(quantiles.get(q, "") for q in LENGTHS)]
+        [f"{split}, {part}", *(quantiles.get(q, DASH) for q in LENGTHS)]
         for split, parts in (report.get("lengths") or {}).items()
         for part, quantiles in parts.items()
     ]
     if lengths:
         tables.append({"title": "Lengths", "columns": ("tokens", "5%", "median", "95%", "longest"), "rows": lengths})
-    bias = [
-        [split, f"{b['mean_tokens']:+.1f} [{b['mean_low']:+.1f}, {b['mean_high']:+.1f}]", f"{b['chosen_longer']:.0%}"]
-        for split, b in (report.get("length_bias") or {}).items()
-        if b
-    ]
-    if bias:
-        columns = ("split", "chosen minus rejected tokens", "chosen longer")
-        tables.append({"title": "Is the better answer the longer one?", "columns": columns, "rows": bias})
-    cut = [[name, entry["pairs"], entry["tokens"]] for name, entry in (report.get("truncation") or {}).items()]
-    if cut:
-        tables.append({"title": "Cut to fit", "columns": ("what", "pairs", "tokens"), "rows": cut})
     return {"words": words, "tables": tables}
+
+
+def _estimate(bias: Row, key: str, interval: str | None = None) -> Row:
+    """A figure of the data report in the form of an estimate."""
+    name = interval or key
+    return {"value": bias[key], "low": bias[f"{name}_low"], "high": bias[f"{name}_high"]}
 
 
 def _settings(run: RunFiles) -> Row:

@@ -1,4 +1,7 @@
-"""Read what runs and evaluations left on disk. Everything here is read as data; nothing in it can run."""
+"""Read what runs and evaluations left on disk. Everything here is read as data; nothing in it can run.
+
+A directory stays readable: what an earlier version did not write is absent, and absent is shown as a dash.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,31 @@ from omegaconf import OmegaConf
 
 from dpo.errors import ConfigError
 from dpo.records.run import read_record, state_of
+from dpo.records.tables import DASH
 
 Row = dict[str, Any]
+
+
+class Found(dict[str, Any]):
+    """A JSON mapping as it was found; a key that is not in it reads as `ABSENT`."""
+
+    def __missing__(self, key: str) -> Any:
+        return ABSENT
+
+
+class Absent(Found):
+    """What was not written: empty, false, a dash in any text, and whatever is looked up in it is absent too."""
+
+    def __str__(self) -> str:
+        return DASH
+
+    __repr__ = __str__
+
+    def __format__(self, spec: str) -> str:
+        return DASH
+
+
+ABSENT = Absent()
 
 
 @dataclass(frozen=True)
@@ -69,7 +95,10 @@ def read_summary(run: Path, name: str) -> Row:
             f"{run}: no evaluation named {name}" + (f"; it has {', '.join(have)}" if have else "") + "\n"
             f"python -m dpo.evaluate {run}" + ("" if name == "test" else f" evaluation.name={name}")
         )
-    return json_file(path)
+    found = json_file(path)
+    if not found:
+        raise ConfigError(f"{path}: not readable as JSON\npython -m dpo.evaluate {run} writes it anew from its rows")
+    return found
 
 
 def read_samples(run: Path, name: str) -> list[Row]:
@@ -90,10 +119,10 @@ def read_pairs(run: Path, name: str) -> list[Row]:
 def json_file(path: Path) -> Row:
     """A JSON mapping; empty when the file is missing or torn."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"), object_hook=Found)
     except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return Found()
+    return found if isinstance(found, Found) else Found()
 
 
 def json_lines(path: Path) -> list[Row]:
@@ -105,7 +134,7 @@ def json_lines(path: Path) -> list[Row]:
         return []
     for line in lines:
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_hook=Found)
         except ValueError:
             continue
         if isinstance(row, dict):

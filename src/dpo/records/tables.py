@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -18,6 +18,10 @@ from rich.text import Text
 _SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -~])")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _FORMULA = re.compile(r"^[\s\"']*[=+\-@\t\r]")
+
+DASH = "-"
+# An Estimate as in summary.json, a number that came without an interval, or nothing.
+Figure = Mapping[str, Any] | float | None
 
 
 def clean(text: str) -> str:
@@ -62,29 +66,34 @@ def terminal() -> Console:
     return console
 
 
-def share(estimate: Mapping[str, Any] | None) -> str:
+def share(estimate: Figure) -> str:
     """`58% [50, 66]` from an estimate of a share."""
-    if estimate is None:
-        return "-"
-    return f"{100 * estimate['value']:.0f}% [{100 * estimate['low']:.0f}, {100 * estimate['high']:.0f}]"
+    return _words(estimate, lambda x: f"{100 * x:.0f}", "%")
 
 
-def points(estimate: Mapping[str, Any] | None) -> str:
+def percent(value: Figure) -> str:
+    """`95%` from 0.95."""
+    return _words(value, lambda x: f"{100 * x:.0f}", "%")
+
+
+def points(estimate: Figure) -> str:
     """`+12 points [+3, +21]` from an estimate of a difference between shares."""
-    if estimate is None:
-        return "-"
-    value, low, high = (_signed(100 * estimate[key], 0) for key in ("value", "low", "high"))
-    return f"{value} points [{low}, {high}]"
+    return _words(estimate, lambda x: _signed(100 * x, 0), " points")
 
 
-def number(estimate: Mapping[str, Any] | None, digits: int = 2, signed: bool = False) -> str:
+def number(estimate: Figure, digits: int = 2, signed: bool = False) -> str:
     """`1.52 [1.31, 1.73]` from an estimate."""
-    if estimate is None:
-        return "-"
-    value, low, high = (
-        _signed(estimate[key], digits) if signed else f"{estimate[key]:.{digits}f}" for key in ("value", "low", "high")
-    )
-    return f"{value} [{low}, {high}]"
+    return _words(estimate, lambda x: _signed(x, digits) if signed else f"{x:.{digits}f}")
+
+
+def _words(estimate: Figure, word: Callable[[float], str], unit: str = "") -> str:
+    """An estimate with its interval, a plain number without one, a dash for what was not measured."""
+    parts = estimate if isinstance(estimate, Mapping) else {"value": estimate}
+    value, low, high = (parts.get(key) for key in ("value", "low", "high"))
+    if value is None:
+        return DASH
+    interval = "" if low is None or high is None else f" [{word(low)}, {word(high)}]"
+    return f"{word(value)}{unit}{interval}"
 
 
 def _signed(value: float, digits: int) -> str:

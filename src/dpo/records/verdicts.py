@@ -12,10 +12,13 @@ from typing import Any
 
 from dpo.records.read import RunFiles
 from dpo.records.tables import number, points
+from dpo.records.tables import share as in_share
 
 Row = dict[str, Any]
+SIDES = ("baseline", "policy")
 GOOD, NOTE, WARNING, UNKNOWN = "good", "note", "warning", "unknown"
 IDENTITY_BOUND = 0.05  # nats a token; a fresh adapter gives exactly 0 up to rounding
+ROUNDING = 1e-5  # a margin below it is rounding
 STUCK_SHARE = 0.01
 OVERFIT_RISE = 0.02
 GENERALISATION_GAP = 0.15
@@ -41,7 +44,7 @@ def findings(run: RunFiles, summary: Row | None) -> list[Finding]:
         loss_moves(run),
         overfitting(run),
         displacement(run, summary),
-        *([noise(name, judged) for name, judged in summary["judges"].items()] if summary else []),
+        *[noise(name, judged) for name, judged in (summary["judges"] if summary else {}).items()],
         length_exploitation(summary),
         truncation(summary),
         movement(summary),
@@ -56,8 +59,8 @@ def reference_identity(run: RunFiles) -> Finding:
         return Finding(name, UNKNOWN, "Not recorded: the run has not come to its first step.")
     evidence = [f"largest log-ratio before step 1: {worst:.2g} nats a token (bound {IDENTITY_BOUND})"]
     start = _first(run.dev)
-    if start:
-        evidence.append(f"dev margin at step 0: {start['rewards/margins']:+.2g}, loss {start['loss']:.4f}")
+    if start and {"rewards/margins", "loss"} <= start.keys():
+        evidence.append(f"dev at step 0: margin {_near_zero(start['rewards/margins'])}, loss {start['loss']:.4f}")
     if abs(worst) <= IDENTITY_BOUND:
         return Finding(name, GOOD, "The policy started as the reference: every reward began at 0.", tuple(evidence))
     return Finding(
@@ -68,12 +71,12 @@ def reference_identity(run: RunFiles) -> Finding:
 def loss_moves(run: RunFiles) -> Finding:
     """A loss that never leaves its start value means nothing was learned."""
     name = "Loss leaves its start"
-    if len(run.train) < 4:
+    train, dev = _column(run.train, "loss"), _column(run.dev, "loss")
+    if len(train) < 4:
         return Finding(name, UNKNOWN, "Too few logged steps to say.")
     start = _first(run.dev)
-    first = start["loss"] if start else run.train[0]["loss"]
-    tail = run.train[-max(1, len(run.train) // 5) :]
-    last = run.dev[-1]["loss"] if len(run.dev) > 1 else fmean(row["loss"] for row in tail)
+    first = start["loss"] if start and "loss" in start else train[0]
+    last = dev[-1] if len(dev) > 1 else fmean(_tail(train))
     change = (last - first) / abs(first) if first else 0.0
     evidence = (f"loss at the start {first:.4f}, at the end {last:.4f} ({change:+.1%})",)
     if abs(change) < STUCK_SHARE:
@@ -92,13 +95,13 @@ def loss_moves(run: RunFiles) -> Finding:
 def overfitting(run: RunFiles) -> Finding:
     """Dev loss that rises again while training loss falls, or a wide gap between the two accuracies."""
     name = "Overfitting"
-    later = [row for row in run.dev if row["step"] > 0]
-    if not later or len(run.train) < 4:
+    later = [row for row in run.dev if row["step"] > 0 and {"loss", "rewards/accuracies"} <= row.keys()]
+    train = _column(run.train, "rewards/accuracies")
+    if not later or len(train) < 4:
         return Finding(name, UNKNOWN, "No dev figures after step 0.")
     best = min(later, key=lambda row: row["loss"])
     last = later[-1]
-    tail = run.train[-max(1, len(run.train) // 5) :]
-    train_accuracy = fmean(row["rewards/accuracies"] for row in tail)
+    train_accuracy = fmean(_tail(train))
     gap = train_accuracy - last["rewards/accuracies"]
     evidence = (
         f"dev loss: lowest {best['loss']:.4f} at step {best['step']}, last {last['loss']:.4f} at step {last['step']}",
@@ -115,8 +118,8 @@ def overfitting(run: RunFiles) -> Finding:
 def displacement(run: RunFiles, summary: Row | None) -> Finding:
     """Likelihood displacement (arXiv:2410.08847): the margin grows although the chosen answers get less likely too."""
     name = "Likelihood displacement"
-    if summary:
-        chosen, rejected = summary["pairs"]["chosen_log_ratio"], summary["pairs"]["rejected_log_ratio"]
+    chosen, rejected = (summary["pairs"][f"{side}_log_ratio"] if summary else None for side in ("chosen", "rejected"))
+    if summary and chosen and rejected:
         evidence = tuple(
             f"{side} log-ratio {e['value']:+.1f} nats [{e['low']:+.1f}, {e['high']:+.1f}] on "
             f"{summary['pairs']['pairs']} {summary['split']} pairs"
@@ -124,8 +127,9 @@ def displacement(run: RunFiles, summary: Row | None) -> Finding:
         )
         chosen_falls, chosen_rises = chosen["high"] < 0, chosen["low"] > 0
         rejected_falls = rejected["high"] < 0
-        small = abs(chosen["value"]) < SMALL_FALL * summary["pairs"]["chosen_tokens"]["value"]
-    elif len(run.dev) > 1 and run.config.get("dpo"):
+        tokens = summary["pairs"]["chosen_tokens"]
+        small = bool(tokens) and abs(chosen["value"]) < SMALL_FALL * tokens["value"]
+    elif len(run.dev) > 1 and "rewards/chosen" in run.dev[-1] and (run.config.get("dpo") or {}).get("beta"):
         beta = float(run.config["dpo"]["beta"])
         c, r = (run.dev[-1][f"rewards/{side}"] / beta for side in ("chosen", "rejected"))
         evidence = (f"dev log-ratios at step {run.dev[-1]['step']}: chosen {c:+.1f}, rejected {r:+.1f} nats",)
@@ -154,6 +158,8 @@ def noise(judge: str, judged: Row) -> Finding:
     """Whether the judged difference stands out from sampling noise."""
     name = f"Difference by {judge}"
     difference = judged["difference"]
+    if not difference:
+        return Finding(name, UNKNOWN, "Not measured.")
     words = points(difference) if judged["decides"] else number(difference, 2, True)
     evidence = (
         f"difference {words} over {difference['n']} prompts",
@@ -171,28 +177,32 @@ def noise(judge: str, judged: Row) -> Finding:
 
 
 def length_exploitation(summary: Row | None) -> Finding:
-    """A win that is gone once answers of equal length are compared."""
-    name = "Length"
-    if not summary:
+    """A win that does not stand once answers of equal length are compared."""
+    name = "Length exploitation"
+    change, before, after = (None, None, None)
+    if summary:
+        answers = summary["answers"]
+        change, before, after = (answers["words_difference"], *(answers[side]["words"] for side in SIDES))
+    if not summary or not (change and before and after):
         return Finding(name, UNKNOWN, "Not evaluated.")
-    answers = summary["answers"]
-    change = answers["words_difference"]
-    base = answers["baseline"]["words"]["value"]
-    share = change["value"] / base if base else 0.0
+    share = change["value"] / before["value"] if before["value"] else 0.0
     evidence = [
-        f"words an answer: {base:.1f} before, {answers['policy']['words']['value']:.1f} after "
-        f"({share:+.0%}; difference [{change['low']:+.1f}, {change['high']:+.1f}])"
+        f"words an answer: {before['value']:.1f} before, {after['value']:.1f} after ({share:+.0%}; difference "
+        f"[{change['low']:+.1f}, {change['high']:+.1f}])"
     ]
     exploited = []
     for judge, judged in summary["judges"].items():
         plain, equal = judged["win_rate"], judged["length_controlled_win_rate"]
-        evidence.append(f"win rate by {judge} {plain['value']:.0%}, at equal length {equal['value']:.0%}")
-        if plain["low"] > 0.5 and equal["low"] <= 0.5:
+        evidence.append(f"win rate by {judge} {in_share(plain)}, at equal length {in_share(equal)}")
+        if plain and equal and plain["low"] > 0.5 >= equal["low"]:
             exploited.append(judge)
     changed = abs(share) > LENGTH_CHANGE and (change["low"] > 0 or change["high"] < 0)
     longer = "longer" if share > 0 else "shorter"
     if exploited and changed:
-        words = f"The win by {', '.join(exploited)} is gone at equal length: {longer} answers explain it."
+        words = (
+            f"At equal length the win by {', '.join(exploited)} does not stand out from noise: {longer} answers "
+            "explain it, or much of it."
+        )
         return Finding(name, WARNING, words, tuple(evidence))
     if changed:
         return Finding(name, NOTE, f"Answers became {longer}, but that does not explain the outcome.", tuple(evidence))
@@ -202,15 +212,15 @@ def length_exploitation(summary: Row | None) -> Finding:
 def truncation(summary: Row | None) -> Finding:
     """Answers that never ended their turn."""
     name = "Cut answers"
-    if not summary:
+    answers = summary["answers"] if summary else {}
+    if not summary or not {"answers", *SIDES} <= answers.keys() or any("truncated" not in answers[s] for s in SIDES):
         return Finding(name, UNKNOWN, "Not evaluated.")
-    answers = summary["answers"]
     total = answers["answers"]
-    policy, base = (answers[side]["truncated"] / total for side in ("policy", "baseline"))
+    base, policy = (answers[side]["truncated"] / total for side in SIDES)
     limit = summary["settings"]["max_new_tokens"]
     evidence = (f"cut at {limit} tokens: {base:.0%} before, {policy:.0%} after, of {total} answers a side",)
-    empty = answers["policy"]["empty"]
-    if empty > max(1, 0.02 * total):
+    empty = answers["policy"].get("empty")
+    if empty is not None and empty > max(1, 0.02 * total):
         return Finding(name, WARNING, f"{empty} of {total} answers of the policy are empty.", evidence)
     if policy > base + 0.05:
         return Finding(name, WARNING, "The policy ends its turn less often than the baseline.", evidence)
@@ -222,17 +232,32 @@ def truncation(summary: Row | None) -> Finding:
 def movement(summary: Row | None) -> Finding:
     """How far the policy went from the reference on its own answers."""
     name = "Distance from the reference"
-    if not summary or summary["divergence"] is None:
+    found = summary["divergence"] if summary else None
+    if not found or "per_token" not in found:
         return Finding(name, UNKNOWN, "KL was not measured.")
-    found = summary["divergence"]
-    per = found["per_answer"]
+    per_token = found["per_token"]
+    level = per_token["value"] if isinstance(per_token, dict) else per_token
     evidence = (
-        f"KL {per['value']:.2f} nats an answer [{per['low']:.2f}, {per['high']:.2f}], {found['per_token']:.3f} a "
-        f"token, on {found['answers']} answers",
+        f"KL {number(found['per_answer'])} nats an answer, {number(per_token, 3)} a token",
+        f"measured on {found['answers']} answers of the policy",
     )
-    if found["per_token"] > LARGE_KL_PER_TOKEN:
+    if level > LARGE_KL_PER_TOKEN:
         return Finding(name, WARNING, "Far from the reference: over-optimised unless samples read well.", evidence)
     return Finding(name, GOOD, "A moderate distance.", evidence)
+
+
+def _column(rows: list[Row], key: str) -> list[float]:
+    return [row[key] for row in rows if key in row]
+
+
+def _tail(values: list[float]) -> list[float]:
+    """The last fifth."""
+    return values[-max(1, len(values) // 5) :]
+
+
+def _near_zero(value: float) -> str:
+    """A number that should be 0; rounding noise is."""
+    return "0" if abs(value) < ROUNDING else f"{value:+.2g}"
 
 
 def _first(rows: list[Row]) -> Row | None:
