@@ -118,7 +118,7 @@ def test_a_model_with_several_outputs_needs_the_name_of_its_reward(tmp_path: Pat
 
 def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
     folder = tiny.make_model(tmp_path / "model")
-    with pytest.raises(ConfigError, match=r"not a reward model: it has no score\.weight"):
+    with pytest.raises(ConfigError, match=r"not a sequence classifier: it has no score\.weight"):
         _judged(build(replace(SETTINGS, path=str(folder))), _items(1))
 
 
@@ -178,8 +178,8 @@ def test_a_quantized_model_scores_nearly_the_same_and_keeps_its_head(folder: Pat
     items = _items(6)
     whole, rounded = _judged(plain, items), _judged(packed, items)
     assert packed._loaded is not None
-    assert type(packed._loaded.model.score) is torch.nn.Linear
-    assert type(packed._loaded.model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    assert type(packed._loaded.classifier.model.score) is torch.nn.Linear
+    assert type(packed._loaded.classifier.model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
     gaps = [abs((whole[i.id].score or 0) - (rounded[i.id].score or 0)) for i in items]
     assert 0 < max(gaps) < 1
 

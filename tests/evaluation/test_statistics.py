@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpo.evaluation.paired import paired_shares
 from dpo.evaluation.statistics import (
     bootstrap_mean,
     calibration,
@@ -178,3 +179,18 @@ def test_the_interval_of_the_calibration_error_holds_the_truth_about_as_often_as
     copies = calibration(np.repeat(p, 4), np.repeat(np.arange(400), 4).tolist(), resamples=400).error
     once = calibration(p, resamples=400).error
     assert copies.high - copies.low == pytest.approx(once.high - once.low, rel=0.1)
+
+
+def test_the_interval_of_paired_shares_covers_what_it_says_and_keeps_its_width() -> None:
+    # 36, 12, 2, 0 of 50 (both, first only, second only, neither): by the published formula, without a library.
+    first = [1.0] * 48 + [0.0] * 2
+    found = paired_shares(first, [1.0] * 36 + [0.0] * 12 + [1.0] * 2, 0.95)
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0569, 0.3404), abs=1e-4)
+    alike = paired_shares([1.0] * 20, [1.0] * 20, 0.95)
+    assert (alike.value, alike.high) == pytest.approx((0, 1 - wilson(20, 20).low))
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        drawn = rng.choice(4, 60, p=[0.5, 0.2, 0.05, 0.25])
+        found = paired_shares(drawn < 2, (drawn == 0) | (drawn == 2), 0.95)
+        covered += found.low <= 0.15 <= found.high
+    assert 0.92 <= covered / 400 <= 0.98

@@ -125,6 +125,35 @@ class ToneJudge:
     """Counts over the form of an answer; the lists it counts by are part of its definition."""
 
 
+class ToxicityScorer(Enum):
+    """What says how toxic an answer is."""
+
+    words = "words"
+    classifier = "classifier"
+
+
+class Activation(Enum):
+    """From a classifier's outputs to probabilities; auto: as its config says."""
+
+    auto = "auto"
+    sigmoid = "sigmoid"
+    softmax = "softmax"
+
+
+@dataclass
+class ToxicityJudge:
+    """Toxicity from 0 to 1; `threshold` and above is toxic. `path` and what follows it are the classifier's."""
+
+    scorer: ToxicityScorer = MISSING
+    threshold: float = MISSING
+    path: str | None = MISSING
+    revision: str = MISSING
+    label: str | None = MISSING
+    activation: Activation = MISSING
+    quantization: Quantization | None = MISSING
+    batch_size: int = MISSING
+
+
 @dataclass
 class Judges:
     """The judges asked for, by name."""
@@ -134,6 +163,7 @@ class Judges:
     llm: LlmJudge | None = None
     human: HumanJudge | None = None
     reward_model: RewardModelJudge | None = None
+    toxicity: ToxicityJudge | None = None
     tone: ToneJudge | None = None
     lm_eval: LmEvalJudge | None = None
 
@@ -154,6 +184,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "judge.llm.server.price_out": (lambda v: v >= 0, "at least 0, or null where it is not known"),
     "judge.llm.local.batch_size": (lambda v: v >= 1, "at least 1"),
     "judge.reward_model.batch_size": (lambda v: v >= 1, "at least 1"),
+    "judge.toxicity.threshold": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    "judge.toxicity.batch_size": (lambda v: v >= 1, "at least 1"),
     "judge.lm_eval.limit": (lambda v: v >= 1, "at least 1, or null for all"),
     "judge.lm_eval.few_shots": (lambda v: 0 <= v <= 100, "0 to 100, or null for each task's own"),
     "judge.lm_eval.batch_size": (lambda v: v >= 1, "at least 1"),
@@ -166,6 +198,7 @@ JUDGES: dict[str, type] = {
     "llm": LlmJudge,
     "human": HumanJudge,
     "reward_model": RewardModelJudge,
+    "toxicity": ToxicityJudge,
     "tone": ToneJudge,
     "lm_eval": LmEvalJudge,
 }

@@ -10,8 +10,15 @@ import numpy as np
 
 from dpo.evaluation.judges.ask import SAME
 from dpo.evaluation.judges.interface import Figure, Item, Judge, PairItem, PairJudge, Verdict
+from dpo.evaluation.paired import paired_shares
 from dpo.evaluation.sides import BASELINE, POLICY
-from dpo.evaluation.statistics import Floats, bootstrap_ratio, bootstrap_ratio_difference
+from dpo.evaluation.statistics import (
+    Estimate,
+    Floats,
+    bootstrap_ratio,
+    bootstrap_ratio_difference,
+    wilson,
+)
 
 Row = dict[str, Any]
 Items = Sequence[Item | PairItem]
@@ -45,7 +52,7 @@ def one_side(judge: Judge | PairJudge, items: Items, verdicts: Sequence[Verdict]
     for figure in figures_of(judge):
         parts = _parts(figure, items, verdicts)
         if parts[:, 1].any():
-            rows.append(_row(figure, {POLICY: bootstrap_ratio(parts, **interval)}))
+            rows.append(_row(figure, {POLICY: _level(figure, parts, interval)}))
     return rows
 
 
@@ -58,12 +65,32 @@ def two_sides(judge: Judge, items: Items, verdicts: Sequence[Verdict], interval:
         base = _parts(figure, items[split:], verdicts[split:])
         if mine[:, 1].any() and base[:, 1].any():
             estimates = {
-                POLICY: bootstrap_ratio(mine, **interval),
-                BASELINE: bootstrap_ratio(base, **interval),
-                "difference": bootstrap_ratio_difference(mine, base, **interval),
+                POLICY: _level(figure, mine, interval),
+                BASELINE: _level(figure, base, interval),
+                "difference": _difference(figure, mine, base, interval),
             }
             rows.append(_row(figure, estimates))
     return rows
+
+
+def _is_trials(figure: Figure, parts: Floats) -> bool:
+    """Whether each group is one trial that succeeds or not."""
+    return figure.share and bool((parts[:, 1] == 1).all() and np.isin(parts[:, 0], (0, 1)).all())
+
+
+def _level(figure: Figure, parts: Floats, interval: Row) -> Estimate:
+    asked = parts[parts[:, 1] != 0]
+    if _is_trials(figure, asked):
+        return wilson(int(asked[:, 0].sum()), len(asked), interval["confidence"])
+    return bootstrap_ratio(parts, **interval)
+
+
+def _difference(figure: Figure, mine: Floats, base: Floats, interval: Row) -> Estimate:
+    asked = (mine[:, 1] != 0) & (base[:, 1] != 0)
+    same = bool((asked == ((mine[:, 1] != 0) | (base[:, 1] != 0))).all())
+    if same and _is_trials(figure, mine[asked]) and _is_trials(figure, base[asked]):
+        return paired_shares(mine[asked, 0], base[asked, 0], interval["confidence"])
+    return bootstrap_ratio_difference(mine, base, **interval)
 
 
 def _row(figure: Figure, estimates: Row) -> Row:

@@ -1,4 +1,4 @@
-"""Paired comparisons of settings that were tried with several seeds on the same items. Pure numpy."""
+"""Comparisons of what was tried on the same items, once or with several seeds. Pure numpy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dpo.evaluation.statistics import Estimate
+from dpo.evaluation.statistics import Estimate, wilson
 
 Floats = NDArray[np.float64]
 # 97.5% points of Student's t for 1 to 30 degrees of freedom; beyond, the normal one is within 2%.
@@ -45,3 +45,26 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     mean, spread, n = float(np.mean(values)), float(np.std(values, ddof=1)), len(values)
     half = (T_975[n - 2] if n - 2 < len(T_975) else 1.96) * spread / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half, n)
+
+
+def paired_shares(first: Sequence[float] | Floats, second: Sequence[float] | Floats, confidence: float) -> Estimate:
+    """Difference of two shares of the same trials (0 or 1 each) with the interval of Newcombe 1998 ("Improved
+    confidence intervals for the difference between binomial proportions based on paired data", method 10).
+
+    It is made of Wilson's intervals, so it keeps its width where all trials agree and a bootstrap has none.
+    """
+    x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    n = len(x)
+    mine, base = wilson(int(x.sum()), n, confidence), wilson(int(y.sum()), n, confidence)
+    both, neither = float((x * y).sum()), float(((1 - x) * (1 - y)).sum())
+    excess = both * neither - float((x * (1 - y)).sum()) * float(((1 - x) * y).sum())
+    excess = max(excess - n / 2, 0.0) if excess > 0 else excess
+    spread = math.sqrt(x.sum() * (n - x.sum()) * y.sum() * (n - y.sum()))
+    phi = excess / spread if spread > 0 else 0.0
+
+    def half(up: float, down: float) -> float:
+        return math.sqrt(max(0.0, up * up - 2 * phi * up * down + down * down))
+
+    value = mine.value - base.value
+    low = value - half(mine.value - mine.low, base.high - base.value)
+    return Estimate(value, low, value + half(mine.high - mine.value, base.value - base.low), n)

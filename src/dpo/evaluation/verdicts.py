@@ -13,6 +13,7 @@ from dpo.config.evaluation import Evaluation
 from dpo.evaluation.answers import Prompt
 from dpo.evaluation.judges.ask import preferences, verdicts
 from dpo.evaluation.judges.interface import Item, Judge, PairItem, PairJudge, Verdict
+from dpo.evaluation.paired import paired_shares
 from dpo.evaluation.rules import word_count
 from dpo.evaluation.sides import BASELINE, POLICY, SIDES
 from dpo.evaluation.statistics import bootstrap_mean, compare_scores, length_controlled_win_rate, wilson
@@ -114,17 +115,25 @@ def summarise_verdicts(
     outcome = (np.sign(policy - baseline) + 1) / 2
     yes_or_no = all(v.passed is not None for v in (*mine, *base))
 
+    trials, confidence = len(set(groups)), settings["confidence"]
+
     def level(values: np.ndarray) -> Row:
-        # Wilson where rows are independent yes-or-no trials; otherwise the bootstrap over prompts.
-        if yes_or_no and len(set(groups)) == len(groups):
-            return asdict(wilson(int(values.sum()), len(values), settings["confidence"]))
+        # Wilson where rows are independent yes-or-no trials; otherwise the bootstrap over prompts, which has no width
+        # where all are alike: then each prompt is a trial.
+        if yes_or_no and (trials == len(groups) or _alike(values)):
+            return asdict(wilson(round(float(values.mean()) * trials), trials, confidence))
         return asdict(bootstrap_mean(values, groups, **settings))
+
+    def difference() -> Row:
+        if yes_or_no and _alike(policy) and _alike(baseline):
+            return asdict(paired_shares(policy[:1].repeat(trials), baseline[:1].repeat(trials), confidence))
+        return asdict(bootstrap_mean(policy - baseline, groups, **settings))
 
     return {
         "decides": yes_or_no or isinstance(judgement.judge, PairJudge),
         POLICY: level(policy),
         BASELINE: level(baseline),
-        "difference": asdict(bootstrap_mean(policy - baseline, groups, **settings)),
+        "difference": difference(),
         "wins": compared.wins,
         "ties": compared.ties,
         "losses": compared.losses,
@@ -139,6 +148,10 @@ def summarise_verdicts(
         "reasons": {side: _reasons(found) for side, found in ((POLICY, mine), (BASELINE, base))},
         "cost": sum(v.cost for v in judgement.found),
     }
+
+
+def _alike(values: np.ndarray) -> bool:
+    return bool((values == values[0]).all())
 
 
 def interval(config: Evaluation) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dpo.config.judges import Judges
 from dpo.errors import ConfigError
-from dpo.evaluation.judges import human, instructions, llm, lm_eval, reward_model, rules, tone
+from dpo.evaluation.judges import human, instructions, llm, lm_eval, reward_model, rules, tone, toxicity
 from dpo.evaluation.judges.interface import AnyJudge
 
 # name -> function of the judge's settings; one that gives two kinds of verdict gives two judges. Modules listed here
@@ -18,6 +18,7 @@ BUILDERS: Mapping[str, Callable[[Any], AnyJudge | Sequence[AnyJudge]]] = {
     "llm": llm.build,
     "human": human.build,
     "reward_model": reward_model.build,
+    "toxicity": toxicity.build,
     "tone": tone.build,
     "lm_eval": lm_eval.build,
 }
