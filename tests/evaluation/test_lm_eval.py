@@ -10,14 +10,19 @@ import torch
 from asked import asked
 
 from dpo.errors import ConfigError, DataError, NetworkError
+from dpo.evaluation.judges.interface import Measured
 from dpo.evaluation.judges.table import build_judges
+from dpo.evaluation.judging import _before_and_after
 from dpo.evaluation.measure import measure
+from dpo.evaluation.paired import paired_shares
 from dpo.evaluation.sides import load_sides
+from dpo.evaluation.statistics import wilson
 from dpo.records.headline import figure_rows
 from dpo.records.read import json_file
 
 pytest.importorskip("lm_eval")
 
+INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
 QUESTIONS = [("the cat", ["sat", "dog"], 0), ("red dog", ["blue", "ran"], 1), ("a big", ["tree", "sat"], 0)]
 
 
@@ -70,21 +75,40 @@ def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
         asked(tmp_path, "judge=[lm_eval]", "judge.lm_eval.limit=0")
 
 
+def test_what_is_no_mean_over_questions_keeps_its_errors() -> None:
+    def side(value: float, values: list[float] | None) -> list[Measured]:
+        return [Measured("k", "task", value, 0.1, 4, False, True, values)]
+
+    (row,) = _before_and_after({"policy": side(0.5, None), "baseline": side(0.25, [0, 0, 0, 1])}, INTERVAL)
+    assert row["difference"]["high"] - 0.25 == pytest.approx(1.96 * (0.1**2 + 0.1**2) ** 0.5, abs=1e-3)
+    graded = [0.2, 0.4, 0.6, 0.8]
+    shifted = [value + 0.1 for value in graded]
+    (row,) = _before_and_after({"policy": side(0.6, shifted), "baseline": side(0.5, graded)}, INTERVAL)
+    # Each question gains the same: paired, nothing is left to chance, although the levels vary.
+    assert row["difference"]["high"] - row["difference"]["low"] == pytest.approx(0)
+    assert row["policy"]["high"] - row["policy"]["low"] > 0.1
+
+
 @pytest.mark.slow
-def test_both_sides_answer_a_local_task(run: Path, tasks: Path) -> None:
+def test_both_sides_answer_a_local_task(run: Path, tasks: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = measure(asked(run, *_local(tasks, "judge.lm_eval.few_shots=0")))
     summary = json_file(folder / "summary.json")
     (row,) = summary["figures"]["lm_eval"]["rows"]
     sides = load_sides(run)
+    right = {}
     for side in ("policy", "baseline"):
         with sides.use(side) as model:
-            right = _right(model, sides.tokenizer)
-        mean = sum(right) / 3
-        error = (mean * (1 - mean) / 2) ** 0.5
-        assert row[side]["value"] == pytest.approx(mean)
-        assert row[side]["high"] == pytest.approx(mean + 1.96 * error, abs=1e-3)
-        assert row[side]["n"] == 3
+            right[side] = _right(model, sides.tokenizer)
+        by_hand = wilson(sum(right[side]), 3)
+        assert (row[side]["value"], row[side]["high"], row[side]["n"]) == pytest.approx(
+            (by_hand.value, by_hand.high, 3)
+        )
+    paired = paired_shares(right["policy"], right["baseline"], 0.95)
+    assert row["difference"]["low"] == pytest.approx(paired.low)
+    assert row["difference"]["low"] < row["difference"]["value"] < row["difference"]["high"]
     assert row["share"]
+    # lm-eval's own bars stay off the terminal.
+    assert "requests:" not in capfd.readouterr().err
     assert any(cells[0] == "sentence_ends acc" for cells in figure_rows(summary))
 
     # What is measured is kept; other questions are another measurement.

@@ -51,4 +51,5 @@ def judge_run(run: Path, evaluation: str, judges: Sequence[AnyJudge], interval: 
 
 def _prompt(row: Row) -> Prompt:
     messages = tuple(Message(turn["role"], turn["content"]) for turn in row["messages"])
-    return Prompt(row["prompt"], messages, [], row["subject"], row["group"], row["meta"])
+    # Evaluations of earlier versions hold neither group nor meta.
+    return Prompt(row["prompt"], messages, [], row["subject"], row.get("group"), row.get("meta") or {})

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
+
+import numpy as np
 
 from dpo.evaluation.answers import Prompt
 from dpo.evaluation.figures import one_side, two_sides
 from dpo.evaluation.folder import EvaluationFolder
 from dpo.evaluation.judges.interface import AnyJudge, Benchmark, Judge, Measured, PairJudge, ranks
-from dpo.evaluation.progress import StageProgress
+from dpo.evaluation.paired import paired_shares
 from dpo.evaluation.sides import BASELINE, POLICY, SIDES, Sides
-from dpo.evaluation.statistics import normal_quantile
+from dpo.evaluation.statistics import Estimate, bootstrap_mean, normal_quantile, wilson
 from dpo.evaluation.verdicts import (
     Judgement,
     judge_answers,
@@ -45,15 +48,13 @@ def measure_all(folder: EvaluationFolder, judges: Sequence[AnyJudge], sides: Sid
             continue
         rows = [r for r in folder.rows(BENCHMARKS) if (r["judge"], r["fingerprint"]) == (judge.name, judge.fingerprint)]
         known: Row = {row["side"]: [Measured(**figure) for figure in row["figures"]] for row in rows}
-        with StageProgress(f"{judge.name} of both sides", len(SIDES), len(known)) as progress:
-            for side in SIDES:
-                if side in known:
-                    continue
-                with sides.use(side) as model:
-                    known[side] = judge.measure(model, sides.tokenizer)
-                row = {"judge": judge.name, "fingerprint": judge.fingerprint, "side": side}
-                folder.append(BENCHMARKS, [row | {"figures": [asdict(figure) for figure in known[side]]}])
-                progress.advance(1)
+        for side in SIDES:
+            if side in known:
+                continue
+            with sides.use(side) as model:
+                known[side] = judge.measure(model, sides.tokenizer, side)
+            row = {"judge": judge.name, "fingerprint": judge.fingerprint, "side": side}
+            folder.append(BENCHMARKS, [row | {"figures": [asdict(figure) for figure in known[side]]}])
         measured.append((judge, known))
     return measured
 
@@ -80,34 +81,55 @@ def summarise_judges(
         if ranks(judge) and (compared := summarise_verdicts(answers, judgement, prompts, interval)):
             summary["judges"][judge.name] = {"label": judge.label, "definition": judge.definition, **compared}
     for benchmark, sides in measured:
-        rows = _before_and_after(sides, interval["confidence"])
+        rows = _before_and_after(sides, interval)
         summary["figures"][benchmark.name] = {"definition": benchmark.definition, "rows": rows}
     return summary
 
 
-def _before_and_after(sides: Row, confidence: float) -> list[Row]:
-    """Normal intervals from the benchmark's standard errors; the difference takes the sides as independent, which is
-    too wide rather than too narrow where both answer the same questions."""
-    z = normal_quantile((1 + confidence) / 2)
-
-    def estimate(value: float, error: float | None, n: int) -> Row:
-        half = z * error if error is not None else 0.0
-        return {"value": value, "low": value - half, "high": value + half, "n": n}
-
+def _before_and_after(sides: Row, interval: Row) -> list[Row]:
     rows = []
     for mine, base in zip(sides[POLICY], sides[BASELINE], strict=True):
-        both = None if mine.error is None or base.error is None else float((mine.error**2 + base.error**2) ** 0.5)
-        rows.append(
-            {
-                "key": mine.key,
-                "label": mine.label,
-                "share": mine.share,
-                POLICY: estimate(mine.value, mine.error, mine.n),
-                BASELINE: estimate(base.value, base.error, base.n),
-                "difference": estimate(mine.value - base.value, both, mine.n),
-            }
-        )
+        estimates = _by_question(mine, base, interval) or _by_errors(mine, base, interval["confidence"])
+        named = {"key": mine.key, "label": mine.label, "share": mine.share}
+        rows.append(named | {side: asdict(estimate) for side, estimate in estimates.items()})
     return rows
+
+
+def _by_question(mine: Measured, base: Measured, interval: Row) -> dict[str, Estimate] | None:
+    """Both sides answered the same questions, so the difference is paired: bootstrap over questions, or the intervals
+    of shares (Wilson, Newcombe) where each is right or wrong."""
+    if mine.values is None or base.values is None:
+        return None
+    first, second = np.array(mine.values), np.array(base.values)
+    if np.isin([*first, *second], (0, 1)).all():
+        confidence = interval["confidence"]
+        return {
+            POLICY: wilson(int(first.sum()), len(first), confidence),
+            BASELINE: wilson(int(second.sum()), len(second), confidence),
+            "difference": paired_shares(first, second, confidence),
+        }
+    return {
+        POLICY: bootstrap_mean(first, None, **interval),
+        BASELINE: bootstrap_mean(second, None, **interval),
+        "difference": bootstrap_mean(first - second, None, **interval),
+    }
+
+
+def _by_errors(mine: Measured, base: Measured, confidence: float) -> dict[str, Estimate]:
+    """Normal intervals from the benchmark's standard errors; the difference takes the sides as independent, which is
+    too wide rather than too narrow."""
+    z = normal_quantile((1 + confidence) / 2)
+
+    def estimate(value: float, error: float | None) -> Estimate:
+        half = 0.0 if error is None else z * error
+        return Estimate(value, value - half, value + half, mine.n)
+
+    both = None if mine.error is None or base.error is None else math.hypot(mine.error, base.error)
+    return {
+        POLICY: estimate(mine.value, mine.error),
+        BASELINE: estimate(base.value, base.error),
+        "difference": estimate(mine.value - base.value, both),
+    }
 
 
 def write_samples(

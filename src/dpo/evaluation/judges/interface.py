@@ -200,7 +200,8 @@ class PairJudge(_Named):
 @dataclass(frozen=True)
 class Measured:
     """One figure of a benchmark on one side: value, standard error (None: not known), whether it is a share, on `n`
-    samples; `higher_is_better` as the benchmark says, None where it does not."""
+    samples; `higher_is_better` as the benchmark says, None where it does not. `values`: what `value` is the mean of,
+    one a question and in one order on both sides; None where it is no such mean."""
 
     key: str
     label: str
@@ -209,14 +210,15 @@ class Measured:
     n: int
     share: bool
     higher_is_better: bool | None = True
+    values: list[float] | None = None
 
 
 class Benchmark(_Named):
     """Measures a model instead of given answers."""
 
     @abstractmethod
-    def measure(self, model: Any, tokenizer: Any) -> list[Measured]:
-        """The figures of a loaded model; called once for each side of a run."""
+    def measure(self, model: Any, tokenizer: Any, side: str) -> list[Measured]:
+        """The figures of a loaded model; called once for each side of a run, which progress names."""
 
 
 AnyJudge = Judge | PairJudge | Benchmark

@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import importlib.metadata
 import logging
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dpo.config.nearest import nearest
 from dpo.diagnosis.network import ask, endpoint
 from dpo.errors import ConfigError, DataError, NetworkError, Refused
 from dpo.evaluation.judges.interface import Benchmark, Measured
+from dpo.evaluation.progress import StageProgress
 
 # Metrics that are shares of what was asked; others are shown as they are.
 SHARES = ("acc", "acc_norm", "acc_mutual_info", "acc_bytes", "exact_match", "em", "f1", "pass@1")
@@ -34,23 +36,24 @@ class CapabilityBenchmark(Benchmark):
         self.online = online
         version = importlib.metadata.version("lm-eval")
         asked = f"{settings.few_shots} {settings.limit} {settings.chat_template}"
-        self.fingerprint = f"1 lm-eval {version} {settings.tasks} {asked} {_content(tasks, settings.limit)}"
+        self.fingerprint = f"2 lm-eval {version} {settings.tasks} {asked} {_content(tasks, settings.limit)}"
         shots = "each task's own" if settings.few_shots is None else str(settings.few_shots)
         self.definition = (
             f"lm-eval {version}, {', '.join(settings.tasks)}: {shots} shots, "
             f"{'all questions' if settings.limit is None else f'the first {settings.limit} questions of a task'}, "
-            f"{'with' if settings.chat_template else 'without'} the chat template. Normal intervals from its standard "
-            "errors; those of the difference take both sides as independent, so they are rather too wide."
+            f"{'with' if settings.chat_template else 'without'} the chat template. Both sides answer the same "
+            "questions: intervals are over questions, paired in the difference; where a figure is no mean over "
+            "questions, normal from its standard errors, with the sides as independent."
         )
 
-    def measure(self, model: Any, tokenizer: Any) -> list[Measured]:
+    def measure(self, model: Any, tokenizer: Any, side: str) -> list[Measured]:
         """See Benchmark."""
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
         settings = self.settings
         wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
-        with _hub(self.online):
+        with _hub(self.online), _own_progress(f"{self.name} of the {side}"):
             try:
                 found = simple_evaluate(
                     wrapped,
@@ -59,7 +62,7 @@ class CapabilityBenchmark(Benchmark):
                     num_fewshot=settings.few_shots,
                     limit=settings.limit,
                     apply_chat_template=settings.chat_template,
-                    log_samples=False,
+                    log_samples=True,
                 )
             except ValueError as error:
                 if "unsafe" in str(error).lower():
@@ -87,8 +90,60 @@ def _figures(found: Mapping[str, Any]) -> list[Measured]:
             label = f"{task} {metric}" + (f" ({kind})" if kind != "none" else "")
             label += " (lower is better)" if higher is False else ""
             known = float(error) if isinstance(error, (int, float)) else None
-            made.append(Measured(f"{task}:{key}", label, float(value), known, n, metric in SHARES, higher))
+            values = _values(found["samples"], leaves, metric, kind, float(value))
+            made.append(Measured(f"{task}:{key}", label, float(value), known, n, metric in SHARES, higher, values))
     return made
+
+
+def _values(
+    samples: Mapping[str, Any], tasks: Sequence[str], metric: str, kind: str, value: float
+) -> list[float] | None:
+    """What each question counted, where `value` is their mean."""
+    rows = [row for task in tasks for row in samples[task] if row["filter"] == kind]
+    values = [float(row[metric]) for row in rows if isinstance(row.get(metric), (int, float))]
+    if not values or len(values) < len(rows) or not math.isclose(math.fsum(values) / len(values), value, abs_tol=1e-9):
+        return None
+    return values
+
+
+class _Bar:
+    """Stands in for tqdm's bar: the progress of all other stages."""
+
+    what = ""
+
+    def __init__(self, iterable: Any = None, total: int | None = None, **_: Any) -> None:
+        self._iterable = iterable
+        count = len(iterable) if total is None else total
+        self._progress = StageProgress(self.what, count).__enter__()
+
+    def __iter__(self) -> Iterator[Any]:
+        for value in self._iterable:
+            yield value
+            self._progress.advance(1)
+        self.close()
+
+    def update(self, count: int = 1) -> None:
+        self._progress.advance(count)
+
+    def close(self) -> None:
+        self._progress.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
+def _own_progress(what: str) -> Iterator[None]:
+    """lm-eval's bars say nothing of sides and cannot be turned off."""
+    from lm_eval.api import model, task
+    from lm_eval.models import huggingface
+
+    modules: tuple[Any, ...] = (model, task, huggingface)
+    before = [module.tqdm for module in modules]
+    for module in modules:
+        module.tqdm = type("Bar", (_Bar,), {"what": what})
+    try:
+        yield
+    finally:
+        for module, bar in zip(modules, before, strict=True):
+            module.tqdm = bar
 
 
 def _below(group: str, groups: Mapping[str, list[str]]) -> list[str]:
