@@ -104,6 +104,17 @@ def test_a_fault_on_the_command_line_is_one_line_with_its_exit_code(argument):
     assert BAD[argument] in lines[0]
 
 
+@pytest.mark.parametrize("words", ["A B --cfg job", "--cfg job A B", "A -c job B -p runs"])
+def test_the_value_of_a_flag_is_no_folder(monkeypatch, capsys, words):
+    from dpo.compare import main
+
+    monkeypatch.setattr(sys, "argv", ["dpo.compare", *words.split()])
+    main()
+    out = capsys.readouterr().out
+    assert "- A\n- B\n" in out
+    assert "job" not in out
+
+
 def test_full_training_refuses_quantization_and_lora_keys():
     asked = run_train("lora=full", "lora.quantization={bits: 4, type: nf4, double: true}")
     assert asked.returncode == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import hydra
 from hydra.conf import HydraConf
@@ -36,6 +37,12 @@ SECRET = re.compile(
 )
 
 FREE_KEY = re.compile(r"^(?=(dpo\.trainer|dataset\.chat_template_kwargs|dataset\.columns|sweep\.evaluation)\.)")
+
+# Hydra's flags that take the next word, which is then no folder.
+WITH_VALUE = (
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--experimental-rerun",
+)  # fmt: skip
 
 # No verb wants Hydra's own folders, logs or change of directory: the run directory is ours.
 HYDRA = (
@@ -72,6 +79,7 @@ def main(
         aside = tempfile.mkdtemp(prefix="hydra-")
         words = [*_arguments(sys.argv[1:], positional), *HYDRA, f"hydra.sweep.dir='{aside}'"]
         sys.argv[1:] = _overrides_first(words)
+        _check_flags(sys.argv[1:])
         register(config_name, schema)
         composed = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)
         captured: list[tuple[DictConfig, HydraConf]] = []
@@ -148,24 +156,21 @@ def _parse(cfg: DictConfig, schema: type[T]) -> T:
 
 def _arguments(argv: list[str], positional: str | None) -> list[str]:
     folders, rest = [], []
-    for argument in argv:
+    words = iter(argv)
+    for argument in words:
         if (found := SECRET.search(argument)) and not re.search(r"revision=[0-9a-f]{40}$", argument):
             name = argument.split("=")[0] if "=" in argument else f"{found.group()[:4]}..."
             raise Refused(
                 f"{name}: looks like a secret; pass secrets by environment variable (HF_TOKEN, WANDB_API_KEY)"
             )
-        if positional and "=" not in argument and not argument.startswith("-"):
+        if argument in WITH_VALUE:
+            rest += [argument, *itertools.islice(words, 1)]
+        elif positional and "=" not in argument and not argument.startswith("-"):
             folders.append(str(Path(argument).expanduser()))
         else:
             argument = re.sub(r"=~/", f"={Path.home()}/", argument)
             # Keys of free-form mappings are new ones to Hydra, which would ask for a plus sign.
-            rest.append(
-                re.sub(
-                    r"^(?=(dpo\.trainer|dataset\.chat_template_kwargs|dataset\.columns|sweep\.evaluation)\.)",
-                    "++",
-                    argument,
-                )
-            )
+            rest.append(FREE_KEY.sub("++", argument))
     if folders and positional:
         if positional.endswith("+"):
             quoted = ",".join(f"'{folder}'" for folder in folders)
@@ -184,6 +189,23 @@ def _overrides_first(argv: list[str]) -> list[str]:
         return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
     return sorted(argv, key=lambda argument: not is_override(argument))
+
+
+def _check_flags(argv: list[str]) -> None:
+    """One line for a flag Hydra does not have, where its parser would print its whole usage."""
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
+            flag = unknown.group(1)
+            known = [name for action in parser._actions for name in action.option_strings]
+            message = f"{flag}: unknown flag{nearest(flag, known)}; settings are written key=value"
+        raise ConfigError(message.removeprefix("argument "))
+
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(argv)
 
 
 def options(group: str) -> list[str]:
