@@ -69,6 +69,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "no config": (lambda f: (f / "config.json").write_text("{"), "config", "not JSON"),
     "other vocabulary": (lambda f: _edit(f / "config.json", vocab_size=9), "config", "vocab_size is 9"),
+    "fewer layers": (lambda f: _edit(f / "config.json", num_hidden_layers=1), "config", "the weights hold 2"),
+    "other width": (lambda f: _edit(f / "config.json", hidden_size=32), "config", "has 64 columns"),
+    "other type": (lambda f: _edit(f / "config.json", dtype="float32"), "config", "the weights are BF16"),
+    "better figures": (lambda f: _edit(f / "certificate.json", measured=0.0), "certificate", "edited"),
+    "a verdict of one's own": (lambda f: _edit(f / "certificate.json", within_bound=False), "certificate", "edited"),
+    "no settings": (lambda f: (f / "generation_config.json").unlink(), "files", "generation_config.json"),
+    "no tokenizer settings": (lambda f: (f / "tokenizer_config.json").unlink(), "files", "tokenizer_config.json"),
     "no end": (lambda f: _edit(f / "generation_config.json", eos_token_id=None), "generation", "would not end"),
     "no template": (lambda f: (f / "chat_template.jinja").unlink(), "template", "no chat template"),
     "bad template": (lambda f: (f / "chat_template.jinja").write_text("{% for %}"), "template", "not Jinja: line 1"),
@@ -78,11 +85,17 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
 }
 
 
+# What one damage breaks besides its own check: a missing file is missing too, other weights are not the certified ones.
+ALSO = {"weights": {"certificate"}, "template": {"files"}, "card": {"files"}, "certificate": {"files"}}
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_each_damage_is_named_by_its_check(folder: Path, damage: str) -> None:
+def test_each_damage_is_named_by_its_check_and_none_is_invented(folder: Path, damage: str) -> None:
     harm, check, said = DAMAGES[damage]
     harm(folder)
-    assert said in failed(folder)[check]
+    found = failed(folder)
+    assert said in found[check]
+    assert found.keys() <= {check, *ALSO.get(check, ()), *({"generation"} if damage == "no settings" else ())}
     with pytest.raises(CheckpointError, match="checks failed"):
         run([str(folder)])
 

@@ -18,6 +18,7 @@ import yaml
 from dpo.errors import NetworkError, Refused
 from dpo.records import publish
 from dpo.records.card import model_card
+from dpo.records.certificate import sealed
 from dpo.records.licences import UNKNOWN, base_licence, public_name
 
 CANARIES = {
@@ -56,7 +57,7 @@ def planted(tiny_run: Path, tiny_export: Path, tmp_path: Path, monkeypatch: pyte
     out = Path(shutil.copytree(tiny_export, tmp_path / "out"))
     certificate = json.loads((out / "certificate.json").read_text())
     certificate["run"] = f"{CANARIES['wandb']} {CANARIES['environment']}"
-    (out / "certificate.json").write_text(json.dumps(certificate))
+    (out / "certificate.json").write_text(json.dumps(sealed(certificate)))
     (out / "README.md").write_text(model_card(run, out))
     return run, out
 

@@ -28,7 +28,7 @@ from dpo.modeling.rounding import StochasticRounding
 from dpo.modeling.tokenizer import load_tokenizer
 from dpo.modeling.weights import resolve
 from dpo.records.card import model_card
-from dpo.records.certificate import excess, weight_files
+from dpo.records.certificate import excess, sealed, weight_files
 from dpo.records.files import sync_folder, write_json, write_text
 from dpo.records.licences import public_name
 from dpo.records.run import read_record
@@ -114,29 +114,31 @@ def _write_aside(config: Export, run: Path, aside: Path) -> Row:
     )
     if not figures["within_bound"] and not config.force:
         raise Refused(f"{_words(config)}: {excess(figures)}\n{_advice(form)}, which the certificate and the card tell")
-    return {
-        "format": form.name,
-        "gguf_type": config.gguf_type.name if form is Format.gguf else None,
-        "created": time.time(),
-        "version": dpo.__version__,
-        "run": run.resolve().name,
-        "base": {
-            "name": public_name(trained.model.path),
-            "revision": record.get("revision"),
-            "fingerprint": record["fingerprints"].get("base"),
-            "quantization": plain(trained.lora.quantization),
-        },
-        "trained_weights": weights,
-        "split": config.split.name,
-        "scored_in": str(compute.dtype)[6:],
-        "rounding": {
-            "kind": "stochastic" if rounding.dtype.itemsize == 2 else "none",
-            "seed": config.seed,
-        },
-        "forced": config.force and not figures["within_bound"],
-        **figures,
-        "files": weight_files(aside),
-    }
+    return sealed(
+        {
+            "format": form.name,
+            "gguf_type": config.gguf_type.name if form is Format.gguf else None,
+            "created": time.time(),
+            "version": dpo.__version__,
+            "run": run.resolve().name,
+            "base": {
+                "name": public_name(trained.model.path),
+                "revision": record.get("revision"),
+                "fingerprint": record["fingerprints"].get("base"),
+                "quantization": plain(trained.lora.quantization),
+            },
+            "trained_weights": weights,
+            "split": config.split.name,
+            "scored_in": str(compute.dtype)[6:],
+            "rounding": {
+                "kind": "stochastic" if rounding.dtype.itemsize == 2 else "none",
+                "seed": config.seed,
+            },
+            "forced": config.force and not figures["within_bound"],
+            **figures,
+            "files": weight_files(aside),
+        }
+    )
 
 
 def _reference(run: Path) -> str:

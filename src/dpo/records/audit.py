@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 
 import yaml
 
-from dpo.records.certificate import CERTIFICATE, weight_files
+from dpo.records.certificate import CERTIFICATE, SEAL, sealed, weight_files
 from dpo.records.read import json_file
 from dpo.records.safetensors import Tensor, read_header
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".msgpack", ".h5", ".dill")
 CODE = (".py", ".pyc", ".so", ".sh", ".dll", ".exe", ".ipynb")
 MODEL, ADAPTER, GGUF = "model", "adapter", "gguf"
+LAYER = re.compile(r"(?:model\.)?(?:layers|h)\.(\d+)\.")
+TYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,15 @@ def _config(folder: Path, kind: str, tensors: dict[str, Tensor]) -> str:
     for name, tensor in tensors.items():
         if name.endswith(("embed_tokens.weight", "wte.weight")) and tensor.shape[0] != config.get("vocab_size"):
             raise Fault(f"config.json: vocab_size is {config.get('vocab_size')}, {name} has {tensor.shape[0]} rows")
+        if name.endswith("embed_tokens.weight") and tensor.shape[1] != config.get("hidden_size", tensor.shape[1]):
+            raise Fault(f"config.json: hidden_size is {config['hidden_size']}, {name} has {tensor.shape[1]} columns")
+    layers = {int(found.group(1)) for name in tensors if (found := LAYER.match(name))}
+    said = config.get("num_hidden_layers")
+    if layers and isinstance(said, int) and layers != set(range(said + (config.get("num_nextn_predict_layers") or 0))):
+        raise Fault(f"config.json: num_hidden_layers is {said}, the weights hold {len(layers)}")
+    kind, held = config.get("dtype") or config.get("torch_dtype"), {t.dtype for t in tensors.values()}
+    if tensors and not config.get("quantization_config") and TYPES.get(str(kind), "") not in {"", *held}:
+        raise Fault(f"config.json: dtype is {kind}, the weights are {', '.join(sorted(held))}")
     return f"{config['architectures'][0]}, {config.get('dtype') or config.get('torch_dtype')}"
 
 
@@ -189,6 +201,8 @@ def _certificate(folder: Path, kind: str) -> str:
     for name in sorted({*known, *found}):
         if known.get(name) != found.get(name):
             raise Fault(f"{name}: not the file that was certified")
+    if sealed(data)[SEAL] != data.get(SEAL):
+        raise Fault(f"{CERTIFICATE}: its figures were edited after it was written, or another version wrote it")
     forced = "" if data["within_bound"] else ", OUTSIDE its bound and forced"
     measured = f"{data.get('measured', float('nan')):.3f} of what training changed, bound {data.get('bound')}"
     return f"matches the SHA-256 of {len(found)} file{'s' * (len(found) > 1)}; off by {measured}{forced}"

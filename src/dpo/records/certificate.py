@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from dpo.records.tables import number, share
 
 Row = dict[str, Any]
 CERTIFICATE = "certificate.json"
+SEAL = "seal"
 WEIGHTS = (".safetensors", ".gguf")
 MODEL_COLUMNS = ("held-out pairs", "implicit-reward accuracy", "reward margin", "chosen likelier")
 DIFFERENCE_COLUMNS = ("log-probs a sequence, nats", "median", "5% to 95%", "largest", "rms", "rms / effect")
@@ -23,6 +25,13 @@ def weight_files(folder: Path) -> dict[str, Row]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         found[path.name] = {"size": path.stat().st_size, "sha256": digest}
     return found
+
+
+def sealed(certificate: Row) -> Row:
+    """The certificate with the SHA-256 of all its other entries: a later edit shows. It is no signature."""
+    rest = {key: value for key, value in certificate.items() if key != SEAL}
+    text = json.dumps(rest, sort_keys=True, allow_nan=False)
+    return {**rest, SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def model_rows(certificate: Row) -> list[list[str]]:

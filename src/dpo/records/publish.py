@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +11,11 @@ from typing import TypeVar
 
 from dpo.errors import NetworkError, Refused
 from dpo.records.audit import audit
-from dpo.records.certificate import WEIGHTS
+from dpo.records.certificate import CERTIFICATE, WEIGHTS, sealed
 from dpo.records.redaction import redact_counted
 
 # Ours: rewritten with the secrets taken out. Any other text is what the model is loaded from and may not be altered.
-REWRITTEN = ("README.md", "certificate.json")
+REWRITTEN = ("README.md", CERTIFICATE)
 LARGEST_TEXT = 100_000_000
 Answer = TypeVar("Answer")
 
@@ -53,6 +54,8 @@ def plan(folder: Path) -> list[Upload]:
         text, count = redact_counted(raw, certain=name not in REWRITTEN)
         if count and name not in REWRITTEN:
             raise Refused(f"{path}: holds what looks like a secret in {count} places; remove it and export again")
+        if count and name == CERTIFICATE:
+            text = json.dumps(sealed(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
         uploads.append(Upload(path, name, len(text.encode()), count, text))
     return uploads
 
