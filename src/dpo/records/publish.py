@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from dpo.errors import NetworkError, Refused
+from dpo.records import hub
 from dpo.records.audit import audit
 from dpo.records.certificate import CERTIFICATE, WEIGHTS, sealed
 from dpo.records.redaction import redact_counted
@@ -17,6 +17,13 @@ from dpo.records.redaction import redact_counted
 # Ours: rewritten with the secrets taken out. Any other text is what the model is loaded from and may not be altered.
 REWRITTEN = ("README.md", CERTIFICATE)
 LARGEST_TEXT = 100_000_000
+ANSWERS = {
+    401: "the hub does not know this token; set HF_TOKEN or run `hf auth login`",
+    403: "this token may not write there; it needs the write right for that name",
+    404: "the hub knows no such user or organization",
+    413: "the hub refuses the size of the upload",
+    429: "the hub asks for fewer requests; wait, then run the same command again",
+}
 Answer = TypeVar("Answer")
 
 
@@ -74,7 +81,7 @@ def check_push(repo: str) -> None:
     """Raise a NetworkError, before any work, when there is no token to push with."""
     from huggingface_hub import get_token
 
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+    if hub.offline():
         raise NetworkError(f"push={repo}: HF_HUB_OFFLINE is set")
     if get_token() is None:
         raise NetworkError(f"push={repo}: no hub token; set HF_TOKEN or run `hf auth login` (dry_run=true needs none)")
@@ -101,8 +108,8 @@ def _asked(repo: str, ask: Callable[[], Answer]) -> Answer:
     try:
         return ask()
     except Exception as error:
-        module = type(error).__module__
-        if not (isinstance(error, OSError) or module.startswith(("huggingface_hub", "httpx", "requests", "httpcore"))):
+        if not hub.is_failure(error):
             raise
+        status = getattr(getattr(error, "response", None), "status_code", 0)
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise NetworkError(f"push={repo}: {first[:300]}") from None
+        raise NetworkError(f"push={repo}: {ANSWERS.get(status, first[:300])}") from None
