@@ -10,8 +10,7 @@ from typing import Any
 
 from dpo.config.lora import FullTraining
 from dpo.config.schema import Config
-from dpo.modeling.policy import baseline, load_base, load_trained
-from dpo.records.run import read_record
+from dpo.modeling.policy import base_of, baseline, load_base, load_trained
 
 POLICY, BASELINE = "policy", "baseline"
 SIDES = (POLICY, BASELINE)
@@ -56,16 +55,13 @@ def load_sides(run: Path, compute: Any = None, quantized: bool = True) -> Sides:
     `compute` (a modeling.device.Compute) and `quantized` as for `modeling.policy.load_trained`.
     """
     from dpo.modeling.device import choose_compute
-    from dpo.modeling.weights import resolve
     from dpo.training.packed.install import install
 
     policy, tokenizer, config = load_trained(run, compute, quantized)
     baseline = policy
     if isinstance(config.lora, FullTraining):
         compute = compute or choose_compute(config.hardware.device, config.hardware.precision)
-        revision = read_record(run).get("revision") or config.model.revision
-        weights = resolve(config.model.path, revision, config.model.trust_remote_code)
-        baseline = load_base(weights, None, compute, config.hardware.attention).eval()
+        baseline = load_base(base_of(run, config), None, compute, config.hardware.attention).eval()
         install(baseline)
     # Scoring shares each prompt between chosen and rejected where the model is verified for it; else it pads.
     install(policy)

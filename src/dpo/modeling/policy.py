@@ -164,6 +164,12 @@ def _check_trusted_here(run: Path, config: Config) -> None:
         )
 
 
+def base_of(run: Path, config: Config) -> Weights:
+    """The weights a run started from, at the commit it was trained on, not at what its branch has become."""
+    model = config.model
+    return resolve(model.path, read_record(run).get("revision") or model.revision, model.trust_remote_code)
+
+
 def load_trained(run: Path, compute: Compute | None = None, quantized: bool = True) -> tuple[Any, Any, Config]:
     """Rebuild a finished run's policy from its folder alone: (model, tokenizer, config).
 
@@ -183,9 +189,7 @@ def load_trained(run: Path, compute: Compute | None = None, quantized: bool = Tr
         folder = Weights(final, str(final), None, "")
         model = load_base(folder, None, compute, attention)
     else:
-        # The commit the run was trained on, not what its branch has become.
-        revision = read_record(run).get("revision") or config.model.revision
-        weights = resolve(config.model.path, revision, config.model.trust_remote_code)
+        weights = base_of(run, config)
         # Code is trusted where its commit is pinned, not in the run directory.
         home, template = (weights.folder, config.model.chat_template) if weights.remote_code else (final, None)
         tokenizer = load_tokenizer(home, template, templates(), weights.remote_code)
