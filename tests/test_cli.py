@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -263,13 +264,28 @@ def test_the_written_script_trains_the_embedded_model(here, command):
     assert "model=smollm2_135m" in done.stderr
 
 
-def typed(command: Path, folder: Path, text: str, expected: str) -> str:
-    """Type `text` and a tab into an interactive bash with the completion installed; what the terminal showed."""
+SHELLS = {
+    "bash": (["--norc", "--noprofile", "-i"], 'eval "$(dpo-train -sc install=bash)"'),
+    "zsh": (["-f", "-i"], 'eval "$(dpo-train -sc install=zsh)"'),
+    "fish": ([], "dpo-train -sc install=fish | source"),
+}
+COMPLETIONS = [
+    ("dpo-train synth", "dpo-train synthesize"),
+    ("dpo-train train dataset=synt", "dpo-train train dataset=synthetic"),
+    ("dpo-train train lora=full dpo.weight_d", "dpo.weight_decay="),
+    ("dpo-train train --learning", "--learning-rate"),
+    ("dpo-train evaluate outp", "dpo-train evaluate outputs"),
+]
+
+
+def typed(shell: str, command: Path, folder: Path, text: str, expected: str) -> str:
+    """Type `text` and a tab into an interactive shell with the completion installed; what the terminal showed."""
+    words, install = SHELLS[shell]
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(folder)
-        plain = environment(command) | {"TERM": "dumb", "PS1": ""}
-        os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], plain)  # noqa: S606
+        plain = environment(command) | {"TERM": "dumb", "PS1": "", "ZDOTDIR": str(folder), "HOME": str(folder)}
+        os.execvpe(shell, [shell, *words], plain)  # noqa: S606
     shown, deadline = "", time.monotonic() + 60
 
     def until(mark: str) -> None:
@@ -279,7 +295,7 @@ def typed(command: Path, folder: Path, text: str, expected: str) -> str:
                 shown += os.read(terminal, 4096).decode(errors="replace")
 
     try:
-        os.write(terminal, b'eval "$(dpo-train -sc install=bash)"; echo rea""dy\n')
+        os.write(terminal, f'{install}; echo rea""dy\n'.encode())
         until("ready\r\n")
         shown = ""
         os.write(terminal, f"{text}\t".encode())
@@ -291,19 +307,29 @@ def typed(command: Path, folder: Path, text: str, expected: str) -> str:
         os.waitpid(pid, 0)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("dpo-train synth", "dpo-train synthesize"),
-        ("dpo-train train dataset=synt", "dpo-train train dataset=synthetic"),
-        ("dpo-train train lora=full dpo.weight_d", "dpo.weight_decay="),
-        ("dpo-train train --learning", "--learning-rate"),
-        ("dpo-train evaluate outp", "dpo-train evaluate outputs"),
-    ],
-)
-def test_completion_in_a_real_bash(command, tmp_path, text, expected):
+@pytest.mark.parametrize(("text", "expected"), COMPLETIONS)
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_in_a_real_shell(command, tmp_path, shell, text, expected):
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
     (tmp_path / "outputs").mkdir()
-    assert expected in typed(command, tmp_path, text, expected)
+    assert expected in typed(shell, command, tmp_path, text, expected)
+
+
+def test_completion_in_a_real_fish(command, tmp_path):
+    """fish completes a line that it is handed, without a terminal."""
+    if shutil.which("fish") is None:
+        pytest.skip("fish is not installed")
+    (tmp_path / "outputs").mkdir()
+    lines = [SHELLS["fish"][1], *(f"complete -C {text!r}; echo ==" for text, _ in COMPLETIONS)]
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env=environment(command) | {"HOME": str(tmp_path)},
+    )  # fmt: skip
+    *offered, rest = done.stdout.split("==\n")
+    assert rest == "", done.stderr
+    for (_, expected), choices in zip(COMPLETIONS, offered, strict=True):
+        assert expected.split()[-1] in choices.replace("/", "").split()
 
 
 def test_completion_offers_options_and_no_schema_nodes(command, tmp_path, monkeypatch, capsys):

@@ -52,7 +52,7 @@ def usage() -> str:
     return (
         f"dpo-train VERB [flags] [key=value ...]\n\n{verbs}\n\n"
         "dpo-train VERB --help shows a verb's keys; dpo-train train --cfg job what a command composes to.\n"
-        'Completion: eval "$(dpo-train -sc install=bash)", or zsh, fish.\n'
+        'Completion: eval "$(dpo-train -sc install=bash)", or zsh; in fish dpo-train -sc install=fish | source\n'
     )
 
 

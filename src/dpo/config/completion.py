@@ -9,28 +9,42 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from dpo.config.classic import flag_names
+
+ZSH = (
+    "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -u; }\nautoload -Uz bashcompinit && bashcompinit"
+)
 
 
 def complete(arguments: list[str], verbs: Mapping[str, Any], aliases: Iterable[str]) -> None:
     """`-sc install=SHELL` prints the script a shell evaluates, `query=SHELL` the choices for $COMP_LINE."""
     if not any(word.startswith("query=") for word in arguments):
+        if "install=zsh" in arguments:
+            # Hydra's script for bash serves zsh once these are loaded.
+            print(ZSH)
+            arguments = ["install=bash"]
         # Hydra's script calls the program it came from, whatever verb is typed; any app prints the same one.
         _hydra("dpo.train", ["-sc", *arguments])
+        if "install=fish" in arguments:
+            # Run folders are positional, and Hydra's line leaves files out.
+            print(f"complete -c {Path(sys.argv[0]).name} --force-files")
         return
     line = os.environ.get("COMP_LINE", "").lstrip()
     words = line.split()
     current = "" if line.endswith(" ") or len(words) < 2 else words[-1]
     before = words[1:] if not current else words[1:-1]
+    # fish reads a choice a line.
+    between = "\n" if "query=fish" in arguments else " "
     if not before:
-        print(" ".join(name for name in [*verbs, *aliases] if name.startswith(current)))
+        print(between.join(name for name in [*verbs, *aliases] if name.startswith(current)))
     elif current.startswith("-"):
         flags = sorted(f"--{flag.replace('_', '-')}" for flag in flag_names(before[0]))
-        print(" ".join(flag for flag in [*flags, "--help", "--cfg"] if flag.startswith(current)))
+        print(between.join(flag for flag in [*flags, "--help", "--cfg"] if flag.startswith(current)))
     else:
-        print(" ".join(_keys(dict.fromkeys(aliases), before, current, verbs, arguments)))
+        print(between.join(_keys(dict.fromkeys(aliases), before, current, verbs, arguments)))
 
 
 def _keys(aliases: Iterable[str], before: list[str], current: str, verbs: Any, arguments: list[str]) -> list[str]:
