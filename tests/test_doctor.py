@@ -21,9 +21,20 @@ def test_here_every_probe_answers_and_the_default_job_can_run():
     """The real thing, a real 4-bit matmul included, in a process without torch of its own."""
     done = subprocess.run([sys.executable, "-m", "dpo.doctor", "--json"], capture_output=True, text=True, timeout=120)
     found = [Finding(**row) for row in json.loads(done.stdout)]
-    assert {"python", "packages", "weights", "disk", "memory", "gpu", "bf16", "bitsandbytes", "hub", "wandb"} <= {
-        one.name for one in found
-    }
+    assert {
+        "python",
+        "packages",
+        "pins",
+        "weights",
+        "disk",
+        "memory",
+        "driver",
+        "gpu",
+        "bf16",
+        "bitsandbytes",
+        "hub",
+        "wandb",
+    } <= {one.name for one in found}
     assert [one for one in found if one.level == "fail"] == []
     assert done.returncode == 0
     assert all(one.fix for one in found if one.level != "ok")
@@ -55,6 +66,52 @@ def test_a_package_of_the_wrong_version_fails(tmp_path):
     assert code == 1
     assert "fail packages trl 0.1.0 is installed" in output
     assert "pip install -c constraints.txt 'trl" in output
+
+
+def test_packages_are_compared_with_the_pins(tmp_path):
+    """Our own file, then one that pins what is installed, what is not, and a version that is not here."""
+    (own,) = packages.pins()
+    assert own.level == "ok", own.line
+    file = tmp_path / "constraints.txt"
+    file.write_text(f"# pins\ntorch=={packages.version('torch').split('+')[0]}\nno-such-package==1\ntrl==0.1.0\n\n")
+    (other,) = packages.pins(file)
+    assert other.level == "warn"
+    assert other.line.startswith(f"1 of 2 are not what constraints.txt says: trl {packages.version('trl')} (==0.1.0)")
+    assert str(file) in other.fix
+    assert packages.pins(tmp_path / "none.txt") == []
+
+
+@pytest.mark.parametrize(
+    ("script", "level", "said"),
+    [
+        ("echo '570.86.15, H100'; echo '570.86.15, H100'", "ok", "NVIDIA 570.86.15, 2 GPUs (H100)"),
+        ("echo 'NVIDIA-SMI has failed: driver/library version mismatch'; exit 18", "warn", "version mismatch"),
+        ("exec sleep 30", "warn", "does not answer within"),
+        (None, "warn", "none: no nvidia-smi, no NVML, no amdgpu module"),
+    ],
+)  # fmt: skip
+def test_a_driver_is_named_broken_stuck_or_absent(tmp_path, monkeypatch, script, level, said):
+    """A real process answers in the name of nvidia-smi."""
+    monkeypatch.setattr(machine, "DRIVER_SECONDS", 0.5)
+    monkeypatch.setattr(machine, "AMD", tmp_path / "none")
+    monkeypatch.setattr(machine, "_nvml", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if script is not None:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n")
+        tool.chmod(0o755)
+    (found,) = machine.driver()
+    assert (found.name, found.level) == ("driver", level)
+    assert said in found.line
+    assert bool(found.fix) == (level != "ok")
+
+
+def test_an_amd_driver_is_named(tmp_path, monkeypatch):
+    (tmp_path / "version").write_text("6.12.12\n")
+    monkeypatch.setattr(machine, "AMD", tmp_path / "version")
+    monkeypatch.setattr(machine, "_nvml", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.driver() == [Finding("driver", "ok", "amdgpu 6.12.12")]
 
 
 def test_missing_weights_fail_with_their_command(monkeypatch):

@@ -21,9 +21,11 @@ from dpo.diagnosis.finding import Finding
 PROBES: dict[str, tuple[Callable[[], list[Finding]], float, str]] = {
     "python": (packages.python, 5, "fail"),
     "packages": (packages.packages, 10, "fail"),
+    "pins": (packages.pins, 10, "warn"),
     "weights": (packages.weights, 10, "fail"),
     "disk": (machine.disk, 5, "warn"),
     "memory": (machine.memory, 5, "warn"),
+    "driver": (machine.driver, machine.DRIVER_SECONDS + 2, "warn"),
     "torch": (device.device, device.SECONDS + 5, "fail"),
     "hub": (network.hub, 10, "warn"),
     "wandb": (network.wandb, 10, "warn"),

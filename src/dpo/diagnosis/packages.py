@@ -6,6 +6,7 @@ import importlib.util
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -13,6 +14,7 @@ from dpo.diagnosis.finding import Finding
 from dpo.modeling.embedded import EMBEDDED
 
 OLDEST = (3, 11)
+FEW = 5
 
 
 def python() -> list[Finding]:
@@ -42,6 +44,28 @@ def packages() -> list[Finding]:
             line = f"{requirement.name} {found} is installed, {requirement.specifier} is needed"
             wrong.append(Finding("packages", "fail", line, fix))
     return wrong or [Finding("packages", "ok", f"{count} requirements are met")]
+
+
+def pins(file: Path | None = None) -> list[Finding]:
+    """What is installed against the versions of constraints.txt, where this is a checkout; other ones may work."""
+    file = file or Path(__file__).parents[3] / "constraints.txt"
+    if not file.is_file():
+        return []
+    lines = [line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    pinned, other = 0, []
+    for pin in (Requirement(line) for line in lines if line):
+        try:
+            found = version(pin.name)
+        except PackageNotFoundError:
+            continue
+        pinned += 1
+        if not pin.specifier.contains(found, prereleases=True):
+            other.append(f"{pin.name} {found} ({pin.specifier})")
+    if not other:
+        return [Finding("pins", "ok", f"{pinned} installed packages are the versions of constraints.txt")]
+    more = f" and {len(other) - FEW} more" if len(other) > FEW else ""
+    line = f"{len(other)} of {pinned} are not what constraints.txt says: {', '.join(other[:FEW])}{more}"
+    return [Finding("pins", "warn", line, f"pip install -c {file} -e {file.parent}")]
 
 
 def weights() -> list[Finding]:
