@@ -15,6 +15,7 @@ import psutil
 import pytest
 import tiny
 
+from dpo.config.app import conf_folder
 from dpo.errors import ConfigError
 from dpo.records.files import write_json
 from dpo.records.run import read_record, state_of
@@ -107,40 +108,75 @@ def test_the_command_killed_takes_its_ranks_along_and_continues_to_the_same_bits
     assert tiny.outcome(first) == tiny.outcome(second)
 
 
-@pytest.mark.slow
-def test_two_machines_equal_one(inputs, tmp_path):
-    """Two torchrun agents, as on two machines; rank 0 decides the folder for both."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir()
-    two.mkdir()
-    argv = tiny.arguments(*inputs, "lora=lora", "hardware.precision=fp32", "dpo.batch_size=5")
-    code, output = tiny.run("train", argv, one)
+@pytest.fixture(scope="module")
+def on_one(inputs, tmp_path_factory) -> list[dict[str, Any]]:
+    """The metrics of one process."""
+    cwd = tmp_path_factory.mktemp("one")
+    code, output = tiny.run("train", machines(inputs), cwd)
     assert code == 0, output
+    return tiny.outcome(cwd)[1]
+
+
+def machines(inputs: tuple[Path, Path]) -> list[str]:
+    """The words of a run over machines."""
+    return tiny.arguments(*inputs, "lora=lora", "hardware.precision=fp32", "dpo.batch_size=5")
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "DPO_OUTPUTS": str(two / "outputs"), "OMP_NUM_THREADS": "1"}
-    machines = [
-        subprocess.Popen(
-            [
-                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
-                f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}",
-                "-m", "dpo.train", *argv, "hardware.parallel=ddp",
-            ],
-            cwd=two, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for node in range(2)
-    ]  # fmt: skip
-    told = [machine.communicate(timeout=300)[0] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], told
-    assert "done: " in told[0]
-    assert "done: " not in told[1]
-    _, expected = tiny.outcome(one)
-    _, lines = tiny.outcome(two)
+        return int(probe.getsockname()[1])
+
+
+def check_machines(cwd: Path, told: list[str], expected: list[dict[str, Any]]) -> None:
+    assert sorted("done: " in output for output in told) == [False, True]
+    _, lines = tiny.outcome(cwd)
     for name in ("loss", "grad_norm", "rewards/margins"):
         got = [line[name] for line in lines if name in line]
         assert got == pytest.approx([line[name] for line in expected if name in line], rel=1e-3, abs=1e-5)
     assert len(got) == 11
+
+
+def documented(launcher: str) -> str:
+    """The command that conf/hardware/shared.yaml gives for `launcher`, in one line."""
+    lines = [line.removeprefix("#").strip() for line in (conf_folder() / "hardware" / "shared.yaml").open()]
+    start = next(i for i, line in enumerate(lines) if line.startswith(launcher))
+    end = next(i for i in range(start, len(lines)) if not lines[i].endswith("\\"))
+    return " ".join(line.removesuffix("\\") for line in lines[start : end + 1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "srun torchrun"])
+def test_two_machines_equal_one(inputs, on_one, launcher, tmp_path):
+    """The documented commands, on two agents of loopback as on two machines; rank 0 decides the folder for both.
+
+    For Slurm, `srun` starts its command once a node and `scontrol` names the first node, as Slurm's own would.
+    """
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    scripts = {
+        "torchrun": f'exec "{sys.executable}" -m torch.distributed.run "$@"',
+        "srun": '"$@" >0.txt 2>&1 & "$@" >1.txt 2>&1 & wait -n && wait -n',
+        "scontrol": "echo 127.0.0.1; echo other",
+    }
+    for name, text in scripts.items():
+        (bin_folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (bin_folder / name).chmod(0o755)
+    command = (
+        documented(launcher).replace("--nproc-per-node=8", "--nproc-per-node=1").replace("29500", str(free_port()))
+    )
+    command += " " + " ".join(machines(inputs))
+    environment = {
+        **os.environ, "DPO_OUTPUTS": str(tmp_path / "outputs"), "OMP_NUM_THREADS": "1", "HOST0": "127.0.0.1",
+        "PATH": f"{bin_folder}:{os.environ['PATH']}", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node[0-1]",
+    }  # fmt: skip
+    if launcher == "torchrun":
+        command = f"(N=0; {command}) >0.txt 2>&1 & (N=1; {command}) >1.txt 2>&1 & wait -n && wait -n"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, timeout=300, check=False)
+    told = [(tmp_path / f"{node}.txt").read_text() for node in range(2)]
+    assert done.returncode == 0, told
+    check_machines(tmp_path, told, on_one)
 
 
 def ended(folder: Path, *codes: str) -> tuple[int, dict[str, Any]]:
@@ -172,9 +208,13 @@ def test_the_code_of_the_cause_passes_through(tmp_path, codes, code, status, cau
 PLANS = {
     "ddp": {"multi_gpu": True, "use_fsdp": False, "use_deepspeed": False},
     "fsdp": {"use_fsdp": True, "fsdp_version": 2, "fsdp_reshard_after_forward": True, "use_deepspeed": False},
-    "zero2": {"use_deepspeed": True, "zero_stage": 2, "use_fsdp": False},
-    "zero3": {"use_deepspeed": True, "zero_stage": 3, "zero3_save_16bit_model": True, "use_fsdp": False},
+    "zero2": {"use_fsdp": True, "fsdp_version": 2, "fsdp_reshard_after_forward": False, "use_deepspeed": False},
+    "zero3": {"use_fsdp": True, "fsdp_version": 2, "fsdp_reshard_after_forward": True, "use_deepspeed": False},
 }
+PLUGIN = (
+    "fsdp_version", "reshard_after_forward", "auto_wrap_policy", "cpu_offload", "cpu_ram_efficient_loading",
+    "state_dict_type", "activation_checkpointing", "mixed_precision_policy", "transformer_cls_names_to_wrap",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("parallel", PLANS)
@@ -183,6 +223,8 @@ def test_each_plan_is_what_accelerate_is_given(compose, parallel, precision):
     config = compose(f"hardware.parallel={parallel}", "lora=lora", f"hardware.precision={precision}")
     plan = plans.compose(config, 4)
     given = {name: getattr(plan.arguments, name) for name in PLANS[parallel]}
+    if "fsdp_reshard_after_forward" in given:
+        given["fsdp_reshard_after_forward"] = str(given["fsdp_reshard_after_forward"]).lower() == "true"
     assert given == PLANS[parallel]
     assert (plan.arguments.num_processes, plan.arguments.num_machines) == (4, 1)
     assert plan.arguments.mixed_precision == ("bf16" if precision == "bf16" else "no")
@@ -190,12 +232,29 @@ def test_each_plan_is_what_accelerate_is_given(compose, parallel, precision):
     assert Path(plan.argv[1]).name == plans.SHIPPED[config.hardware.parallel]
 
 
+@pytest.mark.parametrize("parallel", ["fsdp", "zero2", "zero3"])
+def test_accelerate_makes_of_a_plan_what_the_trainer_follows(compose, parallel, monkeypatch):
+    """The plugin that accelerate itself builds in a rank, from the environment it would have there."""
+    from accelerate import FullyShardedDataParallelPlugin
+
+    config = compose(f"hardware.parallel={parallel}", "lora=lora")
+    for name, value in plans.compose(config, 4).environment.items():
+        if name.startswith("FSDP_"):
+            monkeypatch.setenv(name, value)
+    theirs = FullyShardedDataParallelPlugin()
+    for name in [name for name in os.environ if name.startswith("FSDP_")]:
+        monkeypatch.delenv(name)
+    ours = plans.fsdp_plugin(config.hardware.parallel)
+    monkeypatch.delenv("FSDP_CPU_RAM_EFFICIENT_LOADING", raising=False)
+    assert {name: getattr(theirs, name) for name in PLUGIN} == {name: getattr(ours, name) for name in PLUGIN}
+    assert ours.reshard_after_forward == (parallel != "zero2")
+
+
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["hardware.parallel=zero3", "lora=lora"], "deepspeed"),
-        (["hardware.parallel=fsdp", "lora=lora"], "does not spread"),
-        (["hardware.parallel=fsdp"], "quantized"),
+        (["hardware.parallel=fsdp", "lora=int8"], "int8"),
+        (["hardware.parallel=zero2", "dpo.optimizer=paged_adamw_8bit"], "whole tensors"),
         (["hardware.parallel=ddp", "dpo=aot"], "aot"),
         (["hardware.processes=2"], "hardware.parallel=ddp"),
         (["hardware=cpu", "hardware.parallel=ddp"], "hardware.processes=N"),

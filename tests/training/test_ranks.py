@@ -48,10 +48,13 @@ def test_shares_partition_a_step_about_evenly(lengths, size):
     assert max(loads) - min(loads) <= max(lengths) + 2
 
 
-@pytest.mark.parametrize("engine", ["packed", "plain"])
-def test_two_processes_equal_one(inputs, engine, tmp_path):
+@pytest.mark.parametrize(
+    "way",
+    ["hardware.engine=packed", "hardware.engine=plain", pytest.param("lora=qlora", marks=pytest.mark.slow)],
+)
+def test_two_processes_equal_one(inputs, way, tmp_path):
     """Batches of 5 over 2 ranks, cut by a budget that gives the ranks different numbers of micro-batches."""
-    argv = tiny.arguments(*inputs, *EXACT, f"hardware.engine={engine}", "hardware.token_budget=60", "dpo.log_every=2")
+    argv = tiny.arguments(*inputs, *EXACT, way, "hardware.token_budget=60", "dpo.log_every=2")
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()

@@ -101,7 +101,11 @@ def run(verb: str, argv: list[str], cwd: Path, at: tuple[str, int, int] | None =
 
 
 def start_ranks(
-    argv: list[str], cwd: Path, at: dict[int, tuple[str, int, int]] | None = None, size: int = 2
+    argv: list[str],
+    cwd: Path,
+    at: dict[int, tuple[str, int, int]] | None = None,
+    size: int = 2,
+    parallel: str = "ddp",
 ) -> list[Any]:
     """Start a run of several ranks the way torchrun does: by environment variables."""
     with socket.socket() as probe:
@@ -112,7 +116,7 @@ def start_ranks(
     return [
         start(
             "train",
-            [*argv, "hardware.parallel=ddp"],
+            [*argv, f"hardware.parallel={parallel}"],
             cwd,
             (at or {}).get(rank),
             {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -123,10 +127,14 @@ def start_ranks(
 
 
 def run_ranks(
-    argv: list[str], cwd: Path, at: dict[int, tuple[str, int, int]] | None = None, size: int = 2
+    argv: list[str],
+    cwd: Path,
+    at: dict[int, tuple[str, int, int]] | None = None,
+    size: int = 2,
+    parallel: str = "ddp",
 ) -> tuple[list[int], str]:
     """Run all ranks to the end: (their exit codes, what they printed)."""
-    processes = start_ranks(argv, cwd, at, size)
+    processes = start_ranks(argv, cwd, at, size, parallel)
     for process in processes:
         process.join(120)
         assert process.exitcode is not None, "did not end within two minutes"
@@ -207,7 +215,8 @@ def strike(place: str, args: tuple[Any, ...], signum: int) -> None:
 
     if place == "poison":
         parameter = next(p for p in args[0].model.parameters() if p.requires_grad)
-        parameter.data.view(-1)[0] = float("nan")
+        own = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        own.data.view(-1)[0] = float("nan")
     elif place == "memory":
         raise torch.OutOfMemoryError("an allocation failed")
     elif place == "disk":

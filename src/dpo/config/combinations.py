@@ -166,10 +166,17 @@ def _check_parallel(config: Config) -> None:
             f"hardware.parallel={parallel.name} with dpo.loss {min(coupled)}: it sorts the pairs of a whole step, "
             "which no device would hold; set hardware.parallel=none"
         )
-    if parallel is not Parallel.ddp and config.lora.quantization is not None:
+    if parallel is Parallel.ddp:
+        return
+    if config.lora.quantization is not None and config.lora.quantization.bits == 8:
         raise ConfigError(
-            f"hardware.parallel={parallel.name} with a quantized base: packed weights cannot be spread; "
-            "use hardware.parallel=ddp, or lora=lora"
+            f"hardware.parallel={parallel.name} with an int8 base: its scales lie inside the weights, which cannot be "
+            "cut; use 4 bits (lora=qlora), or hardware.parallel=ddp"
+        )
+    if config.dpo.optimizer is Optimizer.paged_adamw_8bit:
+        raise ConfigError(
+            f"hardware.parallel={parallel.name} with dpo.optimizer=paged_adamw_8bit: bitsandbytes steps on whole "
+            "tensors only; use dpo.optimizer=adamw, or hardware.parallel=ddp"
         )
 
 

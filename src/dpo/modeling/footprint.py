@@ -45,7 +45,7 @@ def footprint(model: Any, optimizer: Any) -> Footprint:
     for name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
         numel = state.shape.numel() if state is not None else parameter.numel()
-        size = parameter.numel() * parameter.element_size()
+        size = _bytes(parameter)
         total += numel
         weights += size
         if parameter.requires_grad:
@@ -72,8 +72,14 @@ def footprint(model: Any, optimizer: Any) -> Footprint:
 
 def _state_bytes(optimizer: Any) -> int:
     return sum(
-        value.numel() * value.element_size()
+        _bytes(value)
         for state in optimizer.state.values()
         for value in state.values()
         if hasattr(value, "element_size")
     )
+
+
+def _bytes(tensor: Any) -> int:
+    """Bytes on this device: of its own part where a tensor is spread over several."""
+    own = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return int(own.numel() * own.element_size())

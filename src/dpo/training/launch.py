@@ -22,7 +22,7 @@ from dpo.config.app import HYDRA
 from dpo.config.hardware import Device, Parallel
 from dpo.errors import ConfigError
 from dpo.records.run import Run, is_alive, read_record
-from dpo.training.plans import check_runs, compose
+from dpo.training.plans import compose
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -55,7 +55,6 @@ def around() -> bool:
 
 def starts_ranks(hardware: Hardware) -> bool:
     """Whether this process should start the ranks of a run and mind them instead of training."""
-    check_runs(hardware.parallel)
     if around():
         if hardware.parallel is Parallel.none and int(os.environ["WORLD_SIZE"]) > 1:
             raise ConfigError(

@@ -3,16 +3,13 @@
 none    one process
 ddp     multi_gpu.yaml   the weights on every device
 fsdp    fsdp2.yaml       weights, gradients and optimizer states spread over devices (arXiv:2304.11277)
-zero2   zero2.yaml       DeepSpeed: gradients and optimizer states spread (arXiv:1910.02054, section 5)
-zero3   zero3.yaml       DeepSpeed: weights too
+zero3   fsdp2.yaml       the same: stage 3 of ZeRO (arXiv:1910.02054, section 5) is what FSDP2 does, without DeepSpeed
+zero2   fsdp2.yaml       stage 2: a layer's weights, once gathered, stay on every device until the backward is done
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from typing import Any
@@ -24,9 +21,11 @@ from dpo.errors import ConfigError
 SHIPPED = {
     Parallel.ddp: "multi_gpu.yaml",
     Parallel.fsdp: "fsdp2.yaml",
-    Parallel.zero2: "zero2.yaml",
-    Parallel.zero3: "zero3.yaml",
+    Parallel.zero2: "fsdp2.yaml",
+    Parallel.zero3: "fsdp2.yaml",
 }
+RESHARD = {Parallel.fsdp: True, Parallel.zero2: False, Parallel.zero3: True}
+"""Whether a layer's weights are given up between its forward and its backward."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,10 @@ def compose(config: Config, count: int) -> Plan:
     precision = "bf16" if choose_compute(hardware.device, hardware.precision).bf16 else "no"
     with as_file(files("trl.accelerate_configs") / SHIPPED[hardware.parallel]) as shipped:
         argv = ["--config_file", str(shipped), "--num_processes", str(count), "--num_machines", "1"]
+        if hardware.parallel in RESHARD:
+            argv += ["--fsdp_reshard_after_forward", str(RESHARD[hardware.parallel]).lower()]
+            # Every rank loads the weights: the reference pass needs them whole.
+            argv += ["--fsdp_cpu_ram_efficient_loading", "false"]
         argv += ["--mixed_precision", precision, "--main_process_port", "0", "-m", "dpo.train"]
         try:
             arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(argv))
@@ -65,27 +68,15 @@ def compose(config: Config, count: int) -> Plan:
     return Plan(argv, arguments, environment, f"{hardware.parallel.name} over {count} {kind}")
 
 
-def check_runs(parallel: Parallel) -> None:
-    """Raise ConfigError for a plan that can be composed and not trained with: never run it as another one."""
-    if parallel in (Parallel.zero2, Parallel.zero3) and importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError(
-            f"hardware.parallel={parallel.name}: needs the package deepspeed; or use hardware.parallel=ddp"
-        )
-    if parallel not in (Parallel.none, Parallel.ddp):
-        raise ConfigError(
-            f"hardware.parallel={parallel.name}: the trainer does not spread weights over devices yet; "
-            "use hardware.parallel=ddp"
-        )
+def fsdp_plugin(parallel: Parallel) -> Any:
+    """accelerate's description of what to spread, as `compose` gives it to accelerate; `sharded` follows it."""
+    from accelerate import FullyShardedDataParallelPlugin
 
-
-@contextlib.contextmanager
-def in_environment(values: dict[str, str]) -> Iterator[None]:
-    """The process's environment as `values` inside, as it was afterwards."""
-    kept = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(kept)
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        reshard_after_forward=RESHARD[parallel],
+        auto_wrap_policy="transformer_based_wrap",
+        cpu_offload=False,
+        cpu_ram_efficient_loading=False,
+        state_dict_type="full_state_dict",
+    )

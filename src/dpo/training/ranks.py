@@ -85,7 +85,7 @@ class Ranks:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.size
-        with _losing():
+        with losing():
             dist.all_gather_object(values, value, group=self.figures)
         return values
 
@@ -96,7 +96,7 @@ class Ranks:
         import torch.distributed as dist
 
         box = [value]
-        with _losing():
+        with losing():
             dist.broadcast_object_list(box, src=0, group=self.figures)
         return box[0]
 
@@ -161,7 +161,7 @@ class Ranks:
         gradients = [parameter.grad for i, parameter in enumerate(trainable) if i not in nowhere]
         for bucket in _buckets(gradients, BUCKET_BYTES):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            with _losing():
+            with losing():
                 torch.distributed.all_reduce(flat)
             for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
                 gradient.copy_(part.view_as(gradient))
@@ -186,7 +186,7 @@ class Ranks:
 
         for parameter in parameters:
             if parameter.requires_grad:
-                with _losing():
+                with losing():
                     dist.broadcast(parameter.data, src=0)
 
     def own_folder(self, checkpoint: Path) -> Path:
@@ -210,7 +210,7 @@ def joined(place: Place | None, device: Device) -> Iterator[Ranks]:
 
 
 @contextlib.contextmanager
-def _losing() -> Iterator[None]:
+def losing() -> Iterator[None]:
     """A collective that fails has lost a rank: gloo says so as a RuntimeError about its connection."""
     try:
         yield

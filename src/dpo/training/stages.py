@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dpo.config.hardware import Checkpointing, Engine
+from dpo.config.hardware import Checkpointing, Engine, Parallel
 from dpo.config.lora import FullTraining, Lora
 from dpo.config.parse import plain
 from dpo.data.pair import TokenPair
@@ -39,6 +40,7 @@ from dpo.training.packed.collate import pack, pad
 from dpo.training.packed.install import DEFAULT_OUTPUTS, install, installed
 from dpo.training.packed.memory import free_memory, plan
 from dpo.training.packed.score import sequence_log_probs
+from dpo.training.plans import fsdp_plugin
 from dpo.training.reference import ReferenceCache, context_key
 from dpo.training.room import cap_device, held_bytes, room
 from dpo.training.start import check_device, find_adapter
@@ -84,6 +86,8 @@ def find_base(job: Job) -> Base:
     if job.ranks.size > 1:
         # Another number of ranks gives the same step up to rounding only, and other dropout masks.
         job.run.record["fingerprints"]["processes"] = str(job.ranks.size)
+        if config.hardware.parallel is not Parallel.ddp:
+            job.run.record["fingerprints"]["parallel"] = config.hardware.parallel.name
     job.run.update(device=describe(compute), processes=job.ranks.size, revision=weights.revision)
     return Base(weights, adapter, tokenizer, compute)
 
@@ -128,7 +132,7 @@ def build_trainer(job: Job, base: Base, data: Prepared) -> trainers.Trainer:
         full = isinstance(config.lora, FullTraining)
         model = load_base(base.weights, config.lora.quantization, base.compute, config.hardware.attention, full)
         set_seed(config.seed)
-        trainer = trainers.Trainer(
+        trainer = trainer_class(config.hardware.parallel, job.ranks.size)(
             model=model,
             args=build_arguments(config, base.compute, job.run.folder),
             peft_config=lora_config(config.lora),
@@ -156,6 +160,15 @@ def build_trainer(job: Job, base: Base, data: Prepared) -> trainers.Trainer:
     job.run.update(footprint=asdict(size))
     job.say(str(size))
     return trainer
+
+
+def trainer_class(parallel: Parallel, size: int) -> Callable[..., trainers.Trainer]:
+    """The trainer of one process or whole weights on each, or the one that spreads them."""
+    if size == 1 or parallel is Parallel.ddp:
+        return trainers.Trainer
+    from dpo.training.sharded import ShardedTrainer
+
+    return functools.partial(ShardedTrainer, plugin=fsdp_plugin(parallel))
 
 
 def choose_engine(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[TokenPair]) -> str:
@@ -337,6 +350,7 @@ def tracked(job: Job) -> Iterator[Tracker]:
 
 def save_final(job: Job, trainer: trainers.Trainer, tokenizer: Any) -> None:
     """Write adapter/ (weights, tokenizer, model card), whole or not at all."""
+    trainer.collect()
     if not job.ranks.first:
         return
     final, aside = job.run.folder / "adapter", job.run.folder / ".tmp-adapter"

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback
 from transformers import Trainer as HfTrainer
@@ -139,7 +140,7 @@ class Trainer(DPOTrainer):
             except Diverged as error:
                 trouble = str(error)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 trouble = OUT_OF_MEMORY
             # One decision for all ranks, before any gradient is exchanged.
@@ -154,8 +155,11 @@ class Trainer(DPOTrainer):
             self._window = window
             _set_rng_state(generators)
             self._halve_budget(pairs, step)
-        self.ranks.sum_gradients(self.model.parameters())
+        self._sum_gradients()
         return loss
+
+    def _sum_gradients(self) -> None:
+        self.ranks.sum_gradients(self.model.parameters())
 
     def _halve_budget(self, pairs: list[TokenPair], step: int) -> None:
         parts = self.engine.split(pairs, self.engine.budget)
@@ -174,22 +178,27 @@ class Trainer(DPOTrainer):
 
     def _forward_backward(self, model: Any, pairs: list[TokenPair], step: int) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
-        for part in self._parts(pairs):
-            share = len(part) / len(pairs)
+        losses = []
+        for part, counted in self._parts(pairs):
+            share = counted / len(pairs)
             with self.compute_loss_context_manager():
-                loss = self._pair_loss(model, part, pairs)
-            check_finite(float(loss.detach()), "loss", step, self._step_rows)
+                loss = self._pair_loss(model, part, pairs, counted)
             self.accelerator.backward(loss * share)
+            losses.append(loss.detach())
             total += loss.detach().float() * share
+        # Only now: a rank that stopped in the middle would leave others waiting for its part of the backward.
+        for loss in losses:
+            check_finite(float(loss), "loss", step, self._step_rows)
         return total
 
-    def _parts(self, pairs: Sequence[TokenPair]) -> list[list[TokenPair]]:
-        """The micro-batches of this rank's share of `pairs`; none where the share is empty."""
+    def _parts(self, pairs: Sequence[TokenPair]) -> list[tuple[list[TokenPair], int]]:
+        """The micro-batches of this rank's share of `pairs`, each with the number of pairs it counts for."""
         share = self.ranks.share(pairs)
-        return self.engine.split(share, self.engine.budget) if share else []
+        parts = self.engine.split(share, self.engine.budget) if share else []
+        return [(part, len(part)) for part in parts]
 
-    def _pair_loss(self, model: Any, part: list[TokenPair], step: Sequence[TokenPair]) -> torch.Tensor:
-        """TRL's loss on one part of a step; its metrics are added to the window, weighted by pairs."""
+    def _pair_loss(self, model: Any, part: list[TokenPair], step: Sequence[TokenPair], counted: int) -> torch.Tensor:
+        """TRL's loss on one part of a step; its metrics are added to the window, weighted by the pairs that count."""
         mode = "train" if self.model.training else "eval"
         batch = self._prepare_inputs(self.tensors(part))
         self._metrics[mode] = defaultdict(list)
@@ -202,8 +211,8 @@ class Trainer(DPOTrainer):
             strengths = torch.tensor([pair.strength for pair in part], device=reference.device)
             loss = loss + soft_label_term(watched.log_probs, reference, strengths, self.beta)
         for name, values in self._metrics[mode].items():
-            self._add(name, float(values[-1]), len(part))
-        self._add("loss", float(loss.detach()), len(part))
+            self._add(name, float(values[-1]), counted)
+        self._add("loss", float(loss.detach()), counted)
         return loss
 
     def _add(self, name: str, value: float, weight: int) -> None:
@@ -222,6 +231,8 @@ class Trainer(DPOTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         step = self.state.global_step + 1
         if norm is not None:
             check_finite(float(norm), "gradient norm", step, self._step_rows)
@@ -265,10 +276,10 @@ class Trainer(DPOTrainer):
         if self.args.device.type == "cpu":
             keep_quantized_in_train_mode(self.model)
         with torch.no_grad(), self.compute_loss_context_manager():
-            for part in self._parts(self.dev_pairs):
-                if cut := self.interrupts.pending is not None:
+            for part, counted in self._parts(self.dev_pairs):
+                if cut := self._may_cut() and self.interrupts.pending is not None:
                     break
-                self._pair_loss(self.model, part, self.dev_pairs)
+                self._pair_loss(self.model, part, self.dev_pairs, counted)
         cut = any(self.ranks.gather(cut))
         metrics = {} if cut else self._drain()
         self._window = kept
@@ -281,6 +292,10 @@ class Trainer(DPOTrainer):
         self.on_log("eval", self.state.global_step, metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+
+    def _may_cut(self) -> bool:
+        """Whether this rank may leave an evaluation on its own."""
+        return True
 
     def agree_on_signal(self) -> bool:
         """Make a signal that any rank has received pending on all, and say whether there is one."""
@@ -333,6 +348,7 @@ class Trainer(DPOTrainer):
                 (folder / f"rank-{rank}" / WINDOW).write_text(window)
                 (folder / f"rank-{rank}" / RNG_STATE).write_bytes(generators)
 
+        self.collect()
         others = self.ranks.gather((json.dumps(self._window), self._generators()))
         self.ranks.lead(lambda: checkpoints.write(self.checkpoint_root, step, self.fingerprints, fill))
         self.on_saved(step)
@@ -347,6 +363,9 @@ class Trainer(DPOTrainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(None if checkpoint is None else str(self.ranks.own_folder(Path(checkpoint))))
+
+    def collect(self) -> None:
+        """Called on every rank before rank 0 saves: get there what other ranks hold."""
 
     def save_weights(self, folder: Path) -> None:
         """The adapter (or the whole model) as safetensors, without asking any hub about the base."""
@@ -363,7 +382,7 @@ class Trainer(DPOTrainer):
         self._window = json.loads(window.read_text()) if window.is_file() else {}
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     text = str(error)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text
 

@@ -59,12 +59,18 @@ class Branch:
         return grad_x, grad_down, grad_up
 
 
+def state_of(layer: Any) -> Any:
+    """The scales and shape of a Linear4bit: with its weight, or on the layer where weights are spread over ranks."""
+    state = getattr(layer.weight, "quant_state", None)
+    return layer.quant_state if state is None else state
+
+
 def dense_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     """[out, in] weight of an nn.Linear or Linear4bit in `dtype`."""
     if not is_4bit(layer):
         weight: torch.Tensor = layer.weight.detach()
         return weight.to(dtype)
-    state = layer.weight.quant_state
+    state = state_of(layer)
     scales = state.absmax
     if state.nested:
         scales = torch.ops.bitsandbytes.dequantize_blockwise.default(
@@ -108,7 +114,7 @@ def branch_of(module: Any) -> Branch | None:
 
 def _frozen(layer: Any, down: torch.Tensor | None, up: torch.Tensor | None, scaling: float) -> Branch | None:
     if is_4bit(layer):
-        state = getattr(layer.weight, "quant_state", None)
+        state = state_of(layer)
         if state is None or getattr(state, "packing_format_for_cpu", False) or len(state.shape) != 2:
             return None
         if layer.weight.dtype != torch.uint8 or (state.nested and state.state2.blocksize != 256):
