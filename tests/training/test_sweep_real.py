@@ -92,6 +92,24 @@ def test_nine_jobs_four_at_once_compute_each_reference_once(inputs, tmp_path):
     assert prepared.name in {path.name.removesuffix(".lock") for path in (tmp_path / "cache" / "tokens").glob("*.lock")}
 
 
+@pytest.mark.slow
+def test_jobs_of_two_processes_each_equal_jobs_of_one(inputs, tmp_path):
+    grid = ("dpo.beta=0.1,0.3", "hardware.precision=fp32", "sweep.evaluate=false", "hydra.launcher.slots=1")
+    losses = []
+    for name, more in (("one", ()), ("two", ("hardware.parallel=ddp", "hardware.processes=2"))):
+        (tmp_path / name).mkdir()
+        code, output = run(words(inputs, *grid, *more), tmp_path / name)
+        assert code == 0, output
+        folder = root(tmp_path / name)
+        assert {record["processes"] for record in records(tmp_path / name).values()} == {1 if name == "one" else 2}
+        files = sorted(folder.glob("*/metrics.jsonl"))
+        losses.append([[json.loads(line)["loss"] for line in path.read_text().splitlines()] for path in files])
+    assert len(losses[0]) == 2
+    assert losses[0][0] != losses[0][1]
+    for mine, theirs in zip(*losses, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+
 def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
     while not condition():
         assert process.poll() is None, process.communicate()[0]
