@@ -56,7 +56,10 @@ def _ask(dataset: HubDataset) -> tuple[str, list[str]]:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise NetworkError(f"{dataset.hub}: the hub is switched off by HF_HUB_OFFLINE")
+        raise NetworkError(
+            f"{dataset.hub}: the hub is switched off by HF_HUB_OFFLINE\n"
+            "give the rows with dataset.path=FILE_OR_FOLDER, or unset it"
+        )
     try:
         info = _within_deadline(
             lambda: HfApi().dataset_info(dataset.hub, revision=dataset.revision, timeout=ANSWER_SECONDS)
