@@ -30,7 +30,7 @@ def undisturbed(inputs, tmp_path_factory) -> Any:
 slow = pytest.mark.slow
 WAYS = [
     ("fsdp", "lora=lora"),
-    ("zero2", "lora=qlora"),
+    pytest.param("zero2", "lora=qlora", marks=slow),
     pytest.param("zero3", "lora=full dpo.learning_rate=1e-3", marks=slow),
     pytest.param("zero2", "lora=full dpo.learning_rate=1e-3 hardware.engine=plain", marks=slow),
     pytest.param("fsdp", "lora=qlora hardware.engine=plain", marks=slow),
@@ -89,7 +89,7 @@ def test_a_killed_rank_ends_the_run_which_continues_to_the_same_bits(inputs, und
 
 
 @slow
-@pytest.mark.parametrize("place", ["step", "evaluate", "save"])
+@pytest.mark.parametrize("place", ["step", "dev", "save"])
 def test_a_signal_to_one_rank_stops_all_at_one_step(inputs, undisturbed, place, tmp_path):
     argv = tiny.arguments(*inputs, *RANDOM)
     who = 0 if place == "save" else 1

@@ -85,13 +85,16 @@ class ShardedTrainer(Trainer):
         """Whole weights and optimizer states, on rank 0."""
         if not self.spread:
             return
-        trained = {name: whole(p) for name, p in self.model.named_parameters() if p.requires_grad}
-        state = self.optimizer.state_dict()
-        state["state"] = {
-            i: {key: whole(value) for key, value in values.items()} for i, values in state["state"].items()
-        }
-        if self.ranks.first:
-            self._weights, self._state = trained, state
+        keep = self.ranks.first
+        named = self.model.named_parameters()
+        self._weights = {name: whole(parameter, keep) for name, parameter in named if parameter.requires_grad}
+        saved = self.optimizer.state_dict()
+        states = {i: {key: whole(value, keep) for key, value in of.items()} for i, of in saved["state"].items()}
+        self._state = {**saved, "state": states}
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self._weights, self._state = {}, {}
 
     def save_weights(self, folder: Path) -> None:
         """What the last `collect` found."""
@@ -151,9 +154,15 @@ def _keep_4bit_state(base: Any) -> None:
             module.weight = torch.nn.Parameter(module.weight.data, requires_grad=False)
 
 
-def whole(value: Any) -> Any:
-    """A spread tensor on the CPU with all its parts; anything else as it is. All ranks must call it."""
-    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
+def whole(value: Any, keep: bool) -> Any:
+    """A spread tensor with all its parts, on the CPU of a rank that keeps it; anything else as it is.
+
+    All ranks must call it, and only one keeps what it gets: their host may not hold it once a rank.
+    """
+    if not isinstance(value, DTensor):
+        return value
+    full = value.full_tensor()
+    return full.cpu() if keep else None
 
 
 def own_part(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
