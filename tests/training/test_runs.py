@@ -271,6 +271,23 @@ def test_nothing_that_is_not_finite_is_stepped_on(inputs, tmp_path):
     assert newest(folder) == 3
 
 
+@pytest.mark.parametrize(("place", "number", "says"), [
+    ("silent", 1, "step 1: 1 trainable tensors got no gradient, the first: "),
+    ("silent", 5, "step 5: 1 trainable tensors got no gradient, the first: "),
+    ("drift", 1, "the reference is not the starting policy"),
+])  # fmt: skip
+def test_what_must_hold_is_checked(inputs, tmp_path, place, number, says):
+    """A gradient that is missing at the first step, or at the one after the evaluation of step 4; a policy that is
+    not its reference before step 1."""
+    code, output = tiny.run("train", tiny.arguments(*inputs, "lora=qlora"), tmp_path, (place, number, 0))
+    assert code == 5, output
+    assert says in output
+    folder, record = tiny.record(tmp_path)
+    assert record["status"] == "diverged"
+    assert newest(folder) == (3 if number == 5 else None)
+    assert "Traceback" not in output
+
+
 def test_out_of_memory_retries_the_step_in_smaller_parts(inputs, undisturbed, tmp_path):
     code, output = tiny.run("train", tiny.arguments(*inputs, "lora=lora"), tmp_path, ("memory", 3, 0))
     assert code == 0, output

@@ -151,8 +151,8 @@ def _main(
     output: str,
 ) -> None:
     """Runs in the child. `at` = (place, n, signal): at the n-th call of that place the process sends itself the
-    signal, a real SIGKILL included; or (poison, memory, disk) a weight becomes NaN, an allocation fails, the disk is
-    full there. Nothing else differs from the command line."""
+    signal, a real SIGKILL included; or a weight becomes NaN (poison) or another one (drift), a gradient is missing
+    (silent), an allocation fails (memory), the disk is full (disk). Nothing else differs from the command line."""
     os.chdir(cwd)
     os.environ.update(environment)
     out = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -191,6 +191,8 @@ def _signal_at(place: str, number: int, signum: int) -> None:
         "load": (stages, "load_base"),
         "reference": (stages, "sequence_log_probs"),
         "final": (Trainer, "save_weights"),
+        "drift": (stages, "check_start"),
+        "silent": (Trainer, "_get_grad_norm"),
         "poison": (Trainer, "_forward_backward"),
         "memory": (Trainer, "_pair_loss"),
         "disk": (Trainer, "_save_optimizer_and_scheduler"),
@@ -213,7 +215,12 @@ def strike(place: str, args: tuple[Any, ...], signum: int) -> None:
 
     import torch
 
-    if place == "poison":
+    if place == "drift":
+        parameter = [p for p in args[1].model.parameters() if p.requires_grad][-1]
+        parameter.data += 0.1
+    elif place == "silent":
+        next(p for p in args[0].model.parameters() if p.requires_grad).grad = None
+    elif place == "poison":
         parameter = next(p for p in args[0].model.parameters() if p.requires_grad)
         own = parameter.to_local() if hasattr(parameter, "to_local") else parameter
         own.data.view(-1)[0] = float("nan")
