@@ -158,6 +158,7 @@ def test_a_part_that_was_not_downloaded_is_not_there_offline(hub: str, tmp_path:
         ({"hub": "some/gated"}, "some/gated: gated; accept its terms at"),
         ({"hub": "some/nothing"}, "some/nothing: no such dataset on the hub"),
         ({"hub": "some/norevision"}, "some/norevision: no revision main"),
+        ({"hub": "some/norevision", "revision": "v9"}, "some/norevision: no revision v9"),
         ({"hub": "some/stalled"}, "some/stalled: the hub did not answer"),
     ],
 )

@@ -65,6 +65,8 @@ def test_held_out_files_of_their_own(tmp_path: Path) -> None:
     test = write(tmp_path / "other.jsonl", 5, tag="t")
     splits = local(rows, test_path=str(test), dev_fraction=0.0)
     assert {name: len(part) for name, part in ids(splits).items()} == {"train": 30, "dev": 0, "test": 5}
+    splits = local(rows, dev_path=str(test), test_fraction=0.0)
+    assert {name: len(part) for name, part in ids(splits).items()} == {"train": 30, "dev": 5, "test": 0}
 
 
 def test_a_prompt_of_the_test_file_leaves_the_training_rows(tmp_path: Path) -> None:

@@ -259,6 +259,23 @@ def test_resuming_with_something_else_is_refused_by_name(inputs, tmp_path, chang
     assert "resume_anyway=true" in output
 
 
+def test_what_is_continued_is_the_users_word(inputs, tmp_path):
+    """resume=FOLDER with resume_anyway=true goes on with another beta; resume=never leaves that run and starts anew."""
+    folder = interrupted(inputs, tmp_path, "lora=lora")
+    more = [f"resume={folder}", "resume_anyway=true", "dpo.beta=0.3"]
+    code, output = tiny.run("train", tiny.arguments(*inputs, "lora=lora", *more), tmp_path)
+    assert code == 0, output
+    assert "continuing although config was" in output
+    assert "continuing at step 6" in output
+    (tmp_path / "other").mkdir()
+    other = interrupted(inputs, tmp_path / "other", "lora=lora")
+    code, output = tiny.run("train", tiny.arguments(*inputs, "lora=lora", "resume=never"), tmp_path / "other")
+    assert code == 0, output
+    assert "continuing" not in output
+    assert sorted(p.name for p in (other / "checkpoints").iterdir()) == ["step-3", "step-6"]
+    assert len(tiny.folders(tmp_path / "other")) == 2
+
+
 def test_nothing_that_is_not_finite_is_stepped_on(inputs, tmp_path):
     """A weight that turns NaN before step 5 ends the run there with exit 5 and the last good checkpoint."""
     code, output = tiny.run("train", tiny.arguments(*inputs, "lora=full"), tmp_path, ("poison", 5, 0))
