@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import json
+import os
 import re
 import shutil
-import threading
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hub_server import Hub, serving
 
 from dpo.errors import NetworkError, Refused
 from dpo.records import publish
@@ -220,86 +221,20 @@ def test_a_folder_named_like_a_hub_id_has_no_known_licence(tiny_run: Path, tmp_p
     assert model_card(run).count(UNKNOWN.words) == 2
 
 
-class Hub(BaseHTTPRequestHandler):
-    """What a push asks of a hub: make a repository, where each file goes, a large file's upload, one commit."""
-
-    got: dict[str, Any]
-
-    def do_GET(self) -> None:
-        card = self.got["cards"].get(self.path.partition("?")[0])
-        if card is None:
-            return self._answer({"error": "not found"}, 404)
-        self._answer({"id": "x/y", "cardData": card})
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.got["authorized"].add(self.headers.get("Authorization"))
-        base = f"http://127.0.0.1:{self.server.server_address[1]}"
-        if self.path == "/api/repos/create":
-            self.got["created"] = json.loads(body)
-            return self._answer({"url": f"{base}/org/name", "id": "org/name"})
-        if self.path == "/api/validate-yaml":
-            return self._answer({"errors": [], "warnings": []})
-        if self.path.endswith("/preupload/main"):
-            files = json.loads(body)["files"]
-            modes = [
-                {
-                    "path": f["path"],
-                    "uploadMode": "lfs" if f["path"].endswith("tensors") else "regular",
-                    "shouldIgnore": False,
-                }
-                for f in files
-            ]
-            return self._answer({"files": modes})
-        if self.path.endswith("/info/lfs/objects/batch"):
-            objects = json.loads(body)["objects"]
-            answer = [{**o, "actions": {"upload": {"href": f"{base}/lfs/{o['oid']}"}}} for o in objects]
-            return self._answer({"transfer": "basic", "objects": answer})
-        if "/commit/main" in self.path:
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    self.got["files"][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-                elif line["key"] == "lfsFile":
-                    self.got["files"][line["value"]["path"]] = self.got["lfs"][line["value"]["oid"]]
-            return self._answer(
-                {"commitUrl": f"{base}/org/name/commit/abc", "commitOid": "abc", "pullRequestUrl": None}
-            )
-        return self._answer({"error": "not found"}, 404)
-
-    def do_PUT(self) -> None:
-        self.got["lfs"][self.path.rpartition("/")[2]] = self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer({})
-
-    def _answer(self, data: Any, status: int = 200) -> None:
-        body = json.dumps(data).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """A hub on the loopback; what it got."""
-    got: dict[str, Any] = {"files": {}, "lfs": {}, "authorized": set(), "cards": {}}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Hub,), {"got": got}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_address[1]}"
-    for name, value in (
-        ("huggingface_hub.constants.ENDPOINT", address),
-        ("huggingface_hub.constants.HF_HUB_OFFLINE", False),
-        ("huggingface_hub.constants.HF_HUB_DISABLE_XET", True),
-    ):
-        monkeypatch.setattr(name, value)
-    monkeypatch.setenv("HF_TOKEN", CANARIES["hub"])
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: CANARIES["hub"])
-    yield got
-    server.shutdown()
+    with serving() as (address, got):
+        for name, value in (
+            ("huggingface_hub.constants.ENDPOINT", address),
+            ("huggingface_hub.constants.HF_HUB_OFFLINE", False),
+            ("huggingface_hub.constants.HF_HUB_DISABLE_XET", True),
+        ):
+            monkeypatch.setattr(name, value)
+        monkeypatch.setenv("HF_TOKEN", CANARIES["hub"])
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: CANARIES["hub"])
+        yield got
 
 
 def test_a_push_sends_what_the_dry_run_listed(
@@ -316,13 +251,85 @@ def test_a_push_sends_what_the_dry_run_listed(
     assert [name for name, secret in CANARIES.items() if secret.encode() in everything] == []
 
 
-def test_a_hub_that_refuses_or_is_gone_is_one_line(
-    tiny_export: Path, hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (401, "does not know this token"),
+        (403, "may not write there"),
+        (404, "no such user"),
+        (429, "wait"),
+        (500, "500"),
+    ],
+)
+def test_a_hub_that_refuses_is_one_line(
+    tiny_export: Path, hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch, status: int, said: str
 ) -> None:
-    monkeypatch.setattr(Hub, "do_POST", lambda self: self._answer({"error": "no"}, 403))
-    with pytest.raises(NetworkError) as caught:
+    monkeypatch.setattr(Hub, "do_POST", lambda self: self._answer({"error": "no"}, status))
+    with pytest.raises(NetworkError, match=said) as caught:
         publish.push(tiny_export, "org/name", private=False)
     assert len(str(caught.value).splitlines()) == 1
+    assert caught.value.exit_code == 8
+
+
+def test_a_hub_that_is_gone_is_one_line(
+    tiny_export: Path, hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(NetworkError, match="push=org/name"):
+    with pytest.raises(NetworkError, match="push=org/name") as caught:
         publish.push(tiny_export, "org/name", private=False)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_edited_export_is_not_pushed(tiny_export: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(tiny_export, tmp_path / "out"))
+    certificate = json.loads((out / "certificate.json").read_text())
+    (out / "certificate.json").write_text(json.dumps(certificate | {"measured": 0.0}))
+    with pytest.raises(Refused, match="edited"):
+        publish.plan(out)
+
+
+def test_a_push_killed_or_cut_off_publishes_nothing_and_is_taken_up_again(
+    tiny_run: Path, tiny_export: Path, tmp_path: Path
+) -> None:
+    """The command line, the real client, a real kill; a run full of secrets and of where things lie here."""
+    run = Path(shutil.copytree(tiny_run, tmp_path / "home-of-canaryuser" / "run"))
+    out = Path(shutil.copytree(tiny_export, run / "export" / "bf16"))
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"path: \S+pairs.jsonl", "path: /data/canaryuser/pairs.jsonl", text))
+    record = json.loads((run / "run.json").read_text())
+    record["command"] = "python -m dpo.train /data/canaryuser/x model.adapter=/data/canaryuser/y"
+    (run / "run.json").write_text(json.dumps(record))
+    for place in ("evaluation/test/samples.jsonl", "wandb/run/logs/debug.log", "prompts.txt", "notes.env"):
+        (run / place).parent.mkdir(parents=True, exist_ok=True)
+        (run / place).write_text(f"canaryuser {' '.join(CANARIES.values())}")
+    (out / "README.md").write_text(model_card(run, out))
+    command = [sys.executable, "-m", "dpo.export", str(run), "format=bf16", "push=org/name"]
+    with serving() as (address, got):
+        unset = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+        wanted = {"HF_ENDPOINT": address, "HF_TOKEN": CANARIES["hub"], "HF_HUB_DISABLE_XET": "1"}
+        environment = {**unset, **wanted, "SOME_SERVICE_TOKEN": CANARIES["environment"]}
+
+        def push() -> subprocess.CompletedProcess[str]:
+            return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+        got["cut"] = "upload"
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert got["waiting"].wait(120)
+        process.kill()
+        process.wait()
+        got["go_on"].set()
+        assert got["files"] == {}
+        got["cut"] = "commit"
+        cut = push()
+        assert cut.returncode == 8, cut.stderr
+        assert len(cut.stderr.strip().splitlines()) == 1
+        assert got["files"] == {}, "one commit: all or nothing"
+        got["cut"], uploads = None, len(got["puts"])
+        done = push()
+        assert done.returncode == 0, done.stderr
+        assert len(got["puts"]) == uploads, "what was there already is not sent again"
+    assert got["files"].keys() == {path.name for path in out.iterdir()}
+    assert got["files"]["model.safetensors"] == (out / "model.safetensors").read_bytes()
+    everything = b"".join(got["files"].values())
+    assert [s for s in ("canaryuser", str(tmp_path), *CANARIES.values()) if s.encode() in everything] == []
+    assert all(secret not in cut.stderr + done.stdout for secret in CANARIES.values())
