@@ -30,6 +30,9 @@ class _Plan:
     chosen: str = ""
     rejected: str = ""
     tail: str = ""
+    joined: bool = False
+    typed: bool = False
+    forced: bool = False
     ids: dict[str, bytes] = field(default_factory=dict)
 
     def over(self, max_length: int) -> int:
@@ -130,15 +133,12 @@ class Encoder:
     def _plan(self, pair: Pair) -> _Plan | Refusal:
         turns, lead, joined = join_turns(pair.prompt)
         texts = [pair.chosen, pair.rejected, lead, *(turn["content"] for turn in turns)]
-        plan = _Plan(pair, turns, lead, any(self.codec.needs_sealing(text) for text in texts))
+        plan = _Plan(pair, turns, lead, any(self.codec.needs_sealing(text) for text in texts), joined=joined)
         try:
             self._render(plan)
         except RowRefused as refused:
             return refused.refusal
-        if joined:
-            self.ledger.joined_turns.append(pair.id)
-        if plan.sealed and any(self.codec.hide(text) != text for text in texts):
-            self.ledger.control_text.append(pair.id)
+        plan.typed = plan.sealed and any(self.codec.hide(text) != text for text in texts)
         return plan
 
     def _hidden(self, turns: Turns) -> Turns:
@@ -176,8 +176,7 @@ class Encoder:
             ids = ids[len(tail) :]
         else:
             # A token spans the boundary. At inference the prompt stands alone, so the answer starts a token here.
-            if not self.ledger.forced_boundary or self.ledger.forced_boundary[-1] != plan.pair.id:
-                self.ledger.forced_boundary.append(plan.pair.id)
+            plan.forced = True
             [ids] = self.codec.encode_batch([answer], plan.sealed)
         return ids + pack([self.end_id]) if self.appended_end else ids
 
@@ -189,17 +188,21 @@ class Encoder:
         return self._tails[tail, sealed]
 
     def _finish(self, plan: _Plan) -> PackedPair | Refusal:
+        forced = plan.forced
         try:
-            if plan.over(self.max_length) > 0:
-                self._cut(plan)
+            cuts = self._cut(plan) if plan.over(self.max_length) > 0 else {}
         except RowRefused as refused:
             return refused.refusal
         if plan.ids["chosen"] == plan.ids["rejected"]:
             return Refusal(Reason.equal_after_cutting, "rejected")
+        self.ledger.record(plan.pair.id, cuts, plan.joined, plan.typed, forced)
         return PackedPair(id=plan.pair.id, strength=plan.pair.strength, **plan.ids)
 
-    def _cut(self, plan: _Plan) -> None:
-        """Bring an encoded plan under `max_length`; raises RowRefused when no token of an answer would be left."""
+    def _cut(self, plan: _Plan) -> dict[str, int]:
+        """Bring an encoded plan under `max_length`; tokens cut, by the ledger's heads.
+
+        Raises RowRefused when no token of an answer would be left.
+        """
         before = plan.tokens("prompt")
         while plan.over(self.max_length) > 0 and self._drop_oldest(plan):
             self._again(plan)
@@ -209,17 +212,11 @@ class Encoder:
         room = self.max_length - plan.tokens("prompt")
         if room < 1:
             raise RowRefused(Reason.completion_lost, "prompt", f"{plan.tokens('prompt')} tokens of prompt remain")
-        cuts = {side: plan.tokens(side) - room for side in ("chosen", "rejected")}
-        for side in cuts:
+        cuts = {"dropped_turns": dropped, "shortened_user_turn": shortened}
+        for side in ("chosen", "rejected"):
+            cuts[f"cut_{side}"] = plan.tokens(side) - room
             plan.ids[side] = plan.ids[side][: room * WIDTH]
-        for ledger, tokens in (
-            (self.ledger.dropped_turns, dropped),
-            (self.ledger.shortened_user_turn, shortened),
-            (self.ledger.cut_chosen, cuts["chosen"]),
-            (self.ledger.cut_rejected, cuts["rejected"]),
-        ):
-            if tokens > 0:
-                ledger[plan.pair.id] = tokens
+        return cuts
 
     def _drop_oldest(self, plan: _Plan) -> bool:
         """Drop the first exchange of a conversation, up to the next user turn; False when only one is left."""
@@ -243,7 +240,5 @@ class Encoder:
             self._again(plan)
 
     def _again(self, plan: _Plan) -> None:
-        forced = len(self.ledger.forced_boundary)
         self._render(plan)
         self._encode([plan], plan.sealed)
-        del self.ledger.forced_boundary[forced:]

@@ -18,6 +18,15 @@ class Ledger:
     control_text: list[str] = field(default_factory=list)
     forced_boundary: list[str] = field(default_factory=list)
 
+    def record(self, pair_id: str, cuts: dict[str, int], joined: bool, typed: bool, forced: bool) -> None:
+        """Note a pair that is used: tokens cut by head, and what else was met on the way."""
+        for head, tokens in cuts.items():
+            if tokens > 0:
+                getattr(self, head)[pair_id] = tokens
+        for met, ids in ((joined, self.joined_turns), (typed, self.control_text), (forced, self.forced_boundary)):
+            if met:
+                ids.append(pair_id)
+
     @property
     def truncated_prompts(self) -> set[str]:
         """Pairs whose prompt lost something."""
