@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -61,8 +62,17 @@ def _encode(encoder: Encoder, pairs: PairFile, start: int) -> Results:
 
 
 def _begin() -> None:
+    # A worker left alone would wait for ever, and with it whoever waits for the lock it inherited.
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     # The tokenizer's own threads did not survive the fork, and this process is one of several anyway.
     control_tokens.THREADS = False
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(start: int) -> tuple[Results, Ledger]:
