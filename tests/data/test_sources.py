@@ -81,6 +81,11 @@ def test_shp_ratio_is_a_threshold_and_a_soft_label() -> None:
     assert refused("shp", shp_row(score_ratio=1.9)) == (Reason.weak, "score_ratio")
     assert convert("shp", shp_row(score_ratio=1.9), min_ratio=1.5).strength == 1.0
     assert convert("shp", shp_row(), soft_labels=True).strength == 0.75
+    weak, tie = shp_row(score_A=15, score_ratio=1.5), shp_row(score_A=10, score_ratio=1.0)
+    assert convert("shp", weak, soft_labels=True).strength == 0.6
+    assert convert("shp", tie, soft_labels=True).strength == 0.5
+    unequal = shp_row(score_A=10, score_ratio=2.0)
+    assert refused("shp", unequal, soft_labels=True) == (Reason.label_disagrees, "score_ratio")
 
 
 @pytest.mark.parametrize(
