@@ -13,13 +13,12 @@ def synthesize(config: Synthesize) -> Path:
     """Draw, going on where samples.jsonl ends, rank, and write the splits; returns the folder."""
     check(config)
     from dpo.data.synthetic.prompts import distinct, from_file, shipped
-    from dpo.evaluation.judges.table import build_judges
     from dpo.synthesis.generators import build_generator
     from dpo.synthesis.pairs import pairs_of, split_subjects, write_pairs
     from dpo.synthesis.ranking import rank, the_judge
     from dpo.synthesis.samples import draw_samples
 
-    judge = the_judge(build_judges(config.judge))
+    judge = the_judge(config.judge)
     given = from_file(Path(config.prompts).expanduser()) if config.prompts else shipped()
     prompts = distinct(given)
     if len(prompts) < len(given):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import pytest
 from tiny import make_model
 
 from dpo.config.judges import Judges, RulesJudge
+from dpo.config.synthesize import Synthesize, register
+from dpo.data.synthetic import prompts as prompts_module
 from dpo.data.synthetic.prompts import distinct, from_file, shipped
 from dpo.errors import ConfigError, DataError
 from dpo.evaluation.judges.interface import Item, Judge, PairItem, PairJudge, Verdict
 from dpo.evaluation.judges.rules import RuleJudge
-from dpo.evaluation.judges.table import build_judges
+from dpo.synthesis.generators import build_generator
 from dpo.synthesis.pairs import pairs_of, split_subjects
-from dpo.synthesis.ranking import rank, the_judge
+from dpo.synthesis.ranking import rank, ranking, the_judge
 from dpo.synthesize import main
 
 SUBJECTS = ["a cat", "a dog", "tea", "rain", "a map", "bread", "jazz", "a seed", "fog", "glass", "silk", "honey"]
@@ -251,13 +254,14 @@ def test_a_judge_that_decides_needs_one_of_each() -> None:
 
 
 def test_one_judge_that_ranks() -> None:
-    assert the_judge(build_judges(Judges(rules=RulesJudge()))).name == "rules"
+    assert the_judge(Judges(rules=RulesJudge())).name == "rules"
     with pytest.raises(ConfigError, match=r"judge=\[longest, duel\]: one judge ranks the answers"):
-        the_judge([Longest(), Duel()])
+        ranking(["longest", "duel"], [Longest(), Duel()])
+    assert ranking(["both"], [Longest(), Duel()]).name == "duel"  # one option that grades and compares
     describes = Longest()
     describes.ranks = False
     with pytest.raises(ConfigError, match="does not say which of two answers is better"):
-        the_judge([describes])
+        ranking(["longest"], [describes])
 
 
 def test_subjects_stay_together_and_train_gets_most() -> None:
@@ -279,3 +283,27 @@ def test_prompts_that_differ_in_white_space_are_one() -> None:
     assert distinct(shipped()) == shipped()
     twice = [shipped()[0], shipped()[1], type(shipped()[0])(f" {shipped()[0].text}\n", "x")]
     assert distinct(twice) == twice[:2]
+
+
+@pytest.mark.slow
+def test_the_first_batch_of_the_shipped_data_is_drawn_again_word_for_word(compose_verb: Callable[..., Any]) -> None:
+    """192 answers of the real model; in fp32, as they were drawn: bf16 differs from processor to processor."""
+    register()
+    config = compose_verb("synthesize", Synthesize, "hardware=cpu", "hardware.precision=fp32")
+    prompts = shipped()
+    asked = [prompt for prompt in prompts for _ in range(config.n)]
+    drawn = dict(next(build_generator(config).draw(asked, set(), lambda count: None)))
+    assert len(drawn) == config.sampling.batch_size
+    answers = [
+        {"index": i, "prompt": asked[i].text, "subject": asked[i].subject, "sample": i % config.n, **drawn[i]}
+        for i in sorted(drawn)
+    ]
+    whole = {prompt for prompt, count in Counter(row["prompt"] for row in answers).items() if count == config.n}
+    pairs = pairs_of(rank([row for row in answers if row["prompt"] in whole], RuleJudge()))
+    folder = Path(prompts_module.__file__).parent
+    given = [row for split in ("train", "dev", "test") for row in rows(folder / f"{split}.jsonl")]
+    keys = ("prompt", "chosen", "rejected", "subject", "rejected_failed", "rejected_finished")
+    expected = sorted([row[key] for key in keys] for row in given if row["prompt"] in whole)
+    assert len(expected) > 30
+    made = {pair["prompt"]: [pair[key] for key in keys] for pair in pairs}
+    assert [made.get(row[0]) for row in expected] == expected

@@ -7,23 +7,32 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from dpo.config.judges import Judges
 from dpo.data.pair import Message
 from dpo.errors import ConfigError
 from dpo.evaluation.judges.ask import preferences, verdicts
 from dpo.evaluation.judges.interface import AnyJudge, Benchmark, Item, Judge, PairItem, PairJudge, ranks
+from dpo.evaluation.judges.table import build_judges
 
 Rows = Sequence[dict[str, Any]]
 
 
-def the_judge(judges: Sequence[AnyJudge]) -> Judge | PairJudge:
-    """The one judge that ranks; raises ConfigError when there is another number of judges, or it does not rank."""
-    if len(judges) != 1:
-        names = ", ".join(judge.name for judge in judges)
-        raise ConfigError(f"judge=[{names}]: one judge ranks the answers; choose one, as in judge=[rules]")
-    [judge] = judges
-    if isinstance(judge, Benchmark) or not ranks(judge):
-        raise ConfigError(f"judge=[{judge.name}]: does not say which of two answers is better")
-    return judge
+def the_judge(config: Judges) -> Judge | PairJudge:
+    """The one judge that ranks; raises ConfigError when several are asked for, or it does not rank."""
+    judges = build_judges(config)
+    return ranking([name for name, settings in vars(config).items() if settings is not None], judges)
+
+
+def ranking(names: Sequence[str], judges: Sequence[AnyJudge]) -> Judge | PairJudge:
+    """Of what one option gives, the judge that ranks: language models and people compare answers and grade them too,
+    and comparing tells good answers apart better than grades do."""
+    asked = f"judge=[{', '.join(names)}]"
+    if len(names) != 1:
+        raise ConfigError(f"{asked}: one judge ranks the answers; choose one, as in judge=[rules]")
+    able = [judge for judge in judges if not isinstance(judge, Benchmark) and ranks(judge)]
+    if not able:
+        raise ConfigError(f"{asked}: does not say which of two answers is better")
+    return next((judge for judge in able if isinstance(judge, PairJudge)), able[0])
 
 
 def rank(rows: Rows, judge: Judge | PairJudge) -> list[dict[str, Any]]:
