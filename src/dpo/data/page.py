@@ -16,15 +16,17 @@ from dpo.data.report import SPLITS
 from dpo.records.files import write_text
 
 BINS = 60
+# As the borders of the examples.
+COLOURS = {"prompt": "#78909c", "chosen": "#22aa88", "rejected": "#cc4444"}
 SHOWN_IDS = 200
 # Runs behind plotly.js in the one script the page's policy allows, by its hash.
 DRAW = """
 const plots = JSON.parse(document.getElementById("plots").textContent);
 for (const [id, plot] of Object.entries(plots)) {
-  Plotly.newPlot(id, plot.data, plot.layout, {displayModeBar: false, responsive: true});
+  Plotly.newPlot(id, plot.data, plot.layout, {displayModeBar: false});
+  // Also when the page gets its width after the plot was laid out.
+  new ResizeObserver(() => Plotly.Plots.resize(id)).observe(document.getElementById(id));
 }
-// The window may have got its width after the plots were laid out.
-requestAnimationFrame(() => Object.keys(plots).forEach((id) => Plotly.Plots.resize(id)));
 """
 
 
@@ -56,13 +58,18 @@ def _plots(data: Prepared) -> dict[str, Any]:
     longest = int(lengths.max()) if len(lengths) else 1
     edges = np.unique(np.linspace(0, longest + 1, BINS + 1).astype(int))
     parts = [
-        {"type": "scatter", "mode": "lines", "line": {"shape": "hv"}, "name": part, "x": edges[:-1].tolist(),
-         "y": np.histogram(lengths[:, i], edges)[0].tolist()}
-        for i, part in enumerate(("prompt", "chosen", "rejected"))
+        {"type": "scatter", "mode": "lines", "line": {"shape": "hv", "color": COLOURS[part]}, "name": part,
+         "x": edges[:-1].tolist(), "y": np.histogram(lengths[:, i], edges)[0].tolist()}
+        for i, part in enumerate(COLOURS)
     ]  # fmt: skip
     difference = lengths[:, 1].astype(int) - lengths[:, 2]
     counts, bounds = np.histogram(difference, BINS)
-    bars = {"type": "bar", "x": ((bounds[:-1] + bounds[1:]) / 2).tolist(), "y": counts.tolist()}
+    bars = {
+        "type": "bar",
+        "marker": {"color": COLOURS["prompt"]},
+        "x": ((bounds[:-1] + bounds[1:]) / 2).tolist(),
+        "y": counts.tolist(),
+    }
     return {
         "lengths": {"data": parts, "layout": _layout("Tokens of training pairs", "tokens", "pairs")},
         "difference": {"data": [bars], "layout": _layout("Chosen minus rejected", "tokens", "pairs")},
