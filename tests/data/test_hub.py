@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import pytest
 from data_options import REPOSITORY
+from real_rows import hub_repositories, rows_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "Anthropic/hh-rlhf"
@@ -38,6 +40,8 @@ FILES = {
     "helpful-base/train.jsonl": rows(200, 10),
     "red-team-attempts/red_team_attempts.jsonl": b'{"transcript": "x"}\n',
 }
+# What the server holds: files by (repository, revision).
+REPOSITORIES: dict[tuple[str, str], dict[str, bytes]] = {(REPO, "main"): FILES}
 
 
 REFUSALS = {"gated": "GatedRepo", "norevision": "RevisionNotFound"}
@@ -57,25 +61,26 @@ class FakeHub(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         self.asked.append(self.path)
-        path = self.path.partition("?")[0]
+        path = unquote(self.path.partition("?")[0])
         if "stalled" in path:
             self.stall.wait(60)
             return
-        if path.startswith((f"/api/datasets/{REPO}/revision/main", f"/api/datasets/{REPO}/revision/{COMMIT}")):
-            info = {"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]}
-            self._send(json.dumps(info).encode(), "application/json", body)
-        elif path.startswith(f"/api/datasets/{REPO}/tree/"):
-            tree = [{"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}  # noqa: S324
-                    for n, c in FILES.items()]  # fmt: skip
-            self._send(json.dumps(tree).encode(), "application/json", body)
-        elif path.startswith(prefix := f"/datasets/{REPO}/resolve/{COMMIT}/"):
-            self._send(FILES[path.removeprefix(prefix)], "application/octet-stream", body)
-        else:
-            code = next((c for name, c in REFUSALS.items() if name in path), "RepoNotFound")
-            self.send_response(403 if code == "GatedRepo" else 404)
-            self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+        for (repository, revision), files in REPOSITORIES.items():
+            dataset = f"/api/datasets/{repository}"
+            if path in (f"{dataset}/revision/{revision}", f"{dataset}/revision/{COMMIT}"):
+                info = {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+                return self._send(json.dumps(info).encode(), "application/json", body)
+            if path.startswith(f"{dataset}/tree/"):
+                tree = [{"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}  # noqa: S324
+                        for n, c in files.items()]  # fmt: skip
+                return self._send(json.dumps(tree).encode(), "application/json", body)
+            if path.startswith(prefix := f"/datasets/{repository}/resolve/{COMMIT}/"):
+                return self._send(files[path.removeprefix(prefix)], "application/octet-stream", body)
+        code = next((c for name, c in REFUSALS.items() if name in path), "RepoNotFound")
+        self.send_response(403 if code == "GatedRepo" else 404)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def _send(self, content: bytes, kind: str, body: bool) -> None:
         self.send_response(200)
@@ -108,20 +113,33 @@ import json, sys, time
 from data_options import dataset
 from dpo.data.load import load_splits
 from dpo.errors import DpoError
-start = time.monotonic()
-try:
-    splits = load_splits(dataset("hh_rlhf", dev_fraction=0.0, **json.loads(sys.argv[1])))
-    print(json.dumps({"rows": splits.report.rows, "revision": splits.report.revision, "ids": [splits.train[-1].id]}))
-except DpoError as error:
-    print(json.dumps({"code": error.exit_code, "lines": str(error).splitlines(), "took": time.monotonic() - start}))
+for option, values in json.loads(sys.argv[1]):
+    start = time.monotonic()
+    try:
+        splits = load_splits(dataset(option, **{"dev_fraction": 0.0, **values}))
+        parts = {name: getattr(splits, name) for name in ("train", "dev", "test")}
+        print(json.dumps({
+            "rows": splits.report.rows, "revision": splits.report.revision, "refused": splits.report.refused,
+            "pairs": {n: [[p.id, p.chosen, p.rejected, p.strength, p.prompt[-1].content] for p in part]
+                      for n, part in parts.items()}}))
+    except DpoError as error:
+        print(json.dumps({"code": error.exit_code, "lines": str(error).splitlines(), "took": time.monotonic() - start}))
 """
 
 
 def load(endpoint: str, cache: Path, **values: Any) -> dict[str, Any]:
+    offline = values.pop("offline", "0")
+    return load_all(endpoint, cache, [("hh_rlhf", values)], offline)[0]
+
+
+def load_all(
+    endpoint: str, cache: Path, wanted: list[tuple[str, dict[str, Any]]], offline: str = "0"
+) -> list[dict[str, Any]]:
+    """What `load_splits` gives for each (option, values), in one process that knows only this hub."""
     environment = {
         **os.environ,
         "HF_ENDPOINT": endpoint,
-        "HF_HUB_OFFLINE": values.pop("offline", "0"),
+        "HF_HUB_OFFLINE": offline,
         "HF_HOME": str(cache / "hub"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -130,15 +148,16 @@ def load(endpoint: str, cache: Path, **values: Any) -> dict[str, Any]:
         "NO_PROXY": "127.0.0.1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(values)], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", SCRIPT, json.dumps(wanted)], env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_rows_come_from_the_hub_and_then_without_it(hub: str, tmp_path: Path) -> None:
-    everything = {"rows": {"test": 5, "train": 50}, "revision": COMMIT, "ids": ["hh_rlhf:train:49"]}
-    assert load(hub, tmp_path) == everything
+    everything = load(hub, tmp_path)
+    assert (everything["rows"], everything["revision"]) == ({"test": 5, "train": 50}, COMMIT)
+    assert everything["pairs"]["train"][-1][0] == "hh_rlhf:train:49"
     assert not any("red-team" in path for path in FakeHub.asked if "/resolve/" in path)
     for offline, endpoint in (("1", hub), ("0", "http://127.0.0.1:9")):
         FakeHub.asked.clear()
@@ -176,3 +195,27 @@ def test_no_network_is_an_error_that_names_the_way_out(tmp_path: Path) -> None:
     assert got["code"] == 8
     assert got["lines"][0].startswith(f"{REPO}: the hub did not answer")
     assert "dataset.path" in got["lines"][-1]
+
+
+def test_every_source_reads_its_repository_as_it_lies_on_the_hub(
+    hub: str, real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real rows under the names, in the formats and at the revisions of the hub; read again without it."""
+    repositories = hub_repositories(real_data)
+    monkeypatch.setitem(globals(), "REPOSITORIES", {key: files for key, (files, _, _) in repositories.items()})
+    asked = [(option, values) for _, option, values in repositories.values()]
+    got = load_all(hub, tmp_path, asked)
+    for ((repository, revision), (files, option, values)), one in zip(repositories.items(), got, strict=True):
+        assert one.get("revision") == COMMIT, one
+        expected = rows_of(option, files, values)
+        kept = {row[0]: row[1:] for part in one["pairs"].values() for row in part}
+        refused = {row_id for ids in one["refused"].values() for row_id in ids}
+        assert not kept.keys() & refused
+        assert sum(one["rows"].values()) == len(kept) + len(refused) == len(expected)
+        # Which answer is better, how surely, and after what question, read off the raw rows by other code.
+        assert len(kept) >= 10, repository
+        for row_id, row in kept.items():
+            *texts, strength, question = row
+            assert [*texts, pytest.approx(strength), question] == expected[row_id], row_id
+        assert any(f"/datasets/{repository}/revision/{revision}" in unquote(path) for path in FakeHub.asked)
+    assert load_all(hub, tmp_path, asked, offline="1") == got

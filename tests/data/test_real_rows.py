@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import real_rows
 from data_options import dataset
 from tokenizer_families import chatml
 
 from dpo.data.load import Splits, load_splits
 from dpo.data.pair import Pair
 from dpo.data.prepare import prepare
+
+WEBGPT_TOTALS = (100, 89, {"empty rejected": 11})
 
 
 def load(option: str, path: Path, **values: Any) -> Splits:
@@ -86,37 +89,30 @@ def test_shp_rows(real_data: Path) -> None:
     assert kept == (30, 30, {})
 
 
-def webgpt_file(real_data: Path, tmp_path: Path) -> tuple[Path, list[dict[str, Any]]]:
-    """The sample, which is re-keyed, in the schema of the hub: sides in turn, and some ties."""
-    rows = []
-    with gzip.open(real_data / "webgpt" / "scored.jsonl.gz", "rt") as file:
-        for number, row in enumerate(map(json.loads, file)):
-            good, bad = row["pos_answer"], row["neg_answer"]
-            sides = [(good["answer"], good["score"]), (bad["answer"], bad["score"])]
-            if number % 2:
-                sides.reverse()
-            question = {"dataset": "eli5", "id": row["id"], "full_text": row["question"]}
-            flat = {f"answer_{i}": answer for i, (answer, _) in enumerate(sides)}
-            flat |= {f"score_{i}": score for i, (_, score) in enumerate(sides)}
-            rows.append({"question": question, "good": good["answer"], **flat})
-    path = tmp_path / "webgpt.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path, rows
-
-
 def test_webgpt_rows(real_data: Path, tmp_path: Path) -> None:
-    path, rows = webgpt_file(real_data, tmp_path)
+    rows = real_rows.webgpt(real_data)
+    path = tmp_path / "webgpt.jsonl"
+    path.write_bytes(real_rows.jsonl(rows))
     assert all(row["score_0"] == -row["score_1"] for row in rows)
     ties = sum(row["score_0"] == 0 for row in rows)
-    empty = sum(not row["answer_0"].strip() or not row["answer_1"].strip() for row in rows)
     splits = load("webgpt", path)
     total, kept, refused = account(splits)
-    assert total == 100
+    assert (total, kept, refused) == WEBGPT_TOTALS
     assert refused.get("tie", 0) == ties
-    assert refused.get("empty chosen", 0) + refused.get("empty rejected", 0) <= empty
-    assert kept == 100 - sum(refused.values())
     for pair in pairs(splits):
-        assert pair.chosen == rows[int(pair.id.rpartition(":")[2])]["good"]
+        row = rows[int(pair.id.rpartition(":")[2])]
+        assert [pair.chosen, pair.rejected, 1.0, pair.prompt[0].content] == real_rows.said("webgpt", row)
+
+
+def test_llmbar_rows(real_data: Path) -> None:
+    path = real_data / "llmbar" / "natural.json"
+    columns = {"prompt": "input", "response_a": "output_1", "response_b": "output_2"}
+    splits = load("local", path, columns=columns, label_a="1", label_b="2")
+    assert account(splits) == (100, 100, {})
+    raw = json.loads(path.read_text())
+    for pair in pairs(splits):
+        row = raw[int(pair.id.rpartition(":")[2])]
+        assert (pair.chosen, pair.rejected) == (row[f"output_{row['label']}"], row[f"output_{3 - row['label']}"])
 
 
 LOCAL_TOTALS = {
