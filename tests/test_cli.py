@@ -249,6 +249,47 @@ def test_init_then_train_then_the_newest_run(here, capsys):
 
 
 @pytest.mark.slow
+def test_the_first_tools_whole_day(here, command):
+    """Its commands one after another, as its users typed them, on a tiny model and rows of their own."""
+    model, pairs = tiny.make_model(here / "model"), tiny.make_pairs(here / "pairs.jsonl", 60)
+    short = ["dpo.max_steps=2", "tracking=none", "hardware=cpu"]
+
+    def typed_out(*words: str) -> str:
+        done = subprocess.run(
+            words, cwd=here, env=environment(command), capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    typed_out("dpo-train", "init", "--model", str(model), "--dataset", str(pairs))
+    typed_out("dpo-train", "prepare-dataset", "--source", str(pairs), "--limit", "20")
+    (prepared,) = (here / "outputs" / "data").glob("*/data.json")
+    assert json.loads(prepared.read_text())["kept"]["train"] == 20
+    typed_out(sys.executable, "dpo_train.py", *short)
+    flags = ["--epochs", "5", "--beta", "0.05", "--learning-rate", "1e-7", "--batch_size", "2"]
+    typed_out("dpo-train", "train", *flags, *short)
+    # In the file's output_dir; the names of folders begin with the time.
+    first, second = sorted((here / "outputs" / "run").iterdir())
+    from dpo.config.read import read_config
+
+    found = [read_config(run / "config.yaml") for run in (first, second)]
+    assert [(c.dpo.epochs, c.dpo.beta, c.dpo.learning_rate, c.dpo.batch_size) for c in found] == [
+        (3, 0.1, 5e-7, 4),
+        (5, 0.05, 1e-7, 2),
+    ]
+    few = ["evaluation.prompts=4", "evaluation.max_new_tokens=4"]
+    assert f"newest complete run: {second.relative_to(here)}" in typed_out("dpo-train", "evaluate", *few)
+    typed_out("dpo-train", "evaluate", str(first), *few)
+    said = typed_out("dpo-train", "compare", str(first), str(second))
+    (compared,) = (here / "outputs" / "comparisons").iterdir()
+    assert f"comparison in {compared.relative_to(here)}" in said
+    assert {first.name, second.name} <= set(
+        re.findall(r"\d{8}-\d{6}-\w{10}", (compared / "comparison.json").read_text())
+    )
+    assert typed_out("dpo-train", "status").count("complete") >= 2
+
+
+@pytest.mark.slow
 def test_the_written_script_trains_the_embedded_model(here, command):
     done = subprocess.run(
         ["dpo-train", "init", "--model", "smollm2_135m", "--dataset", "synthetic", "--batch-size", "1"],
@@ -307,8 +348,14 @@ def typed(shell: str, command: Path, folder: Path, text: str, expected: str) -> 
         os.waitpid(pid, 0)
 
 
-@pytest.mark.parametrize(("text", "expected"), COMPLETIONS)
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
+@pytest.mark.parametrize(
+    ("shell", "text", "expected"),
+    [
+        pytest.param(shell, *line, marks=[pytest.mark.slow] if shell == "zsh" and i % 3 else [])
+        for shell in ("bash", "zsh")
+        for i, line in enumerate(COMPLETIONS)
+    ],
+)
 def test_completion_in_a_real_shell(command, tmp_path, shell, text, expected):
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
@@ -321,15 +368,16 @@ def test_completion_in_a_real_fish(command, tmp_path):
     if shutil.which("fish") is None:
         pytest.skip("fish is not installed")
     (tmp_path / "outputs").mkdir()
-    lines = [SHELLS["fish"][1], *(f"complete -C {text!r}; echo ==" for text, _ in COMPLETIONS)]
+    several = [*COMPLETIONS, ("dpo-train pre", "prepare-dataset")]
+    lines = [SHELLS["fish"][1], *(f"complete -C {text!r}; echo ==" for text, _ in several)]
     done = subprocess.run(
         ["fish", "--no-config", "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True, timeout=120,
         env=environment(command) | {"HOME": str(tmp_path)},
     )  # fmt: skip
     *offered, rest = done.stdout.split("==\n")
     assert rest == "", done.stderr
-    for (_, expected), choices in zip(COMPLETIONS, offered, strict=True):
-        assert expected.split()[-1] in choices.replace("/", "").split()
+    for (_, expected), choices in zip(several, offered, strict=True):
+        assert expected.split()[-1] in choices.replace("/", "").splitlines()
 
 
 def test_completion_offers_options_and_no_schema_nodes(command, tmp_path, monkeypatch, capsys):
