@@ -62,7 +62,7 @@ def _view(root: Path, limit: int | None) -> Group:
         return Group(Text(f"no runs under {root}"))
     rows = []
     for run in runs:
-        steps = "" if run.step is None else f"{run.step}/{run.max_steps if run.max_steps is not None else '?'}"
+        steps = "" if run.step is None or run.max_steps is None else f"{run.step}/{run.max_steps}"
         best = "" if run.best_accuracy is None else f"{run.best_accuracy:.0%} at {run.best_step}"
         rows.append(
             [

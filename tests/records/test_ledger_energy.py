@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,33 @@ def test_phases_are_charged_and_no_counter_is_not_zero(powercap: Path, tmp_path:
     with silent.phase("train"):
         pass
     assert silent.summary()["energy_joules"] is None
+
+
+def test_a_killed_attempt_stays_charged_and_the_next_one_adds_to_it(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, dpo.records.ledger as ledger; from pathlib import Path; ledger.TICK_SECONDS = 0.05\n"
+        "with ledger.Ledger(Path(sys.argv[1]), 36.0).phase('train'): time.sleep(600)"
+    )
+    spent = 0.0
+    for _ in range(2):
+        with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) as process:
+            deadline = time.monotonic() + 60
+            while (now := _seconds(tmp_path)) <= spent + 0.1:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.kill()
+        assert now > spent + 0.1
+        spent = _seconds(tmp_path)
+    found = json.loads((tmp_path / "ledger.json").read_text())
+    assert found["phases"]["train"]["seconds"] == found["seconds"] == spent
+    assert found["cost"] == pytest.approx(spent / 100)
+
+
+def _seconds(folder: Path) -> float:
+    """Charged so far to the phase train."""
+    path = folder / "ledger.json"
+    phases = json.loads(path.read_text())["phases"] if path.is_file() else {}
+    return float(phases.get("train", {}).get("seconds", 0.0))
 
 
 def test_an_unknown_card_has_no_counter() -> None:

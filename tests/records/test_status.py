@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from dpo.records.overview import find_runs, run_status
+from dpo.records.run import process_mark
 
 
 def _write(folder: Path, **changes: Any) -> Path:
@@ -66,6 +67,14 @@ def test_a_reused_pid_is_not_the_run(tmp_path: Path) -> None:
     started = psutil.Process().create_time()
     assert run_status(_write(tmp_path / "a", pid_started=started)).state == "running"
     assert run_status(_write(tmp_path / "b", pid_started=started - 100)).state == "killed"
+    mark = process_mark(psutil.Process().pid)
+    if mark is None:
+        pytest.skip("only Linux tells when a process started by anything but the clock")
+    # The clock was set while it ran: its start time by the clock has moved, it has not.
+    assert run_status(_write(tmp_path / "c", pid_started=started - 5000, pid_mark=mark)).state == "running"
+    boot, _, tick = mark.rpartition(":")
+    for other in (f"{boot}:{int(tick) - 1}", f"{boot[:-1]}x:{tick}"):
+        assert run_status(_write(tmp_path / "d", pid_started=started, pid_mark=other)).state == "killed"
 
 
 def test_a_run_of_another_machine_is_neither_running_nor_killed(tmp_path: Path) -> None:

@@ -178,6 +178,7 @@ def _signal_at(place: str, number: int, signum: int) -> None:
 
     import dpo.modeling.policy as policy
     import dpo.training.stages as stages
+    from dpo.evaluation.folder import EvaluationFolder
     from dpo.training.trainer import Trainer
 
     owner: Any
@@ -193,6 +194,7 @@ def _signal_at(place: str, number: int, signum: int) -> None:
         "final": (Trainer, "save_weights"),
         "drift": (stages, "check_start"),
         "silent": (Trainer, "_get_grad_norm"),
+        "rows": (EvaluationFolder, "append"),
         "poison": (Trainer, "_forward_backward"),
         "memory": (Trainer, "_pair_loss"),
         "disk": (Trainer, "_save_optimizer_and_scheduler"),

@@ -6,6 +6,7 @@ import contextlib
 import json
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,12 +15,15 @@ from typing import Any
 from dpo.records.energy import EnergyMeter, card_counters, processor_counters
 from dpo.records.files import write_json
 
+TICK_SECONDS = 5.0
+
 
 class Ledger:
     """Accumulates phases into ledger.json; a continued run adds to what is there.
 
     `device_peak_mb` reads the peak of the accelerator's memory; without one the process's resident peak counts.
     `energy` reads the counters of this machine's processors and of the cards in use: what else runs there is in it.
+    While a phase is open, the file is written every few seconds, so that a kill at any moment loses no more than that.
     """
 
     def __init__(self, folder: Path, hourly_rate: float) -> None:
@@ -30,6 +34,7 @@ class Ledger:
         self.energy = EnergyMeter(processor_counters())
         self.phases: dict[str, dict[str, float]] = {}
         self._open: list[tuple[str, float]] = []
+        self._lock = threading.RLock()
         with contextlib.suppress(OSError, ValueError, KeyError):
             self.phases = json.loads(self.path.read_text())["phases"]
 
@@ -41,23 +46,50 @@ class Ledger:
     def phase(self, name: str) -> Iterator[None]:
         """Charge the time inside to `name`; an inner phase's time is not charged to the outer one."""
         self.flush()
-        self._open.append((name, time.monotonic()))
+        with self._lock:
+            self._open.append((name, time.monotonic()))
+        try:
+            with self._ticking() if len(self._open) == 1 else contextlib.nullcontext():
+                yield
+        finally:
+            self.flush()
+            with self._lock:
+                self._open.pop()
+                if self._open:
+                    self._open[-1] = (self._open[-1][0], time.monotonic())
+
+    @contextlib.contextmanager
+    def _ticking(self) -> Iterator[None]:
+        """Flush every TICK_SECONDS while the block runs, from a thread of its own."""
+        stop = threading.Event()
+
+        def tick() -> None:
+            while not stop.wait(TICK_SECONDS):
+                # A full disk is for those to report who write what matters.
+                with contextlib.suppress(OSError):
+                    self.flush()
+
+        thread = threading.Thread(target=tick, name="ledger", daemon=True)
+        thread.start()
         try:
             yield
         finally:
-            self.flush()
-            self._open.pop()
-            if self._open:
-                self._open[-1] = (self._open[-1][0], time.monotonic())
+            stop.set()
+            thread.join()
 
     def count(self, phase: str, **amounts: float) -> None:
         """Add pairs, tokens, hits or misses to a phase."""
-        entry = self.phases.setdefault(phase, {"seconds": 0.0})
-        for key, amount in amounts.items():
-            entry[key] = entry.get(key, 0) + amount
+        with self._lock:
+            entry = self.phases.setdefault(phase, {"seconds": 0.0})
+            for key, amount in amounts.items():
+                entry[key] = entry.get(key, 0) + amount
 
     def flush(self) -> None:
-        """Charge what has passed so far and write the file; called at each checkpoint, so a kill loses little."""
+        """Charge what has passed so far and write the file."""
+        with self._lock:
+            self._flush()
+
+    def _flush(self) -> None:
         joules = self.energy.take()
         if self._open:
             name, since = self._open[-1]

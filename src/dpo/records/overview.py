@@ -70,7 +70,7 @@ def run_status(folder: Path, now: float | None = None) -> RunStatus:
     dev = [row for row in metrics if row.get("kind") == "eval" and "rewards/accuracies" in row]
     best = max(dev, key=lambda row: row["rewards/accuracies"], default=None)
     state, note = _state(record, now)
-    step = max([int(record.get("step") or 0), *(int(row["step"]) for row in train[-1:])])
+    step = max([0, int(record.get("step") or 0), *(int(row["step"]) for row in train[-1:])])
     last = train[-1] if train else None
     return RunStatus(
         folder=folder,

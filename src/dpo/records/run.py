@@ -31,15 +31,28 @@ def outputs_root() -> Path:
 
 
 def is_alive(record: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote a run.json still lives; a reused pid is told apart by its start time."""
+    """Whether the process that wrote a run.json still lives; a reused pid is told apart by when it started."""
     if record.get("host") != socket.gethostname():
         return False
     try:
         process = psutil.Process(int(record["pid"]))
-        same = abs(process.create_time() - float(record["pid_started"])) < 1.0
+        if record.get("pid_mark") is not None:
+            same = process_mark(process.pid) == record["pid_mark"]
+        else:
+            same = abs(process.create_time() - float(record["pid_started"])) < 1.0
         return same and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
+
+
+def process_mark(pid: int) -> str | None:
+    """Boot and start tick of a process, which no other has; None off Linux. A start time by the clock moves with it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return f"{boot}:{stat.rpartition(')')[2].split()[19]}"
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -116,6 +129,7 @@ class Run:
             "command": redact(" ".join([Path(sys.executable).name, *sys.orig_argv[1:]])),
             "pid": process.pid,
             "pid_started": process.create_time(),
+            "pid_mark": process_mark(process.pid),
             "host": socket.gethostname(),
             "started": now,
             "updated": now,

@@ -289,6 +289,7 @@ def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Check
     if job.ranks.from_first(job.run.evaluated(start)):
         trainer.evaluated_at = start
     job.run.update(max_steps=steps)
+    counted = start  # the steps whose pairs stand in the ledger
     with (
         job.ledger.phase("train"),
         tracked(job) as tracker,
@@ -299,8 +300,11 @@ def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Check
             torch.manual_seed(job.config.seed + job.ranks.rank)
 
         def log(kind: str, step: int, values: dict[str, float]) -> None:
+            nonlocal counted
             if kind == "train":
                 values["pairs_per_second"] = progress.pairs_per_second(step)
+                job.ledger.count("train", pairs=(step - counted) * job.config.dpo.batch_size)
+                counted = step
             job.run.log(kind, step, values)
             tracker.log(kind, step, values)
             progress.show(kind, step, values)
@@ -329,7 +333,6 @@ def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Check
                     trainer.evaluate_now()
             if trainer.state.global_step >= steps and not trainer.lacks_evaluation():
                 job.interrupts.pending = None
-    job.ledger.count("train", pairs=(steps - start) * job.config.dpo.batch_size)
 
 
 @contextlib.contextmanager
