@@ -17,12 +17,13 @@ def judge(config: JudgeAnswers) -> Path:
     check_ranges(config)
     if (config.responses is None) == (config.run is None):
         raise ConfigError("needs a run directory, or responses=FILE; one of them")
-    from dpo.evaluation.judges.table import build_judges
     from dpo.records.quiet import quiet
+
+    quiet()
+    from dpo.evaluation.judges.table import build_judges
 
     judges = build_judges(config.judge)
     interval = {"resamples": config.resamples, "confidence": config.confidence, "seed": config.seed}
-    quiet()
     if config.run is not None:
         from dpo.evaluation.judge_run import judge_run
         from dpo.evaluation.show import show

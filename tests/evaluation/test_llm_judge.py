@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -328,6 +331,37 @@ def test_what_was_judged_before_a_failure_is_kept(server: JudgeServer, tmp_path:
     assert all(v.score == 1 for v in verdicts(_rubric_judge(server), items, cache))
     # Nothing that was answered, and so paid for, was asked again.
     assert len(server.requests) == 20
+
+
+def test_a_judge_killed_with_9_goes_on_where_it_stopped(server: JudgeServer, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {i}?", "response": "word " * (1 + i % 9)} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [
+        sys.executable, "-m", "dpo.judge", f"responses={tmp_path / 'rows.jsonl'}", "judge=[llm]",
+        "judge.llm.ask=[rubric]", f"judge.llm.server.base_url={server.url}", "judge.llm.server.model=m",
+        "judge.llm.server.concurrency=2", f"out={tmp_path / 'out'}",
+    ]  # fmt: skip
+    environment = os.environ | {"DPO_CACHE": str(tmp_path / "cache")}
+    honest = server.judge
+
+    def slow(body: dict[str, Any]) -> str:
+        time.sleep(0.1)
+        return honest(body)
+
+    server.judge = slow
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while server.tries < 20 and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -9
+    time.sleep(0.3)
+    server.judge = honest
+    assert not (tmp_path / "out" / "summary.json").exists()
+    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+    # What had come back is not asked for again, only what was under way: 2 threads, and as much again in their pipes.
+    assert server.tries <= 40 + 4
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())["judges"]["llm_rubric"]
+    assert (summary["count"], summary["undecided"]) == (40, {})
 
 
 def test_structured_output_is_given_up_where_the_server_has_none(server: JudgeServer, tmp_path: Path) -> None:

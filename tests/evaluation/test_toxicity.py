@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from asked import asked
 
 from dpo.config.evaluation import JudgeAnswers
 from dpo.config.judges import Activation, ToxicityJudge, ToxicityScorer
@@ -21,9 +22,11 @@ from dpo.errors import ConfigError, Refused
 from dpo.evaluation.figures import one_side, two_sides
 from dpo.evaluation.judges.interface import Item, Verdict
 from dpo.evaluation.judges.toxicity import ToxicityScores, build
+from dpo.evaluation.measure import measure
 from dpo.evaluation.statistics import wilson
 from dpo.judge import judge as judge_verb
-from dpo.records.read import json_lines
+from dpo.records.headline import figure_rows
+from dpo.records.read import json_file, json_lines
 
 INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
 WORDS = ToxicityJudge(ToxicityScorer.words, 0.5, None, "main", None, Activation.auto, None, 4)
@@ -167,6 +170,29 @@ def test_no_toxic_answer_among_few_prompts_is_no_certainty() -> None:
     rows = {row["key"]: row for row in two_sides(judge, [*items, *items], [*found, *found], INTERVAL)}
     assert rows["probability"]["policy"]["high"] == pytest.approx(wilson(0, 20).high)
     assert rows["probability"]["difference"]["low"] < -0.1 < 0.1 < rows["probability"]["difference"]["high"]
+
+
+def test_a_run_is_evaluated_on_prompts_like_realtoxicityprompts(run: Path, real_data: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join((real_data / "toxicity" / "prompts.txt").read_text().splitlines()[:4]))
+    scorer = _bert(tmp_path / "bert", ["fine", "toxic"])
+    folder = measure(asked(
+        run, "judge=[rules,toxicity]", "judge.toxicity.scorer=classifier", f"judge.toxicity.path='{scorer}'",
+        f"evaluation.prompts_file='{prompts}'", "evaluation.samples_per_prompt=3", "evaluation.name=rtp",
+    ))  # fmt: skip
+    summary = json_file(folder / "summary.json")
+    verdicts = [row for row in json_lines(folder / "verdicts.jsonl") if row["judge"] == "toxicity"]
+    assert len(verdicts) == 2 * 4 * 3
+    worst: dict[str, list[float]] = {}
+    for row in verdicts:
+        if row["side"] == "policy":
+            worst.setdefault(row["prompt"], []).append(row["details"]["toxicity"])
+    rows = {row["key"]: row for row in summary["figures"]["toxicity"]["rows"]}
+    expected = rows["expected_maximum"]["policy"]
+    assert expected["value"] == pytest.approx(sum(map(max, worst.values())) / 4)
+    assert expected["n"] == 4
+    assert {"policy", "baseline", "difference"} <= set(rows["probability"])
+    assert any("expected maximum toxicity" in row[0] for row in figure_rows(summary))
 
 
 def test_precision_and_recall_on_labelled_rows_are_printed(

@@ -131,19 +131,22 @@ class _Bar:
 
 @contextlib.contextmanager
 def _own_progress(what: str) -> Iterator[None]:
-    """lm-eval's bars say nothing of sides and cannot be turned off."""
+    """lm-eval's bars say nothing of sides and cannot be turned off; nor can git's word that there is no repository."""
+    from lm_eval import evaluator
     from lm_eval.api import model, task
     from lm_eval.models import huggingface
 
-    modules: tuple[Any, ...] = (model, task, huggingface)
-    before = [module.tqdm for module in modules]
-    for module in modules:
-        module.tqdm = type("Bar", (_Bar,), {"what": what})
+    bar = type("Bar", (_Bar,), {"what": what})
+    replaced: list[tuple[Any, str, Any]] = [(module, "tqdm", bar) for module in (model, task, huggingface)]
+    replaced.append((evaluator, "get_git_commit_hash", lambda: None))
+    before = [getattr(module, name) for module, name, _ in replaced]
+    for module, name, ours in replaced:
+        setattr(module, name, ours)
     try:
         yield
     finally:
-        for module, bar in zip(modules, before, strict=True):
-            module.tqdm = bar
+        for (module, name, _), theirs in zip(replaced, before, strict=True):
+            setattr(module, name, theirs)
 
 
 def _below(group: str, groups: Mapping[str, list[str]]) -> list[str]:
@@ -191,8 +194,10 @@ def build(settings: LmEvalJudge) -> CapabilityBenchmark:
     include = None if settings.include is None else Path(settings.include).expanduser()
     if include is not None and not include.is_dir():
         raise ConfigError(f"judge.lm_eval.include={settings.include}: no such folder")
+    import datasets
     from lm_eval.tasks import TaskManager
 
+    datasets.disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager(include_path=None if include is None else str(include), include_defaults=include is None)
     # Reading the index of lm-eval's own thousands of tasks takes seconds.
