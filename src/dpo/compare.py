@@ -63,7 +63,7 @@ def _print(found: dict[str, Any], out: Path) -> None:
     console.print(Text(COST_NOTE, style="dim"))
     if found["choice"]:
         console.print(Text(clean(found["choice"]["reason"]), style="bold"))
-    console.print(Text(f"comparison in {out}"), soft_wrap=True)
+    console.print(Text(clean(f"comparison in {out}")), soft_wrap=True)
 
 
 def _body(config: Compare) -> None:

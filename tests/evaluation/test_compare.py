@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,20 @@ def test_figures_of_judges_stand_beside_each_other_with_intervals(
     assert "reading ease 50.00 [47.00, 53.00] 61.50 [59.50, 63.50] 44.00 [42.00, 46.00] -" in printed
     assert "never seen 0.00 [0.00, 0.00] 0.00 [0.00, 0.00] 0.00 [0.00, 0.00] -" in printed
     assert "61.5" in (out / "comparison.csv").read_text()
+
+
+def test_hostile_names_are_only_text_on_a_terminal_and_in_a_spreadsheet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("=HYPERLINK(1)", "@SUM(A1)\x1b[31m\x1b]0;owned\x07", "+\u202egpj.exe[bold red]")
+    runs = [write_run(tmp_path / name / "r", figures={name: {"definition": name, "rows": []}}) for name in names]
+    out = compare(_config(tmp_path / "out", *runs))
+    printed = capsys.readouterr().out
+    assert not set("\x1b\x07\u202e") & set(printed)
+    assert "[bold red]" in printed
+    rows = list(csv.reader((out / "comparison.csv").open()))
+    assert [row[0] for row in rows[2:]] == ["'=HYPERLINK(1)", "'@SUM(A1)", "'+gpj.exe[bold red]"]
+    assert not [cell for row in rows for cell in row if re.match(r"[=@\t\r]|[+-](?![\d.])", cell)]
 
 
 def test_one_run_alone_is_set_against_the_baseline(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def show(folder: Path, samples: int, console: Console | None = None) -> None:
         console.print(Text(clean(line), style="dim"))
     if samples:
         _show_samples(console, pick(read_samples(run, folder.name), samples, summary["settings"]["seed"]))
-    console.print(Text(f"run directory {run}; rows and samples in {folder}"), soft_wrap=True)
+    console.print(Text(clean(f"run directory {run}; rows and samples in {folder}")), soft_wrap=True)
 
 
 def _word(verdict: Row) -> str:

@@ -50,7 +50,8 @@ def to_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 def to_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> Table:
     """A rich table; the first column to the left, the others to the right; no cell is read as markup."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
+    heading = None if title is None else Text(clean(title))
+    table = Table(title=heading, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
     for number, name in enumerate(columns):
         table.add_column(Text(clean(name)), justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:

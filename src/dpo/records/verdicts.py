@@ -95,12 +95,12 @@ def loss_moves(run: RunFiles) -> Finding:
 def overfitting(run: RunFiles) -> Finding:
     """Dev loss that rises again while training loss falls, or a wide gap between the two accuracies."""
     name = "Overfitting"
-    later = [row for row in run.dev if row["step"] > 0 and {"loss", "rewards/accuracies"} <= row.keys()]
+    dev = [row for row in run.dev if {"loss", "rewards/accuracies"} <= row.keys()]
     train = _column(run.train, "rewards/accuracies")
-    if not later or len(train) < 4:
+    if not dev or dev[-1]["step"] == 0 or len(train) < 4:
         return Finding(name, UNKNOWN, "No dev figures after step 0.")
-    best = min(later, key=lambda row: row["loss"])
-    last = later[-1]
+    best = min(dev, key=lambda row: row["loss"])
+    last = dev[-1]
     train_accuracy = fmean(_tail(train))
     gap = train_accuracy - last["rewards/accuracies"]
     evidence = (
