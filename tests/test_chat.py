@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -103,6 +104,20 @@ def test_commands(conversation: Conversation, tmp_path: Path) -> None:
     assert conversation.system is None
 
 
+def test_a_saved_conversation_goes_on(conversation: Conversation, sides: Any, tmp_path: Path) -> None:
+    file = tmp_path / "talk.json"
+    said(conversation, "/system red dog", "the cat", f"/save {file}", "slow hill")
+    fresh = Conversation(sides, conversation.config, "run")
+    assert "1 questions and answers" in said(fresh, f"/load {file}")
+    assert fresh.system == "red dog"
+    said(fresh, "slow hill")
+    assert fresh.turns == conversation.turns, "as if it had never ended"
+    file.write_text('{"policy": [{"role": "user", "content": "x"}], "baseline": []}')
+    for broken in (file, tmp_path / "nowhere.json"):
+        assert "not a conversation" in said(fresh, f"/load {broken}")
+    assert fresh.turns == conversation.turns, "a file that is none changes nothing"
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_session(conversation: Conversation) -> None:
     def stop(answers: dict[str, Any]) -> None:
         if len(answers["policy"].ids) == 3:
@@ -186,3 +201,34 @@ def test_a_real_terminal_shows_two_columns_and_survives_ctrl_c(
     finally:
         process.kill()
         os.close(terminal)
+
+
+def test_a_long_answer_on_a_low_terminal_is_left_once_and_whole(
+    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What grows never exceeds the screen, as only what is on it can be drawn over; then all is printed once."""
+    words = [f"word{i:03}" for i in range(60)]
+    monkeypatch.setattr(conversation.sides.tokenizer, "decode", lambda ids, **kwargs: " ".join(words[: 5 * len(ids)]))
+    console = Console(file=io.StringIO(), force_terminal=True, width=60, height=8)
+    source = Typed("the cat\n/quit\n")
+    monkeypatch.setattr("sys.stdin", source)
+    talk(conversation, console, source)
+    out = console.file.getvalue()  # type: ignore[attr-defined]
+    redrawn = [len(ups) // len(UP) for ups in re.findall(f"(?:{re.escape(UP)})+", out)]
+    assert redrawn, "it grew"
+    assert max(redrawn) < console.height
+    left = out.rpartition(UP)[2]
+    lengths = [len(conversation.turns[side][-1]["content"].split()) for side in ("baseline", "policy")]
+    assert max(lengths) > 20, "longer than the terminal is high"
+    for number, word in enumerate(words):
+        assert left.count(word) == sum(number < length for length in lengths)
+
+
+UP = "\x1b[1A\x1b[2K"
+
+
+class Typed(io.StringIO):
+    """Lines from what says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True

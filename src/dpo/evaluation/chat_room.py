@@ -19,9 +19,10 @@ from dpo.evaluation.conversation import ORDER, Answer, Conversation
 HELP = """/system TEXT   begin anew with this system message; without text: with none
 /reset         begin anew
 /save FILE     write the conversation as JSON
+/load FILE     go on with a saved conversation
 /help          this
 /quit          leave (Ctrl-D too); Ctrl-C stops an answer"""
-COMMANDS = ("/system", "/reset", "/save", "/help", "/quit")
+COMMANDS = ("/system", "/reset", "/save", "/load", "/help", "/quit")
 
 
 def talk(conversation: Conversation, console: Console, source: Any = None) -> None:
@@ -53,6 +54,10 @@ def talk(conversation: Conversation, console: Console, source: Any = None) -> No
                 _answer(conversation, console, line, terminal)
         except ConfigError as error:
             console.print(Text(str(error)), soft_wrap=True)
+        except KeyboardInterrupt:
+            # Between two tokens it ends an answer; anywhere else it must not end the session.
+            if not terminal:
+                raise
 
 
 def _command(conversation: Conversation, line: str) -> str:
@@ -64,12 +69,14 @@ def _command(conversation: Conversation, line: str) -> str:
     if name == "/reset":
         conversation.reset(conversation.system)
         return "begun anew"
-    if name == "/save":
+    if name in ("/save", "/load"):
         if not rest:
-            raise ConfigError("/save: needs a file, as in /save talk.json")
+            raise ConfigError(f"{name}: needs a file, as in {name} talk.json")
         path = Path(rest).expanduser()
-        conversation.save(path)
-        return f"saved to {path}"
+        if name == "/save":
+            conversation.save(path)
+            return f"saved to {path}"
+        return f"{conversation.load(path)} questions and answers from {path}"
     if name == "/help":
         return HELP
     raise ConfigError(f"{name}: unknown command{nearest(name, list(COMMANDS))}; /help lists them")
@@ -82,18 +89,21 @@ def _answer(conversation: Conversation, console: Console, text: str, terminal: b
         for side in ORDER:
             console.print(Text(f"{side}: {answers[side].text.strip()}{_end(answers[side])}"), soft_wrap=True)
         return
-    with Live(console=console, refresh_per_second=12, vertical_overflow="visible") as live:
-        answers = conversation.ask(text, lambda answers: live.update(_columns(answers, console.width)))
-        live.update(_columns(answers, console.width))
+    # What has scrolled off a terminal cannot be drawn over: while it grows the end is shown, afterwards all of it once.
+    with Live(console=console, refresh_per_second=12, transient=True) as live:
+        answers = conversation.ask(text, lambda answers: live.update(_columns(answers, console, console.height - 3)))
+    console.print(_columns(answers, console))
 
 
-def _columns(answers: dict[str, Answer], width: int) -> Columns:
-    panels = [
-        Panel(
-            Text(answers[side].text.strip() + _end(answers[side])), title=side, title_align="left", width=width // 2 - 1
-        )
-        for side in ORDER
-    ]
+def _columns(answers: dict[str, Answer], console: Console, height: int | None = None) -> Columns:
+    """Both answers side by side, each cut to its last `height` lines."""
+    width = console.width // 2 - 1
+    panels = []
+    for side in ORDER:
+        # Two columns for the frame and two beside it.
+        lines = Text(answers[side].text.strip() + _end(answers[side])).wrap(console, max(1, width - 4))
+        shown = lines if height is None else lines[-max(1, height) :]
+        panels.append(Panel(Text("\n").join(shown), title=side, title_align="left", width=width))
     return Columns(panels, padding=(0, 1))
 
 

@@ -13,6 +13,7 @@ from dpo.errors import ConfigError
 from dpo.evaluation.generate import Sampling, stream
 from dpo.evaluation.sides import BASELINE, POLICY, Sides
 from dpo.records.files import write_json
+from dpo.records.read import json_file
 from dpo.records.tables import clean
 
 ORDER = (BASELINE, POLICY)
@@ -113,3 +114,18 @@ class Conversation:
             )
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from None
+
+    def load(self, path: Path) -> int:
+        """Go on with what `save` wrote, with these sides; returns how many questions it holds. Raises ConfigError."""
+        saved = json_file(path)
+        turns = {side: saved.get(side) for side in ORDER}
+        for side, found in turns.items():
+            roles = [turn.get("role") if isinstance(turn, dict) else None for turn in found or []]
+            texts = [turn.get("content") for turn in found or [] if isinstance(turn, dict)]
+            whole = isinstance(found, list) and roles == ["user", "assistant"] * (len(roles) // 2)
+            if not whole or not all(isinstance(text, str) for text in texts):
+                raise ConfigError(f"{path}: not a conversation that /save wrote ({side})")
+        system = saved.get("system")
+        self.reset(system if isinstance(system, str) else None)
+        self.turns = {side: [dict(turn) for turn in turns[side] or []] for side in ORDER}
+        return len(self.turns[POLICY]) // 2
