@@ -241,6 +241,36 @@ def test_a_fully_trained_model_is_exported_too(export_run: Callable[..., Path], 
     plainly(out, PLAIN)
 
 
+def test_a_continued_adapter_on_a_16_bit_base_is_exported_with_its_own_reference(
+    export_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    import tiny
+
+    from dpo.records.audit import audit
+
+    model, pairs = tiny.make_model(tmp_path / "model"), tiny.make_pairs(tmp_path / "pairs.jsonl", 60)
+    words = tiny.arguments(model, pairs, "lora=lora", "dataset.test_fraction=0.4", "dpo.max_steps=2")
+    code, output = tiny.run("train", words, tmp_path)
+    assert code == 0, output
+    first, _ = tiny.record(tmp_path)
+    code, output = tiny.run("train", [*words, f"model.adapter={first / 'adapter'}", "name=next"], tmp_path)
+    assert code == 0, output
+    second, _ = tiny.record(tmp_path, "next")
+    for run in (first, second):
+        out = export_run(run, "format=fp16")
+        found = json_file(out / "certificate.json")
+        assert set(found["models"]) == {"trained", "exported"}
+        assert found["differences"].keys() == {"merge", "export"}
+        assert found["within_bound"]
+        assert [check for check in audit(out) if check.failed] == []
+    # The effect of the second run is measured from where it started, not from the bare base.
+    from dpo.evaluation.sides import load_sides
+
+    sides = load_sides(second)
+    with sides.use("baseline") as start:
+        assert start.active_adapter == "reference"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
