@@ -12,11 +12,8 @@ from dpo.data.sources.fields import prompt_key
 
 def digest(*texts: str) -> bytes:
     """16 bytes that stand for some texts, in this order."""
-    state = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        state.update(text.encode("utf-8", "surrogatepass"))
-        state.update(b"\0")
-    return state.digest()
+    whole = "\0".join((*texts, ""))
+    return hashlib.blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def answer_digest(answer: str) -> bytes:
@@ -41,16 +38,17 @@ class Seen:
 
     def admit(self, pair: Pair, split: str) -> tuple[Refusal | None, int | None]:
         """(why the pair is not kept, or None; index into `ids` of an earlier pair that has to go with it, or None)."""
-        prompt = digest(prompt_key(pair.prompt))
-        group = digest(pair.group)
-        for key, name in ((group, "group"), (prompt, "prompt")):
-            owner = self._owner.get(key)
+        key = prompt_key(pair.prompt)
+        prompt = digest(key)
+        group = prompt if pair.group == key else digest(pair.group)
+        for mark, name in ((group, "group"), (prompt, "prompt")):
+            owner = self._owner.get(mark)
             if owner is not None and owner != split:
                 return Refusal(Reason.leak, name, f"also in {owner}"), None
         chosen, rejected = answer_digest(pair.chosen), answer_digest(pair.rejected)
         first_better, tie = chosen < rejected, pair.strength == 0.5
-        key = hashlib.blake2b(prompt + min(chosen, rejected) + max(chosen, rejected), digest_size=16).digest()
-        earlier = self._answers.get(key)
+        pair_key = hashlib.blake2b(prompt + min(chosen, rejected) + max(chosen, rejected), digest_size=16).digest()
+        earlier = self._answers.get(pair_key)
         if earlier is not None:
             index, same = earlier >> 2, bool(earlier & 1) == first_better
             # Asked twice which is better, the same answer says nothing new, opposite ones say nothing at all.
@@ -65,7 +63,7 @@ class Seen:
         if prompt in self._owner:
             self.repeated_prompts.append(pair.id)
         self._owner[group] = self._owner[prompt] = split
-        self._answers[key] = len(self.ids) << 2 | tie << 1 | first_better
+        self._answers[pair_key] = len(self.ids) << 2 | tie << 1 | first_better
         self.ids.append(pair.id)
         return None, None
 

@@ -11,6 +11,8 @@ from typing import Any, overload
 
 from dpo.data.pair import Message, Pair
 
+_ENCODE = json.JSONEncoder(ensure_ascii=False, default=str, check_circular=False).encode
+
 
 def to_line(pair: Pair) -> bytes:
     """A Pair as one line of JSON, as people read it and `from_line` takes it."""
@@ -23,7 +25,7 @@ def to_line(pair: Pair) -> bytes:
         "group": pair.group,
         "meta": pair.meta,
     }
-    return json.dumps(data, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace") + b"\n"
+    return _ENCODE(data).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def from_line(line: bytes) -> Pair:

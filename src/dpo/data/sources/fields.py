@@ -108,7 +108,8 @@ def text_field_at(row: Mapping[str, Any], name: str, where: str) -> str:
 
 def same_text(one: str, other: str) -> bool:
     """Equal but for white space."""
-    return one == other or one.split() == other.split()
+    # Texts that differ nearly always do so in their first words.
+    return one == other or (one.split(None, 4)[:4] == other.split(None, 4)[:4] and one.split() == other.split())
 
 
 def build_pair(
@@ -132,6 +133,7 @@ def build_pair(
     return Pair(row_id, turns, chosen, rejected, prompt_key(turns) if group is None else group, strength, meta or {})
 
 
-def prompt_key(prompt: Sequence[Message]) -> str:
+@functools.lru_cache(maxsize=1)  # asked for a pair's group and again by the checks between rows
+def prompt_key(prompt: tuple[Message, ...]) -> str:
     """A prompt as one string, equal for prompts that differ only in white space."""
     return "\n".join(f"{turn.role}: {' '.join(turn.content.split())}" for turn in prompt)
