@@ -41,11 +41,13 @@ def train(config: Config) -> Path:
 
 
 def check_paths(config: Config) -> None:
-    """What files alone can show, before torch is imported and a run directory made."""
+    """What files alone and the hub can show, before torch is imported and a run directory made."""
     from dpo.data.load import locate
-    from dpo.modeling.weights import check_local
+    from dpo.modeling.weights import check_there
 
-    check_local(config.model.path)
+    check_there(config.model.path, config.model.revision)
+    if config.model.adapter is not None:
+        check_there(config.model.adapter, config.model.adapter_revision, "model.adapter")
     if config.dataset.path is not None:
         locate(config.dataset)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import json
 import os
@@ -58,9 +60,13 @@ def resolve(path: str, revision: str, remote_code: bool = False) -> Weights:
     return Weights(folder, path, commit, fingerprint(folder), remote_code)
 
 
-def check_local(path: str) -> None:
-    """Raise as `resolve` would for a folder that is none, or not whole; hub ids and embedded models pass."""
-    if not path.startswith("embedded:") and (local := local_folder(path)) is not None:
+def check_there(path: str, revision: str, key: str = "model.path") -> None:
+    """Raise as `resolve` would for a folder that is none or not whole, or a hub id that cannot be had from here."""
+    if path.startswith("embedded:"):
+        return
+    if (local := local_folder(path, key)) is None:
+        find_on_hub(path, revision, key)
+    elif key == "model.path":
         check_folder(local, path)
 
 
@@ -122,7 +128,40 @@ def from_hub(repo: str, revision: str, key: str, patterns: list[str]) -> tuple[P
 
     `key` is the config key that named it, for errors. Raises NetworkError, ConfigError.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
+
+    cached, commit = find_on_hub(repo, revision, key)
+    if cached is not None:
+        return cached, commit
+    try:
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=patterns)), commit
+    except GatedRepoError:
+        raise _gated(repo, key) from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise NetworkError(
+            f"{key}={repo}: the download broke off ({reason:.120})\nthe same command continues it"
+        ) from None
+
+
+def _gated(repo: str, key: str) -> NetworkError:
+    return NetworkError(
+        f"{key}={repo}: gated; accept the licence at its hub page with your account\n"
+        "then run `hf auth login` or set HF_TOKEN\n"
+        "or take an open model: model=smollm2_135m"
+    )
+
+
+@functools.cache
+def find_on_hub(repo: str, revision: str, key: str) -> tuple[Path | None, str]:
+    """Ask the hub once what a revision is: (None, its commit), or (folder, commit) of the local cache without a hub.
+
+    Takes seconds, whatever the hub does. Raises NetworkError, ConfigError.
+    """
+    from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -132,7 +171,7 @@ def from_hub(repo: str, revision: str, key: str, patterns: list[str]) -> tuple[P
         RevisionNotFoundError,
     )
 
-    def cached(why: str) -> tuple[Path, str]:
+    def cached(why: str) -> tuple[Path | None, str]:
         try:
             folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
         except (LocalEntryNotFoundError, FileNotFoundError):
@@ -143,12 +182,12 @@ def from_hub(repo: str, revision: str, key: str, patterns: list[str]) -> tuple[P
         return cached("HF_HUB_OFFLINE is set")
     try:
         info = HfApi().model_info(repo, revision=revision, timeout=HUB_SECONDS)
+        files = [file.rfilename for file in info.siblings or [] if file.rfilename.endswith((".json", ".safetensors"))]
+        if info.gated and files:
+            # The hub tells anyone about a gated repository; its files show whether this account may have them.
+            get_hf_file_metadata(hf_hub_url(repo, files[0], revision=info.sha), timeout=HUB_SECONDS)
     except GatedRepoError:
-        raise NetworkError(
-            f"{key}={repo}: gated; accept the licence at its hub page with your account\n"
-            "then run `hf auth login` or set HF_TOKEN\n"
-            "or take an open model: model=smollm2_135m"
-        ) from None
+        raise _gated(repo, key) from None
     except RevisionNotFoundError:
         raise NetworkError(f"{key}={repo}: the hub has no revision {revision}") from None
     except RepositoryNotFoundError:
@@ -162,8 +201,7 @@ def from_hub(repo: str, revision: str, key: str, patterns: list[str]) -> tuple[P
         if not type(error).__module__.startswith(("httpx", "requests", "httpcore")):
             raise
         return cached(f"the hub did not answer ({type(error).__name__})")
-    folder = snapshot_download(repo, revision=info.sha, allow_patterns=patterns)
-    return Path(folder), str(info.sha)
+    return None, str(info.sha)
 
 
 def fingerprint(folder: Path) -> str:
