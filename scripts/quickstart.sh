@@ -5,6 +5,6 @@ source "$(dirname "$0")/environment.sh"
 install_environment dev
 began=$SECONDS
 .venv/bin/python -m dpo.train experiment=quickstart "$@"
-run="$(ls -td outputs/quickstart/*/ | head -n 1)"
+run="$(ls -td "${DPO_OUTPUTS:-outputs}"/quickstart/*/ | head -n 1)"
 .venv/bin/python -m dpo.evaluate "${run%/}"
 echo "quickstart took $((SECONDS - began)) s after installation"
