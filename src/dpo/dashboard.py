@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpo.config.app import main as app
 from dpo.config.dashboard import Dashboard
-from dpo.errors import ConfigError
+from dpo.errors import ConfigError, NetworkError
 
 
 def dashboard(config: Dashboard) -> Path:
@@ -21,16 +21,30 @@ def dashboard(config: Dashboard) -> Path:
     from dpo.records.tracking.wandb import why_offline
 
     why = why_offline(WandbMode.auto)
-    entity = config.entity or (_default_entity() if why is None else "ENTITY")
-    workspace = build(entity, config.project, config.title, config.group)
+    entity = config.entity
+    refused: Exception | None = None
+    if entity is None and why is None:
+        try:
+            entity = _default_entity()
+        except Exception as error:  # noqa: BLE001 - whatever the client raises, the JSON is written
+            refused = error
+    workspace = build(entity or "ENTITY", config.project, config.title, config.group)
     out = Path(config.out).expanduser() if config.out else outputs_root() / f"dashboard-{config.project}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, as_json(workspace))
-    print(f"workspace of {entity}/{config.project} in {out}", flush=True)
-    if why is None:
-        print(f"saved: {workspace.save().url}", flush=True)
-    else:
+    print(f"workspace of {entity or 'ENTITY'}/{config.project} in {out}", flush=True)
+    if why is not None:
         print(f"not saved to W&B: {why}; the same command saves it when there is a key", flush=True)
+        return out
+    try:
+        if refused is not None:
+            raise refused
+        print(f"saved: {workspace.save().url}", flush=True)
+    except ConfigError:
+        raise
+    except Exception as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NetworkError(f"not saved to W&B: {said}\nits JSON is in {out}") from error
     return out
 
 

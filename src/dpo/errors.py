@@ -39,6 +39,13 @@ class OutOfMemory(DpoError):
     exit_code = 6
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a device or on the host; torch's own errors are known without importing it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 class DiskFull(DpoError):
     """Not enough room for a checkpoint or the final adapter."""
 

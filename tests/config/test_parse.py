@@ -10,7 +10,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from dpo.config.app import conf_folder, options
+from dpo.config.app import conf_folder, options, report
 from dpo.config.parse import fingerprint, plain
 from dpo.config.passthrough import ALLOWED, DERIVED, REFUSED
 from dpo.config.read import config_yaml, read_config
@@ -210,3 +210,20 @@ def run_train(*arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
         cwd=Path(__file__).parent,
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "error: out of memory"),
+        (
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8000 bytes."
+            ),
+            "error: out of memory: tried to allocate 8000 bytes",
+        ),
+    ],
+)
+def test_a_failed_allocation_anywhere_is_exit_6_and_no_traceback(error, line, capsys):
+    assert report(error) == 6
+    assert capsys.readouterr().err.splitlines()[0] == line

@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("wandb_workspaces")
 
+from wandb_server import Server
+
 from dpo.records.dashboard import as_json, build
 
 
@@ -33,13 +35,52 @@ def test_it_shows_curves_quality_and_swept_keys_grouped_by_sweep() -> None:
     assert runs["filters"]["filters"][0]["value"] == "run-1234"
 
 
-def test_without_a_key_its_json_is_written(tmp_path: Path) -> None:
+def run(words: list[str], cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    done = subprocess.run(
-        [sys.executable, "-m", "dpo.dashboard", "project=mine"],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path, stdin=subprocess.DEVNULL, check=False,
-        env={**clean, "NETRC": os.devnull, "DPO_OUTPUTS": str(tmp_path)},
+    return subprocess.run(
+        [sys.executable, "-m", "dpo.dashboard", *words],
+        capture_output=True, text=True, timeout=120, cwd=cwd, stdin=subprocess.DEVNULL, check=False,
+        env={**clean, "NETRC": os.devnull, "DPO_OUTPUTS": str(cwd), **more},
     )  # fmt: skip
+
+
+def test_with_a_key_it_is_saved_through_the_real_client(tmp_path: Path) -> None:
+    server = Server()
+    online = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40}
+    done = run(["project=mine", "group=run-1234", "title=Beta and rank"], tmp_path, **online)
+    server.stop()
+    assert done.returncode == 0, done.stderr
+    # Without entity= it is the key's own.
+    (saved,) = [
+        body["variables"] for kind, body in server.received if kind == "graphql" and "upsertView" in body["query"]
+    ]
+    assert {key: saved[key] for key in ("entityName", "projectName", "displayName", "type")} == {
+        "entityName": "tester", "projectName": "mine", "displayName": "Beta and rank", "type": "project-view",
+    }  # fmt: skip
+    written = json.loads((tmp_path / "dashboard-mine.json").read_text())
+    assert shape(json.loads(saved["spec"])) == shape(written["spec"])
+    assert f"saved: {server.url}/tester/mine?nw=" in done.stdout
+
+
+def shape(spec: dict[str, Any]) -> Any:
+    """What a spec says without the ids that every serialization draws anew."""
+    if isinstance(spec, dict):
+        return {key: shape(value) for key, value in spec.items() if not key.startswith("__id") and key != "id"}
+    return [shape(value) for value in spec] if isinstance(spec, list) else spec
+
+
+def test_a_server_that_refuses_is_one_line_and_the_json_is_there(tmp_path: Path) -> None:
+    server = Server("refuse")
+    done = run(["project=mine"], tmp_path, WANDB_BASE_URL=server.url, WANDB_API_KEY="a" * 40)
+    server.stop()
+    assert done.returncode == 8
+    assert len(done.stderr.splitlines()) <= 3, done.stderr
+    assert "not saved" in done.stderr
+    assert (tmp_path / "dashboard-mine.json").is_file()
+
+
+def test_without_a_key_its_json_is_written(tmp_path: Path) -> None:
+    done = run(["project=mine"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "not saved to W&B: no key found" in done.stdout
     assert json.loads((tmp_path / "dashboard-mine.json").read_text())["project"] == "mine"

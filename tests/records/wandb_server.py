@@ -15,7 +15,8 @@ PROJECT = {
 
 
 class Server(ThreadingHTTPServer):
-    """`mode`: well, broken (answers 500), stall (accepts and says nothing), half (answers a probe, stalls on a run).
+    """`mode`: well, broken (answers 500), stall (accepts and says nothing), half (answers a probe, stalls on a run),
+    refuse (answers a probe, and everything else with 403).
 
     What was sent is in `received`; `mode` may change while clients are connected.
     """
@@ -67,6 +68,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.mode == "broken":
             self._answer({"error": "broken"}, 500)
             return
+        if self.server.mode == "refuse" and b"Probe" not in body:
+            self._answer({"errors": [{"message": "permission denied"}]}, 403)
+            return
         if self.path.startswith("/graphql"):
             asked = json.loads(body)
             self.server.received.append(("graphql", asked))
@@ -103,6 +107,8 @@ def graphql(asked: dict[str, Any]) -> dict[str, Any]:
         return {"createRunFiles": {"runID": "cnVu", "uploadHeaders": [], "files": files}}
     if "serverInfo" in query:
         return {"serverInfo": {"features": [], "cliVersionInfo": {}, "latestLocalVersionInfo": None}}
+    if "upsertView" in query:
+        return {"upsertView": {"view": {"id": "dmlldw==", "name": variables["name"]}, "inserted": True}}
     if "viewer" in query:
         return {"viewer": {"id": "u", "entity": "tester", "username": "tester", "flags": "{}", "teams": {"edges": []}}}
     if "model" in query:

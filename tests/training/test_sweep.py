@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -308,3 +309,22 @@ def test_a_torn_outcome_is_no_error(tmp_path: Path) -> None:
     assert state(task) == "waiting"
     write_json(task.root / "a.json", {"phase": "train", "exit_code": -9, "host": "h", "pid": 1, "pid_started": 0.0})
     assert state(task) == "killed (signal 9)"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (-9, "evaluation killed (signal 9)"),
+        (-15, "evaluation interrupted (signal 15)"),
+        (143, "evaluation interrupted (exit 143)"),
+        (6, "evaluation failed (exit 6): out of memory"),
+    ],
+)
+def test_how_an_evaluation_ended_is_told_from_its_training(tmp_path: Path, code: int, said: str) -> None:
+    task = stand(tmp_path / "s", "a")
+    task.folder.mkdir()
+    write_json(task.folder / "run.json", {"status": "complete", "exit_code": 0, "step": 8, "max_steps": 8})
+    (task.root / "a.log").write_text("error: out of memory\n")
+    outcome = {"phase": "evaluate", "exit_code": code, "host": socket.gethostname(), "pid": 1, "pid_started": 0.0}
+    write_json(task.root / "a.json", outcome)
+    assert ending(read_job(task.root, {"label": "a", "folder": "a", "values": {}}, "e")) == said

@@ -27,7 +27,7 @@ from dpo.config import schema as _schema
 from dpo.config.nearest import nearest
 from dpo.config.parse import parse
 from dpo.config.sweeps import Grid
-from dpo.errors import ConfigError, DpoError, Refused
+from dpo.errors import ConfigError, DpoError, OutOfMemory, Refused, is_out_of_memory
 
 T = TypeVar("T")
 SECRET = re.compile(
@@ -238,6 +238,12 @@ def translate(error: BaseException) -> DpoError | None:
         return _missing_option(error)
     if isinstance(error, (ConfigCompositionException, OmegaConfBaseException, HydraException)):
         return ConfigError(_composition(error))
+    if is_out_of_memory(error):
+        size = re.search(r"[Tt]ried to allocate [\d.]+ \w+", str(error))
+        return OutOfMemory(
+            f"out of memory{f': {size[0].lower()}' if size else ''}\n"
+            "try a shorter dataset.max_length, hardware.engine=packed, lora=qlora or a smaller model"
+        )
     if isinstance(error, OSError) and error.errno == 28:
         from dpo.errors import DiskFull
 

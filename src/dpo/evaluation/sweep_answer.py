@@ -136,14 +136,18 @@ def answer(sweep: SweepFiles) -> Row:
 
 def _axes(sweep: SweepFiles) -> list[str]:
     """The keys that span the grid: not the seed, and not a key that another one decides (as an option its values)."""
-    found: list[str] = []
-    for key in sweep.keys:
-        column = [str(job.values[key]) for job in sweep.jobs]
-        others = [[str(job.values[axis]) for job in sweep.jobs] for axis in found]
-        decided = any(len(set(zip(other, column, strict=True))) == len(set(other)) for other in others)
-        if key != SEED and not decided:
-            found.append(key)
-    return found
+    columns = {key: [str(job.values[key]) for job in sweep.jobs] for key in sweep.keys if key != SEED}
+
+    def decides(one: str, other: str) -> bool:
+        return len(set(zip(columns[one], columns[other], strict=True))) == len(set(columns[one]))
+
+    keys = list(columns)
+    return [
+        key
+        for i, key in enumerate(keys)
+        # Of two that decide each other the first stays.
+        if not any(decides(k, key) and (j < i or not decides(key, k)) for j, k in enumerate(keys) if j != i)
+    ]
 
 
 def _entry(job: JobFiles) -> Entry:
@@ -251,7 +255,8 @@ def _from_dev(sweep: SweepFiles, axes: list[str]) -> Row:
     """Without a single evaluation: the dev metrics of training, which give no pairing, no answers and no KL."""
     settings = []
     for job in sweep.jobs:
-        accuracy = dev_accuracy(job) if job.state in ("complete", "not evaluated", "evaluation failed") else None
+        trained = job.run is not None and job.run.state == "complete"
+        accuracy = dev_accuracy(job) if trained else None
         if accuracy is not None:
             settings.append({"label": job.label, "values": job.values, "seeds": 1, "accuracy": accuracy, "judges": {},
                              "kl": None, "words": None, "seconds": (job.run.ledger if job.run else {}).get("seconds"),

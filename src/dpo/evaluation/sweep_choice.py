@@ -1,7 +1,16 @@
 """Which setting of a sweep to take, and why, in words. A difference that may be noise is not worth distance.
 
-Several settings are looked at and the best is picked, so its interval alone would promise too much: all intervals a
-claim rests on are widened for the number of settings (Bonferroni).
+The best of several settings was picked for its figure, which is therefore too high on average, and its own interval
+would promise too much. So nothing rests on the figure: each claim rests on one end of an interval, and intervals are
+widened until, over all settings and criteria together, a claim of its kind is wrong at most as often as `confidence`
+allows (Bonferroni; only one end of each is read). The claims:
+
+- the setting beats what it started from: its gain's lower end is above 0;
+- a setting is worse than the best: the lower end of the paired difference is above 0. The truly best one is then kept
+  among those not told apart (subset selection: Gupta 1965; multiple comparisons with the best: Hsu 1981);
+- a setting is nearer to the reference than the best: the lower end of the paired difference in KL is above 0.
+
+"Not distinguishable" is no claim of equality: how far behind the setting may be is said beside it.
 """
 
 from __future__ import annotations
@@ -35,9 +44,18 @@ class Criterion:
         value = float(self.policy[i].mean())
         return f"{value:.0%}" if self.decides else f"{value:.2f}"
 
+    def amount(self, value: float) -> str:
+        """A difference without a sign in words."""
+        return f"{100 * value:.0f} points" if self.decides else f"{value:.2f}"
+
     def words(self, estimate: Estimate) -> str:
-        """A difference in words."""
+        """A difference in words, with its interval."""
         return (points if self.decides else number)(asdict(estimate))
+
+
+def widened(confidence: float, settings: int, criteria: int) -> float:
+    """Confidence of each interval, of which one end is read, for `confidence` in the claims over all of them."""
+    return max(confidence, 1 - 2 * (1 - confidence) / max(1, settings * criteria))
 
 
 def choose_setting(
@@ -51,7 +69,7 @@ def choose_setting(
 
     Returns label (None: no setting does), reason, `by` (the criterion), and `against_best`: a row a setting.
     """
-    strict = 1 - (1 - confidence) / max(1, len(labels))
+    strict = widened(confidence, len(labels), len(criteria))
 
     def estimate(values: Floats, groups: Sequence[Hashable]) -> Estimate:
         return seeds_and_items(values, groups, resamples, strict, 0)
@@ -81,6 +99,8 @@ def choose_setting(
             continue
         alike = [i for i, row in enumerate(rows) if not row["distinguishable"]]
         taken, reason = _take(labels, criterion, best, [i for i in alike if gains[i].low > 0], kl, estimate)
+        if (gap := gaps[taken]) is not None:
+            reason += f" It may be up to {criterion.amount(gap.high)} behind."
         reason += f" Over {start} it gains {criterion.words(gains[taken])}."
         others = [labels[i] for i in alike if i not in (taken, best)]
         if others:

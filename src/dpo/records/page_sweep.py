@@ -67,10 +67,10 @@ def notes(found: Row) -> list[str]:
             for name, judge in found["judges"].items()
             if judge["answers"] < held["prompts"]
         ]
-        m = len(found["settings"])
+        m, criteria = len(found["settings"]), len(found["judges"]) + 1
         lines.append(
             f"[low, high]: 95% bootstrap intervals over prompts. Those that decide are widened for the {m} settings "
-            "looked at (Bonferroni)."
+            f"and {criteria} criteria looked at (Bonferroni), so that picking the best of them is paid for."
         )
         if all(row["seeds"] == 1 for row in found["settings"]):
             lines.append(

@@ -78,9 +78,11 @@ def _maps(found: Row, metric: Metric, axes: Sequence[str]) -> list[tuple[Figure,
     _, _, form, read = metric
     first, second, *rest = axes
     rows, columns = _levels(found, first), _levels(found, second)
-    combinations = list(product(*(_levels(found, key) for key in rest)))[:MOST_MAPS]
+    # Where every job failed there is nothing to draw; those are listed by name.
+    reached = {tuple(word(row["values"][key]) for key in rest) for row in found["settings"]}
+    combinations = [c for c in product(*(_levels(found, key) for key in rest)) if tuple(map(word, c)) in reached]
     made = []
-    for fixed in combinations:
+    for fixed in combinations[:MOST_MAPS]:
         cells = {
             (word(row["values"][first]), word(row["values"][second])): read(row)
             for row in found["settings"]

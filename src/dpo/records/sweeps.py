@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from dpo.records.tables import clean
 
 Row = dict[str, Any]
 LOG_BYTES = 65536
+INTERRUPTED = (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def _state(root: Path, name: str, run: RunFiles | None, evaluated: bool) -> tupl
             return "waiting", None, None
         if last.alive:
             return "starting", None, None
-        return ("killed" if code is None or code < 0 else "failed"), code, _why(root, name, code)
+        return _ended(code), code, _why(root, name, code)
     if run.state == "killed":
         return "killed", code if code is not None and code < 0 else None, f"at step {run.record.get('step')}"
     if run.state != "complete":
@@ -137,14 +139,21 @@ def _state(root: Path, name: str, run: RunFiles | None, evaluated: bool) -> tupl
         return "not evaluated", None, None
     if last.alive:
         return "evaluating", None, None
-    return "evaluation failed", code, _why(root, name, code)
+    return f"evaluation {_ended(code)}", code, _why(root, name, code)
+
+
+def _ended(code: int | None) -> str:
+    """How a process ended that could not or would not say it; without an exit code nobody saw it end."""
+    if code in INTERRUPTED:
+        return "interrupted"
+    return "killed" if code is None or code < 0 else "failed"
 
 
 def _why(root: Path, name: str, code: int | None) -> str | None:
     """The last error in the job's log, which may have begun before it had a run directory."""
     if code is None:
         return "its process is gone"
-    if code < 0:
+    if code < 0 or code in INTERRUPTED:
         return None
     try:
         with (root / f"{name}.log").open("rb") as file:

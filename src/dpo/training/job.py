@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpo.config.app import translate
 from dpo.config.parse import fingerprint
 from dpo.config.read import config_yaml
 from dpo.config.schema import Config
-from dpo.errors import DpoError
 from dpo.records.ledger import Ledger
 from dpo.records.run import Run, choose_folder
 from dpo.training.interrupts import Interrupts
@@ -103,7 +103,8 @@ def open_job(config: Config, ranks: Ranks = ALONE) -> Iterator[Job]:
             # A launcher tells the ranks that are left to stop; this one is about to, and has a last word to write.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         code = exit_code(error)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        said = str(translate(error) or error)
+        reason = said.splitlines()[0] if said else type(error).__name__
         # A full disk may refuse even this line; run.json then still says running, and its dead pid says killed.
         with contextlib.suppress(OSError):
             run.finish(STATUS_OF.get(code, "failed"), reason, code)
@@ -113,6 +114,5 @@ def open_job(config: Config, ranks: Ranks = ALONE) -> Iterator[Job]:
 
 def exit_code(error: BaseException) -> int:
     """The exit code an error ends the process with."""
-    if isinstance(error, DpoError):
-        return error.exit_code
-    return 7 if isinstance(error, OSError) and error.errno == 28 else 1
+    known = translate(error)
+    return 1 if known is None else known.exit_code

@@ -23,11 +23,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dpo.data.pair import TokenPair
-from dpo.errors import ConfigError, OutOfMemory
+from dpo.errors import ConfigError, OutOfMemory, is_out_of_memory
 from dpo.training.packed.modes import is_4bit
 from dpo.training.packed.support import unwrapped
 from dpo.training.ranks import losing
-from dpo.training.trainer import Trainer, is_out_of_memory
+from dpo.training.trainer import Trainer
 
 CONNECTION = {"Connection", "connection", "[gloo]", "gloo"}
 """Words of gloo's errors about a rank that is gone."""

@@ -26,7 +26,7 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from dpo.data.pair import TokenPair
-from dpo.errors import Diverged, OutOfMemory
+from dpo.errors import Diverged, OutOfMemory, is_out_of_memory
 from dpo.training import checkpoints
 from dpo.training.flow import Flow
 from dpo.training.guards import check_finite, check_gradients_arrive
@@ -380,11 +380,6 @@ class Trainer(DPOTrainer):
         window = self.ranks.own_folder(Path(resume_from_checkpoint)) / WINDOW
         # Missing only where another number of ranks continues, at the user's explicit word.
         self._window = json.loads(window.read_text()) if window.is_file() else {}
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    text = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text
 
 
 def _rng_state() -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -31,13 +31,16 @@ class TrackioTracker:
                 auto_log_cpu=False,
                 config={"config": dict(config), "job_type": who.job_type, "id": who.id},
             )
+        self._step = 0
         self.where = f"trackio, {TRACKIO_DIR} (see `trackio show --project {settings.project}`)"
 
     def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """See Tracker."""
+        self._step = step
         self._run.log({f"{kind}/{name}": value for name, value in values.items()} | {"step": step}, step=step)
 
     def finish(self, exit_code: int) -> None:
-        """See Tracker."""
+        """See Tracker. trackio knows no state of a run, so its exit code is a metric; one without it was killed."""
+        self._run.log({"exit_code": exit_code}, step=self._step)
         with contextlib.redirect_stdout(io.StringIO()):
             self._run.finish()
