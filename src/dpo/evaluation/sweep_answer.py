@@ -18,7 +18,7 @@ from dpo.evaluation.paired import Floats, over_seeds, seeds_and_items
 from dpo.evaluation.statistics import wilson
 from dpo.evaluation.sweep_choice import Criterion, choose_by_dev, choose_setting
 from dpo.records.read import json_lines, read_pairs, read_samples
-from dpo.records.sweeps import JobFiles, SweepFiles, label_of
+from dpo.records.sweeps import JobFiles, SweepFiles, label_of, spanning
 
 Row = dict[str, Any]
 SEED = "seed"
@@ -82,7 +82,7 @@ def _gained(row: Row) -> float:
 
 def answer(sweep: SweepFiles) -> Row:
     """The sweep as plain data: jobs, settings, choice, and on what that rests (`basis`)."""
-    axes = _axes(sweep)
+    axes = [key for key in spanning(sweep.keys, [job.values for job in sweep.jobs]) if key != SEED]
     found: Row = {
         "folder": str(sweep.folder),
         "keys": sweep.keys,
@@ -102,7 +102,7 @@ def answer(sweep: SweepFiles) -> Row:
     except ConfigError as error:
         reason = f"No recommendation: {str(error).splitlines()[0]}."
         return found | {"settings": [], "basis": "evaluation", "choice": {"label": None, "reason": reason}}
-    settings = _settings(ready, entries)
+    settings = _settings(ready, entries, axes)
     summary = entries[0].summary
     decided = {name: _decided(entries, name) for name in summary["judges"]}
     found["judges"] = {
@@ -134,22 +134,6 @@ def answer(sweep: SweepFiles) -> Row:
     }
 
 
-def _axes(sweep: SweepFiles) -> list[str]:
-    """The keys that span the grid: not the seed, and not a key that another one decides (as an option its values)."""
-    columns = {key: [str(job.values[key]) for job in sweep.jobs] for key in sweep.keys if key != SEED}
-
-    def decides(one: str, other: str) -> bool:
-        return len(set(zip(columns[one], columns[other], strict=True))) == len(set(columns[one]))
-
-    keys = list(columns)
-    return [
-        key
-        for i, key in enumerate(keys)
-        # Of two that decide each other the first stays.
-        if not any(decides(k, key) and (j < i or not decides(key, k)) for j, k in enumerate(keys) if j != i)
-    ]
-
-
 def _entry(job: JobFiles) -> Entry:
     assert job.run is not None
     assert job.summary is not None
@@ -159,11 +143,11 @@ def _entry(job: JobFiles) -> Entry:
     return Entry(job.label, job.run, job.summary, samples, pairs)
 
 
-def _settings(jobs: Sequence[JobFiles], entries: Sequence[Entry]) -> list[Setting]:
+def _settings(jobs: Sequence[JobFiles], entries: Sequence[Entry], axes: Sequence[str]) -> list[Setting]:
     found: dict[str, Setting] = {}
     for job, entry in zip(jobs, entries, strict=True):
         values = {key: value for key, value in job.values.items() if key != SEED}
-        label = label_of(values) or "all seeds"
+        label = label_of({key: values[key] for key in axes}) or "all seeds"
         found.setdefault(label, Setting(label, values, [])).entries.append(entry)
     return list(found.values())
 

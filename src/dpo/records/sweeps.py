@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,9 @@ def _state(root: Path, name: str, run: RunFiles | None, evaluated: bool) -> tupl
             return "starting", None, None
         return _ended(code), code, _why(root, name, code)
     if run.state == "killed":
-        return "killed", code if code is not None and code < 0 else None, f"at step {run.record.get('step')}"
+        step = run.record.get("step")
+        where = f"at step {step}" if step is not None and step >= 0 else "before its first step"
+        return "killed", code if code is not None and code < 0 else None, where
     if run.state != "complete":
         return run.state, run.record.get("exit_code"), run.record.get("reason")
     if evaluated:
@@ -172,6 +175,20 @@ def ending(job: JobFiles) -> str:
     code = job.exit_code
     by = "" if code is None or code == 0 else f" (signal {-code})" if code < 0 else f" (exit {code})"
     return f"{job.state}{by}{f': {job.reason}' if job.reason else ''}"
+
+
+def spanning(keys: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """The keys that tell the rows apart: not those another one decides, as an option its values, or a list of
+    experiments everything. Of two that decide each other the first stays."""
+    columns = [[str(row[key]) for row in rows] for key in keys]
+
+    def decides(one: int, other: int) -> bool:
+        return len(set(zip(columns[one], columns[other], strict=True))) == len(set(columns[one]))
+
+    def decided(i: int) -> bool:
+        return any(decides(j, i) and (j < i or not decides(i, j)) for j in range(len(keys)) if j != i)
+
+    return [key for i, key in enumerate(keys) if not decided(i)]
 
 
 def label_of(values: Row) -> str:

@@ -19,7 +19,7 @@ from dpo.config.sweeps import Grid
 from dpo.errors import ConfigError, DpoError, Interrupted
 from dpo.records.defaults import composed, flat
 from dpo.records.run import outputs_root
-from dpo.records.sweeps import ending, label_of, read_job, read_sweep, word, write_sweep
+from dpo.records.sweeps import ending, label_of, read_job, read_sweep, spanning, word, write_sweep
 from dpo.training.launchers import LAUNCHERS
 from dpo.training.task import Task
 
@@ -104,6 +104,7 @@ def plan(grid: Grid[Config]) -> Plan:
     base = {key: value for key, value in rows[0].items() if key not in keys and not _run_only(key)}
     root = (outputs_root() / "sweeps" / f"{first.name}-{_hash([base, sorted(keys)])}").absolute()
     evaluation, evaluate = _evaluation(first)
+    shown = spanning(keys, [{key: row.get(key) for key in keys} for row in rows])
     values, tasks = [], []
     for (config, overrides), row in zip(grid.jobs, rows, strict=True):
         mine = {key: row.get(key) for key in keys}
@@ -114,7 +115,17 @@ def plan(grid: Grid[Config]) -> Plan:
         name = f"{short or 'job'}-{_hash(ordered)}"
         hardware = config.hardware
         gpus = 1 if hardware.parallel is Parallel.none else hardware.processes
-        tasks.append(Task(label_of(mine) or "job", root, name, tuple(overrides), evaluation, evaluate, gpus))
+        tasks.append(
+            Task(
+                label_of({key: mine[key] for key in shown}) or "job",
+                root,
+                name,
+                tuple(overrides),
+                evaluation,
+                evaluate,
+                gpus,
+            )
+        )
         values.append(mine)
     if len({task.name for task in tasks}) < len(tasks):
         raise ConfigError("two jobs of this sweep have the same settings")
