@@ -60,7 +60,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / "run.json").read_text())
     except FileNotFoundError:
-        raise ConfigError(f"{folder}: no run.json in it, so it is not a run directory") from None
+        runs = sorted(path.parent.name for path in folder.glob("*/run.json"))
+        hint = f"\nname one of the runs in it: {', '.join(runs[:6])}" if runs else ""
+        raise ConfigError(f"{folder}: no run.json in it, so it is not a run directory{hint}") from None
     except ValueError:
         raise CheckpointError(f"{folder}/run.json: not readable as JSON") from None
     assert isinstance(record, dict)
