@@ -37,11 +37,11 @@ def figure_rows(summary: Row) -> list[list[str]]:
             points(pairs["likelier_gain"]),
         ],
         ["reward margin (beta x nats)", "0", number(pairs["margin"]), ""],
-        [f"{INDENT}per token", "0", number(pairs["margin_per_token"], 4), ""],
+        [f"{INDENT}per token", "0", number(pairs["margin_per_token"], 3), ""],
         ["chosen log-ratio (nats)", "0", number(pairs["chosen_log_ratio"], 1, True), ""],
-        [f"{INDENT}per token", "0", number(pairs["chosen_log_ratio_per_token"], 3, True), ""],
+        [f"{INDENT}per token", "0", number(pairs["chosen_log_ratio_per_token"], 2, True), ""],
         ["rejected log-ratio (nats)", "0", number(pairs["rejected_log_ratio"], 1, True), ""],
-        [f"{INDENT}per token", "0", number(pairs["rejected_log_ratio_per_token"], 3, True), ""],
+        [f"{INDENT}per token", "0", number(pairs["rejected_log_ratio_per_token"], 2, True), ""],
         ["calibration error", "", number(pairs["calibration_error"]), ""],
     ]
     for name, judged in summary["judges"].items():
