@@ -22,6 +22,7 @@ from dpo.training.packed.collate import pack
 from dpo.training.packed.install import install
 from dpo.training.packed.score import sequence_log_probs
 from dpo.training.reference import ReferenceCache, context_key
+from dpo.training.workers import Workers, most_at_once
 
 ARMS = ("trl_default", "trl_tuned", "packed", "ours")
 """`packed` is ours without the lean layers."""
@@ -146,7 +147,10 @@ def _ours(
     if refused is not None:
         raise SystemExit(f"error: {options.model}: {refused}")
     pad, budget = tokenizer.pad_token_id, options.token_budget
-    trainer.engine = trainers.Engine(lambda p: pack(p, pad), lambda p, b: split(p, b), budget)
+    at_once = most_at_once(trainer.model, "cpu", options.batch) if lean else 1
+    trainer.engine = trainers.Engine(
+        lambda p: pack(p, pad), lambda p, b: split(p, b, at_once=at_once), budget, Workers.of(at_once)
+    )
     store = ReferenceCache(cache or Path(tempfile.mkdtemp(prefix="bench-")) / "reference.sqlite")
     context = context_key(
         base=options.model, quantization=options.quant, adapter="none", precision=options.dtype, device="cpu",

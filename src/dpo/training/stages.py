@@ -38,12 +38,13 @@ from dpo.training.packed.attention import PATH
 from dpo.training.packed.budget import split
 from dpo.training.packed.collate import pack, pad
 from dpo.training.packed.install import DEFAULT_OUTPUTS, install, installed
-from dpo.training.packed.memory import free_memory, plan
+from dpo.training.packed.memory import MemoryPlan, free_memory, plan
 from dpo.training.packed.score import sequence_log_probs
 from dpo.training.plans import fsdp_plugin
 from dpo.training.reference import ReferenceCache, context_key
 from dpo.training.room import cap_device, held_bytes, room
 from dpo.training.start import check_device, find_adapter
+from dpo.training.workers import Workers, most_at_once
 
 IDENTITY_PAIRS = 32
 # Fixed, so that a reference log-prob does not depend on how much memory was free when it was computed.
@@ -189,22 +190,35 @@ def choose_engine(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[T
     coupled = is_coupled(job.config.dpo.loss)
     together = job.config.dpo.batch_size if coupled else 1
     asked = hardware.activation_checkpointing
-    planned = plan(
-        trainer.model,
-        pairs,
-        engine=name,
-        dtype=base.compute.dtype,
-        free=room(
-            free_memory(torch.device(base.compute.device)),
-            hardware.memory_gb,
-            held_bytes(trainer.model),
-            # Processes of one machine without devices of their own live in the same memory.
-            1 if base.compute.device == "cuda" else job.ranks.local_size,
-        ),
-        token_budget=job.run.record.get("token_budget") or hardware.token_budget,
-        checkpointing=None if asked is Checkpointing.auto else asked is Checkpointing.on,
-        together=together,
+    at_once = 1
+    if name == "packed" and not coupled and asked is not Checkpointing.on and job.ranks.size == 1:
+        at_once = job.run.record.get("at_once") or most_at_once(
+            trainer.model, base.compute.device, job.config.dpo.batch_size
+        )
+    free = room(
+        free_memory(torch.device(base.compute.device)),
+        hardware.memory_gb,
+        held_bytes(trainer.model),
+        # Processes of one machine without devices of their own live in the same memory.
+        1 if base.compute.device == "cuda" else job.ranks.local_size,
     )
+
+    def planned_with(at_once: int) -> MemoryPlan:
+        return plan(
+            trainer.model,
+            pairs,
+            engine=name,
+            dtype=base.compute.dtype,
+            free=free // at_once,
+            token_budget=job.run.record.get("token_budget") or hardware.token_budget,
+            checkpointing=None if asked is Checkpointing.auto else asked is Checkpointing.on,
+            together=together,
+        )
+
+    planned = planned_with(at_once)
+    if planned.activation_checkpointing and at_once > 1:
+        # Computing a forward twice costs more than a second micro-batch beside it gains.
+        at_once, planned = 1, planned_with(1)
     agreed = job.ranks.gather((planned.token_budget, planned.activation_checkpointing))
     budget, activation_checkpointing = min(b for b, _ in agreed), any(c for _, c in agreed)
     if activation_checkpointing:
@@ -215,12 +229,13 @@ def choose_engine(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[T
     def parts(pairs: list[TokenPair], budget: int) -> list[list[TokenPair]]:
         if coupled:
             return [pairs[i : i + together] for i in range(0, len(pairs), together)]
-        return split(pairs, budget, name)
+        return split(pairs, budget, name, at_once)
 
-    trainer.engine = trainers.Engine(lambda p: collate(p, pad_id), parts, budget)
-    job.run.update(token_budget=budget, engine=name)
+    trainer.engine = trainers.Engine(lambda p: collate(p, pad_id), parts, budget, Workers.of(at_once))
+    job.run.update(token_budget=budget, at_once=at_once, engine=name)
     unsplit = f", steps of {together} pairs in one part" if coupled else ""
-    return f"{name} engine{why}, {planned.line}{unsplit}"
+    beside = f", {at_once} micro-batches at once" if at_once > 1 else ""
+    return f"{name} engine{why}, {planned.line}{unsplit}{beside}"
 
 
 def needed_pairs(job: Job, data: Prepared) -> list[TokenPair]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from dpo.training.interrupts import Interrupts
 from dpo.training.losses import Watched, part_weights, soft_label_term
 from dpo.training.order import EpochOrder
 from dpo.training.ranks import ALONE, Ranks
+from dpo.training.workers import Workers
 
 WINDOW = "window.json"
 RNG_STATE = "rng_state.pth"
@@ -42,7 +44,8 @@ OUT_OF_MEMORY = "out of memory"
 
 @dataclass(frozen=True)
 class Engine:
-    """How pairs become batches: `collate` gives the tensors of a micro-batch, `split` the micro-batches of a step.
+    """How pairs become batches: `collate` gives the tensors of a micro-batch, `split` the micro-batches of a step,
+    `workers` computes them.
 
     `split(pairs, budget)` keeps the order of pairs and returns at least one part; a part of one pair may exceed the
     budget.
@@ -51,6 +54,19 @@ class Engine:
     collate: Callable[[list[TokenPair]], dict[str, Any]]
     split: Callable[[list[TokenPair], int], list[list[TokenPair]]]
     budget: int
+    workers: Workers = field(default_factory=Workers)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One micro-batch of a step, computed."""
+
+    loss: torch.Tensor
+    """Mean over its pairs, with its graph."""
+    figures: dict[str, float]
+    """TRL's metrics and the loss."""
+    counted: int
+    """Pairs it counts for in the means of a step."""
 
 
 class Trainer(DPOTrainer):
@@ -89,6 +105,8 @@ class Trainer(DPOTrainer):
         # The step whose evaluation has been logged last; a continued run begins with its checkpoint's if it lacks one.
         self.evaluated_at: int | None = None
         self._window: dict[str, list[float]] = {}
+        # TRL's loss keeps its state on the trainer: one micro-batch at a time, forwards and backwards excepted.
+        self._turn = threading.Lock()
         self._step_rows: list[str] = []
         super().__init__(
             model=model,
@@ -173,19 +191,33 @@ class Trainer(DPOTrainer):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         budget = self.engine.budget // 2
-        self.engine = Engine(self.engine.collate, self.engine.split, budget)
+        self.engine = replace(self.engine, budget=budget)
         print(f"step {step}: out of memory; the same step again with {budget} tokens a micro-batch", flush=True)
 
     def _forward_backward(self, model: Any, pairs: list[TokenPair], step: int) -> torch.Tensor:
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+        def compute(work: tuple[list[TokenPair], int]) -> tuple[Part, Sequence[torch.Tensor | None]]:
+            part, counted = work
+            with self.compute_loss_context_manager():
+                done = self._pair_loss(model, part, pairs, counted)
+            loss = done.loss * (counted / len(pairs))
+            if self.engine.workers.count == 1:
+                self.accelerator.backward(loss)
+                return replace(done, loss=done.loss.detach()), []
+            # Added up in the order of the parts, not in the order in which threads end.
+            gradients = torch.autograd.grad(loss, trainable, allow_unused=True)
+            return replace(done, loss=done.loss.detach()), gradients
+
         total = torch.zeros((), device=self.args.device)
         losses = []
-        for part, counted in self._parts(pairs):
-            share = counted / len(pairs)
-            with self.compute_loss_context_manager():
-                loss = self._pair_loss(model, part, pairs, counted)
-            self.accelerator.backward(loss * share)
-            losses.append(loss.detach())
-            total += loss.detach().float() * share
+        for done, gradients in self.engine.workers.map(compute, self._parts(pairs)):
+            total += done.loss.float() * (done.counted / len(pairs))
+            losses.append(done.loss)
+            self._add(done)
+            for parameter, gradient in zip(trainable, gradients, strict=False):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         # Only now: a rank that stopped in the middle would leave others waiting for its part of the backward.
         for loss in losses:
             check_finite(float(loss), "loss", step, self._step_rows)
@@ -197,28 +229,39 @@ class Trainer(DPOTrainer):
         parts = self.engine.split(share, self.engine.budget) if share else []
         return [(part, len(part)) for part in parts]
 
-    def _pair_loss(self, model: Any, part: list[TokenPair], step: Sequence[TokenPair], counted: int) -> torch.Tensor:
-        """TRL's loss on one part of a step; its metrics are added to the window, weighted by the pairs that count."""
+    def _pair_loss(self, model: Any, part: list[TokenPair], step: Sequence[TokenPair], counted: int) -> Part:
+        """TRL's loss and metrics on one part of a step, which counts for `counted` pairs."""
         mode = "train" if self.model.training else "eval"
-        batch = self._prepare_inputs(self.tensors(part))
-        self._metrics[mode] = defaultdict(list)
-        self.loss_weights = part_weights(self.loss_types, self._step_weights, part, step)
-        watched = Watched(model)
-        loss: torch.Tensor = self._compute_loss(watched, batch, False)
-        if self.soft_labels:
-            assert watched.log_probs is not None
-            reference = torch.stack([batch["ref_chosen_logps"], batch["ref_rejected_logps"]])
-            strengths = torch.tensor([pair.strength for pair in part], device=reference.device)
-            loss = loss + soft_label_term(watched.log_probs, reference, strengths, self.beta)
-        for name, values in self._metrics[mode].items():
-            self._add(name, float(values[-1]), counted)
-        self._add("loss", float(loss.detach()), counted)
-        return loss
 
-    def _add(self, name: str, value: float, weight: int) -> None:
-        entry = self._window.setdefault(name, [0.0, 0.0])
-        entry[0] += value * weight
-        entry[1] += weight
+        def forward(**inputs: Any) -> Any:
+            self._turn.release()
+            try:
+                output = model(**inputs)
+            finally:
+                self._turn.acquire()
+            # All that TRL's loss reads from the trainer and writes to it, it does after this call.
+            self._metrics[mode] = defaultdict(list)
+            self.loss_weights = part_weights(self.loss_types, self._step_weights, part, step)
+            return output
+
+        with self._turn:
+            batch = self._prepare_inputs(self.tensors(part))
+            watched = Watched(forward)
+            loss: torch.Tensor = self._compute_loss(watched, batch, False)
+            if self.soft_labels:
+                assert watched.log_probs is not None
+                reference = torch.stack([batch["ref_chosen_logps"], batch["ref_rejected_logps"]])
+                strengths = torch.tensor([pair.strength for pair in part], device=reference.device)
+                loss = loss + soft_label_term(watched.log_probs, reference, strengths, self.beta)
+            figures = {name: float(values[-1]) for name, values in self._metrics[mode].items()}
+            figures["loss"] = float(loss.detach())
+        return Part(loss, figures, counted)
+
+    def _add(self, part: Part) -> None:
+        for name, value in part.figures.items():
+            entry = self._window.setdefault(name, [0.0, 0.0])
+            entry[0] += value * part.counted
+            entry[1] += part.counted
 
     def tensors(self, part: list[TokenPair]) -> dict[str, Any]:
         """The tensors TRL's loss reads, reference log-probs included when they are known."""
@@ -275,11 +318,17 @@ class Trainer(DPOTrainer):
         self.model.eval()
         if self.args.device.type == "cpu":
             keep_quantized_in_train_mode(self.model)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            for part, counted in self._parts(self.dev_pairs):
-                if cut := self._may_cut() and self.interrupts.pending is not None:
-                    break
-                self._pair_loss(self.model, part, self.dev_pairs, counted)
+
+        def compute(work: tuple[list[TokenPair], int]) -> Part:
+            part, counted = work
+            with torch.no_grad(), self.compute_loss_context_manager():
+                return self._pair_loss(self.model, part, self.dev_pairs, counted)
+
+        parts = self._parts(self.dev_pairs)
+        for number, done in enumerate(self.engine.workers.map(compute, parts), 1):
+            self._add(done)
+            if cut := number < len(parts) and self._may_cut() and self.interrupts.pending is not None:
+                break
         cut = any(self.ranks.gather(cut))
         metrics = {} if cut else self._drain()
         self._window = kept

@@ -12,6 +12,7 @@ from dpo.training.packed.collate import pad
 from dpo.training.packed.install import completion_statistics, head_statistics, installed
 from dpo.training.packed.modes import scoring_mode
 from dpo.training.packed.support import unwrapped
+from dpo.training.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,28 +44,39 @@ def sequence_log_probs(
     engine = "packed" if packed else "plain"
     # Long pairs share a forward with long ones, so that padding (plain) and masks stay small.
     order = sorted(range(len(pairs)), key=lambda i: cost([pairs[i]], "packed"), reverse=True)
-    results: dict[int, tuple[float, float]] = {}
-    done = 0
-    with scoring_mode(model):
-        for group in split([pairs[i] for i in order], token_budget, engine):
-            layout = lay_out(group).to(device)
+    # Several processes divide the cores among themselves, and may gather spread weights inside a forward.
+    alone = packed and device.type == "cpu" and not torch.distributed.is_initialized()
+    workers = Workers.of(torch.get_num_threads() if alone else 1)
+    ordered = [pairs[i] for i in order]
+    groups = split(ordered, max(1, token_budget // workers.count), engine)
+    casts, kind = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+
+    def score(group: list[TokenPair]) -> list[list[float]]:
+        layout = lay_out(group).to(device)
+        # A thread of its own knows neither.
+        with torch.no_grad(), torch.autocast(device.type, kind, enabled=casts):
             if packed:
                 log_probs = completion_statistics(base, layout, ("log_probs",)).log_probs
             else:
                 log_probs = _padded_log_probs(base, group, device)
-            log_probs = log_probs.cpu()
-            if ld_alpha is not None:
-                log_probs = log_probs * _length_weights(layout.lengths, ld_alpha, log_probs.dtype)
-            owner = torch.arange(2 * len(group)).repeat_interleave(
-                torch.tensor([n for _, chosen, rejected in layout.lengths for n in (chosen, rejected)])
-            )
-            sums = torch.zeros(2 * len(group), dtype=log_probs.dtype).index_add_(0, owner, log_probs)
-            for offset, (chosen, rejected) in enumerate(sums.view(-1, 2).tolist()):
-                results[order[done + offset]] = (chosen, rejected)
-            done += len(group)
+        log_probs = log_probs.cpu()
+        if ld_alpha is not None:
+            log_probs = log_probs * _length_weights(layout.lengths, ld_alpha, log_probs.dtype)
+        owner = torch.arange(2 * len(group)).repeat_interleave(
+            torch.tensor([n for _, chosen, rejected in layout.lengths for n in (chosen, rejected)])
+        )
+        sums = torch.zeros(2 * len(group), dtype=log_probs.dtype).index_add_(0, owner, log_probs)
+        scores: list[list[float]] = sums.view(-1, 2).tolist()
+        return scores
+
+    results: list[tuple[float, float]] = []
+    with scoring_mode(model):
+        for scores in workers.map(score, groups):
+            results += [(chosen, rejected) for chosen, rejected in scores]
             if progress is not None:
-                progress(len(group))
-    return [results[i] for i in range(len(pairs))]
+                progress(len(scores))
+    in_order = dict(zip(order, results, strict=True))
+    return [in_order[i] for i in range(len(pairs))]
 
 
 def _length_weights(lengths: Sequence[tuple[int, int, int]], alpha: float, dtype: torch.dtype) -> torch.Tensor:
