@@ -36,6 +36,9 @@ def main() -> None:
     """Measure, print a table, write JSON, and fail on disagreement."""
     options = parse()
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+    from dpo.training.packed.allocator import keep_memory, use_huge_pages
+
+    use_huge_pages()  # the same allocator for every arm
     import torch
     from transformers import AutoTokenizer
 
@@ -47,9 +50,7 @@ def main() -> None:
     from bench_arms import ARMS, build_model, build_step
     from bench_pairs import read_pairs
 
-    from dpo.training.packed.allocator import keep_memory
-
-    keep_memory()  # the same allocator for every arm
+    keep_memory()
     needed = options.batch * (options.blocks + 1)  # the first block warms up
     pairs = read_pairs(options.pairs, tokenizer, needed, options.max_length)
     if len(pairs) < needed:
@@ -81,8 +82,10 @@ def main() -> None:
         # ABBA: every other block runs in reverse, so that a drift of the machine cancels.
         for arm in arms if block % 2 == 0 else arms[::-1]:
             gc.collect()
+            _wait()
             began, began_cpu = time.perf_counter(), time.process_time()
             losses[arm].append(steps[arm](batch))
+            _wait()
             wall[arm].append(time.perf_counter() - began)
             cpu[arm].append(time.process_time() - began_cpu)
             print(f"block {block} {arm:12} {wall[arm][-1]:7.1f} s  loss {losses[arm][-1]:.5f}", flush=True)
@@ -127,6 +130,11 @@ def _only(step: Any, pairs: list[Any], options: argparse.Namespace) -> None:
     # The block with the most tokens decides the peak.
     blocks = [pairs[i : i + options.batch] for i in range(0, len(pairs), options.batch)]
     step(max(blocks, key=lambda b: max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in b)))
+    import torch
+
+    if torch.cuda.is_available():
+        print(f"PEAK {torch.cuda.max_memory_allocated() / 2**20:.0f}")
+        return
     # Not getrusage: its maximum survives exec, so a child would report the size of the process that started it.
     status = Path("/proc/self/status").read_text()
     print(f"PEAK {int(status.split('VmHWM:')[1].split()[0]) / 1024:.0f}")
@@ -169,18 +177,29 @@ def best_micro_batch(tokenizer: Any, pairs: list[Any], options: argparse.Namespa
 
 
 def matrix_rate(dtype: str) -> float:
-    """FLOP/s of a plain matrix product in `dtype` on all threads, best of five."""
+    """FLOP/s of a plain matrix product in `dtype` on the GPU, or on all threads, best of five."""
     import torch
 
     kind = getattr(torch, dtype)
-    left, right = torch.randn(1024, 1024).to(kind), torch.randn(1024, 1024).to(kind)
+    device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 1024)
+    left, right = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
     best = 0.0
     for _ in range(5):
+        _wait()
         began = time.perf_counter()
         for _ in range(4):
             left @ right
-        best = max(best, 4 * 2 * 1024**3 / (time.perf_counter() - began))
+        _wait()
+        best = max(best, 4 * 2 * size**3 / (time.perf_counter() - began))
     return best
+
+
+def _wait() -> None:
+    """Until a GPU has done what it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def summary(
@@ -213,7 +232,8 @@ def summary(
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {"cpu": platform.processor() or platform.machine(), "threads": options.threads,
-                    "load_average": os.getloadavg()[0]},
+                    "load_average": os.getloadavg()[0],
+                    "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
         "versions": {"python": platform.python_version(), **_versions()},
         "options": {k: str(v) for k, v in vars(options).items()},
         "ratios": {arm: ratio(wall[arm], wall["ours"]) for arm in others},

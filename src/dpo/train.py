@@ -16,11 +16,13 @@ def train(config: Config) -> Path:
     from dpo.modeling.device import pin_one_gpu
     from dpo.records.quiet import quiet
     from dpo.training import launch
+    from dpo.training.packed.allocator import use_huge_pages
 
     if launch.starts_ranks(config.hardware):
         return launch.run(config)
     place = launch.take_place()
     pin_one_gpu()
+    use_huge_pages()
     quiet()
     from dpo.training import stages
     from dpo.training.job import open_job
