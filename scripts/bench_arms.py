@@ -36,6 +36,8 @@ def build_model(path: str, dtype: torch.dtype, quant: str, rank: int, seed: int)
         extra["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
+    if torch.cuda.is_available():
+        extra["device_map"] = {"": 0}
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", **extra)
     model.config.use_cache = False
     torch.manual_seed(seed)
@@ -147,14 +149,14 @@ def _ours(
     if refused is not None:
         raise SystemExit(f"error: {options.model}: {refused}")
     pad, budget = tokenizer.pad_token_id, options.token_budget
-    at_once = most_at_once(trainer.model, "cpu", options.batch) if lean else 1
+    at_once = most_at_once(trainer.model, trainer.args.device.type, options.batch) if lean else 1
     trainer.engine = trainers.Engine(
         lambda p: pack(p, pad), lambda p, b: split(p, b, at_once=at_once), budget, Workers.of(at_once)
     )
     store = ReferenceCache(cache or Path(tempfile.mkdtemp(prefix="bench-")) / "reference.sqlite")
     context = context_key(
-        base=options.model, quantization=options.quant, adapter="none", precision=options.dtype, device="cpu",
-        attention="packed-sdpa",
+        base=options.model, quantization=options.quant, adapter="none", precision=options.dtype,
+        device=trainer.args.device.type, attention="packed-sdpa",
     )  # fmt: skip
     with model.disable_adapter(), trainer.accelerator.autocast():
         trainer.reference = store.fill(pairs, context, lambda p: sequence_log_probs(model, p, budget))

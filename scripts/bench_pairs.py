@@ -1,4 +1,5 @@
-"""Real preference rows as token pairs, for the benchmarks: HH transcripts, SHP posts, or prompt/chosen/rejected."""
+"""Real preference rows as token pairs, for the benchmarks: HH transcripts, SHP posts, UltraFeedback conversations, or
+prompt/chosen/rejected."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def _texts(row: dict[str, Any]) -> tuple[list[dict[str, str]], str, str] | None:
         chosen, rejected = sides if int(row["labels"]) == 1 else sides[::-1]
         return [{"role": "user", "content": row["history"]}], chosen, rejected
     if "prompt" in row:
-        return [{"role": "user", "content": str(row["prompt"])}], str(row["chosen"]), str(row["rejected"])
+        # UltraFeedback's sides are conversations: the prompt again, then the answer.
+        sides = [row[s][-1]["content"] if isinstance(row[s], list) else str(row[s]) for s in ("chosen", "rejected")]
+        return [{"role": "user", "content": str(row["prompt"])}], sides[0], sides[1]
     chosen_turns, rejected_turns = (TURN.split(row[side])[1:] for side in ("chosen", "rejected"))
     if chosen_turns[:-1] != rejected_turns[:-1] or len(chosen_turns) < 4:
         return None
