@@ -93,9 +93,14 @@ def main() -> None:
     result = summary(options, pairs, losses, wall, cpu, setup, rate)
     if options.memory:
         result["peak_memory_mb"] = {arm: peak_memory(arm, options) for arm in arms}
+    finish(result, options.json)
+
+
+def finish(result: dict[str, Any], path: Path | None) -> None:
+    """Print and write the result; an error where the losses disagree."""
     print(json.dumps(result, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if path:
+        path.write_text(json.dumps(result, indent=1) + "\n")
     if not result["losses_agree"]:
         sys.exit("error: the losses of the arms disagree")
 

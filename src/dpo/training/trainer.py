@@ -325,10 +325,12 @@ class Trainer(DPOTrainer):
                 return self._pair_loss(self.model, part, self.dev_pairs, counted)
 
         parts = self._parts(self.dev_pairs)
-        for number, done in enumerate(self.engine.workers.map(compute, parts), 1):
-            self._add(done)
-            if cut := number < len(parts) and self._may_cut() and self.interrupts.pending is not None:
+        done = self.engine.workers.map(compute, parts)
+        for _ in parts:
+            # Between those at work too: what was begun ends, nothing more is begun.
+            if cut := self._may_cut() and self.interrupts.pending is not None:
                 break
+            self._add(next(done))
         cut = any(self.ranks.gather(cut))
         metrics = {} if cut else self._drain()
         self._window = kept
