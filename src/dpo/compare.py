@@ -26,9 +26,9 @@ def compare(config: Compare) -> Path:
     from dpo.records.run import outputs_root
 
     folders = [Path(run).expanduser() for run in config.runs]
-    entries = read_entries(folders, config.evaluation)
+    entries = read_entries(folders, config.name)
     found = compare_entries(entries, config.resamples, config.confidence, config.seed)
-    names = "\0".join([config.evaluation, *(str(folder.resolve()) for folder in folders)])
+    names = "\0".join([config.name, *(str(folder.resolve()) for folder in folders)])
     digest = hashlib.sha256(names.encode()).hexdigest()[:10]
     out = Path(config.out).expanduser() if config.out else outputs_root() / "comparisons" / digest
     out.mkdir(parents=True, exist_ok=True)

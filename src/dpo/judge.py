@@ -30,7 +30,7 @@ def judge(config: JudgeAnswers) -> Path:
         from dpo.modeling.device import pin_one_gpu
 
         pin_one_gpu()
-        folder = judge_run(Path(config.run).expanduser(), config.evaluation, judges, interval)
+        folder = judge_run(Path(config.run).expanduser(), config.name, judges, interval)
         show(folder, config.show)
         return folder
     return _judge_file(config, judges, interval)

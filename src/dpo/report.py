@@ -21,7 +21,7 @@ def report(config: Report) -> Path:
         return report_sweep(folder)
     from dpo.records.page_run import write_run_page
 
-    path = write_run_page(folder, config.evaluation, config.show)
+    path = write_run_page(folder, config.name, config.show)
     print(path, flush=True)
     return path
 

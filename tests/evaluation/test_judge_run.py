@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asked import asked
 
+from dpo.config.evaluation import Compare, JudgeAnswers, Report, register
 from dpo.evaluation.judge_run import judge_run
 from dpo.evaluation.judges.interface import Item, Judge, Verdict, mean_of
 from dpo.evaluation.measure import measure
@@ -43,3 +45,11 @@ def test_a_judge_is_added_without_drawing(run: Path, tmp_path: Path, monkeypatch
     assert {row["judge"] for row in json_lines(folder / "verdicts.jsonl")} == {"rules", "short"}
     assert "words by short" in {row[0] for row in figure_rows(after)}
     assert any(line.startswith("judge short: under five words") for line in notes(after))
+
+
+@pytest.mark.parametrize(("verb", "schema"), [("judge", JudgeAnswers), ("compare", Compare), ("report", Report)])
+def test_another_evaluation_can_be_named(verb: str, schema: type, compose_verb: Callable[..., Any]) -> None:
+    # A key called `evaluation` would be taken for the group of that name, and could not be set.
+    register()
+    run = "runs=[x]" if verb == "compare" else "run=x"
+    assert compose_verb(verb, schema, run, "name=long").name == "long"

@@ -195,6 +195,16 @@ def test_figures_are_ratios_over_groups(cache: VerdictCache) -> None:
     assert difference["low"] <= 1 <= difference["high"]
 
 
+def test_an_undecided_verdict_with_details_of_its_own_is_left_out_of_a_mean() -> None:
+    judge, items = Lengths(), [_item("a", "xx"), _item("b", "?")]
+    found = [
+        Verdict("a", 2.0, None, "", 0.5, "test", {"letters": 2}),
+        Verdict("b", None, None, "the reply could not be read", 0.5, "test", {"tokens_in": 7}),
+    ]
+    rows = {r["key"]: r["policy"]["value"] for r in one_side(judge, items, found, INTERVAL)}
+    assert rows["letters"] == 2
+
+
 def test_the_table_has_every_configured_judge() -> None:
     assert set(BUILDERS) == set(JUDGES) == set(plain(Judges()))
     with pytest.raises(ConfigError, match=r"judge=\[rules\]"):

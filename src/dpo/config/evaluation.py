@@ -88,7 +88,7 @@ class JudgeAnswers:
     limit: int | None = MISSING
     out: str | None = MISSING
     run: str | None = MISSING
-    evaluation: str = MISSING
+    name: str = MISSING
     resamples: int = MISSING
     confidence: float = MISSING
     seed: int = MISSING
@@ -101,7 +101,7 @@ class Compare:
     """`python -m dpo.compare runs=[DIR,DIR]`. `baseline` is the unaligned base and always takes part."""
 
     runs: list[str] = MISSING
-    evaluation: str = MISSING
+    name: str = MISSING
     out: str | None = MISSING
     resamples: int = MISSING
     confidence: float = MISSING
@@ -114,7 +114,7 @@ class Report:
     """`python -m dpo.report run=DIR` or `sweep=DIR`; both arrive as `run`."""
 
     run: str = MISSING
-    evaluation: str = MISSING
+    name: str = MISSING
     show: int = MISSING
 
 

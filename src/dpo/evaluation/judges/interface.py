@@ -145,7 +145,8 @@ def mean_of(key: str, label: str, share: bool = False) -> Figure:
     """The mean over answers of `details[key]` (a number, or None where it is not defined)."""
 
     def parts(judged: Judged) -> tuple[float, float]:
-        values = [v.details[key] for _, v in judged if v.details[key] is not None]
+        # An undecided verdict may tell of its cost and tokens, and of nothing that was judged.
+        values = [found for _, v in judged if (found := v.details.get(key)) is not None]
         return float(sum(values)), float(len(values))
 
     return Figure(key, label, share, parts)
