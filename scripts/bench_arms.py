@@ -16,6 +16,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo.data.pair import TokenPair
 from dpo.training import trainer as trainers
+from dpo.training.engine import Engine
 from dpo.training.interrupts import Interrupts
 from dpo.training.packed.budget import split
 from dpo.training.packed.collate import pack
@@ -150,7 +151,7 @@ def _ours(
         raise SystemExit(f"error: {options.model}: {refused}")
     pad, budget = tokenizer.pad_token_id, options.token_budget
     at_once = most_at_once(trainer.model, trainer.args.device.type, options.batch) if lean else 1
-    trainer.engine = trainers.Engine(
+    trainer.engine = Engine(
         lambda p: pack(p, pad), lambda p, b: split(p, b, at_once=at_once), budget, Workers.of(at_once)
     )
     store = ReferenceCache(cache or Path(tempfile.mkdtemp(prefix="bench-")) / "reference.sqlite")

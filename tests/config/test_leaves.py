@@ -88,8 +88,8 @@ class Stop(Exception):
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
     """asked("model.path=x") -> {function: everything it is given} on the way from a config to its loaded model."""
+    from dpo.training import engine, stages, start
     from dpo.training import job as jobs
-    from dpo.training import stages, start
     from dpo.training.ranks import ALONE
 
     given: dict[str, list[Any]] = {}
@@ -117,10 +117,10 @@ def asked(monkeypatch, tmp_path):
     fake(start, "check_agrees")
     fake(start, "keep_copy")
     fake(stages, "load_base", stop=True)
-    fake(stages, "install")
-    fake(stages, "held_bytes", 0)
-    fake(stages, "room", 10**9)
-    fake(stages, "plan", stop=True)
+    fake(engine, "install")
+    fake(engine, "held_bytes", 0)
+    fake(engine, "room", 10**9)
+    fake(engine, "plan", stop=True)
     fake(jobs, "Ledger", stop=True)
 
     def ask(*overrides: str) -> dict[str, list[Any]]:
@@ -134,7 +134,7 @@ def asked(monkeypatch, tmp_path):
         trainer: Any = SimpleNamespace(model=None, use_weighting=False, args=SimpleNamespace())
         for step in (
             lambda: stages.build_trainer(job, base, data),
-            lambda: stages.choose_engine(job, base, trainer, []),
+            lambda: engine.choose_engine(job, base.compute, trainer, [], 0),
             lambda: open_it(config),
         ):
             with contextlib.suppress(Stop):

@@ -18,6 +18,7 @@ from packed_models import gradients, random_pairs, tiny_model, with_lora
 
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments
+from dpo.training.engine import Engine
 from dpo.training.interrupts import Interrupts
 from dpo.training.packed.budget import cost, packed_tokens, split
 from dpo.training.packed.collate import pack
@@ -113,7 +114,7 @@ def test_a_step_is_the_same_as_alone_and_to_the_bit_the_same_again(
     move(trainer.model)
 
     def step(at_once: int) -> tuple[float, dict[str, torch.Tensor], dict[str, float], dict[str, float]]:
-        trainer.engine = trainers.Engine(
+        trainer.engine = Engine(
             lambda p: pack(p, 0), lambda p, b: split(p, b, at_once=at_once), 120, Workers.of(at_once)
         )
         trainer.model.train()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dpo.config.hardware import Checkpointing, Engine, Parallel
+from dpo.config.hardware import Parallel
 from dpo.config.lora import FullTraining, Lora
 from dpo.config.parse import plain
 from dpo.data.pair import TokenPair
@@ -31,20 +31,16 @@ from dpo.records.tracking import NoTracker, Tracker, build_tracker
 from dpo.training import checkpoints, guards
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments
+from dpo.training.engine import choose_engine
 from dpo.training.job import Job, exit_code
-from dpo.training.losses import is_coupled
 from dpo.training.order import epoch_order
 from dpo.training.packed.attention import PATH
-from dpo.training.packed.budget import split
-from dpo.training.packed.collate import pack, pad
-from dpo.training.packed.install import DEFAULT_OUTPUTS, install, installed
-from dpo.training.packed.memory import MemoryPlan, free_memory, plan
+from dpo.training.packed.install import installed
 from dpo.training.packed.score import sequence_log_probs
 from dpo.training.plans import fsdp_plugin
 from dpo.training.reference import ReferenceCache, context_key
-from dpo.training.room import cap_device, held_bytes, room
+from dpo.training.room import cap_device
 from dpo.training.start import check_device, find_adapter
-from dpo.training.workers import Workers, most_at_once
 
 IDENTITY_PAIRS = 32
 # Fixed, so that a reference log-prob does not depend on how much memory was free when it was computed.
@@ -155,7 +151,9 @@ def build_trainer(job: Job, base: Base, data: Prepared) -> trainers.Trainer:
             assert isinstance(config.lora, Lora)
             load_into(trainer.model, base.adapter, config.lora)
         job.ranks.same_start(trainer.model.parameters())
-        line = choose_engine(job, base, trainer, needed_pairs(job, data) + trainer.dev_pairs)
+        line = choose_engine(
+            job, base.compute, trainer, needed_pairs(job, data) + trainer.dev_pairs, base.tokenizer.pad_token_id
+        )
     job.say(f"{describe(base.compute)}, {str(base.compute.dtype)[6:]}, {line}")
     size = footprint(trainer.model, config.dpo.optimizer.value)
     job.run.update(footprint=asdict(size))
@@ -170,72 +168,6 @@ def trainer_class(parallel: Parallel, size: int) -> Callable[..., trainers.Train
     from dpo.training.sharded import ShardedTrainer
 
     return functools.partial(ShardedTrainer, plugin=fsdp_plugin(parallel))
-
-
-def choose_engine(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[TokenPair]) -> str:
-    """Set the trainer's engine and activation checkpointing; returns a line that says which and why.
-
-    A continued run keeps the token budget it began with: another split of a step would change its rounding.
-    """
-    import torch
-
-    hardware, pad_id = job.config.hardware, base.tokenizer.pad_token_id
-    name, why = "plain", ""
-    if hardware.engine is Engine.packed:
-        # The weights of WPO take one figure more per token.
-        outputs = (*DEFAULT_OUTPUTS, "log_sum_sq_probs") if trainer.use_weighting else DEFAULT_OUTPUTS
-        refused = install(trainer.model, outputs)
-        name, why = ("packed", "") if refused is None else ("plain", f" because {refused}")
-    collate = pack if name == "packed" else pad
-    coupled = is_coupled(job.config.dpo.loss)
-    together = job.config.dpo.batch_size if coupled else 1
-    asked = hardware.activation_checkpointing
-    at_once = 1
-    if name == "packed" and not coupled and asked is not Checkpointing.on and job.ranks.size == 1:
-        at_once = job.run.record.get("at_once") or most_at_once(
-            trainer.model, base.compute.device, job.config.dpo.batch_size
-        )
-    free = room(
-        free_memory(torch.device(base.compute.device)),
-        hardware.memory_gb,
-        held_bytes(trainer.model),
-        # Processes of one machine without devices of their own live in the same memory.
-        1 if base.compute.device == "cuda" else job.ranks.local_size,
-    )
-
-    def planned_with(at_once: int) -> MemoryPlan:
-        return plan(
-            trainer.model,
-            pairs,
-            engine=name,
-            dtype=base.compute.dtype,
-            free=free // at_once,
-            token_budget=job.run.record.get("token_budget") or hardware.token_budget,
-            checkpointing=None if asked is Checkpointing.auto else asked is Checkpointing.on,
-            together=together,
-        )
-
-    planned = planned_with(at_once)
-    if planned.activation_checkpointing and at_once > 1:
-        # Computing a forward twice costs more than a second micro-batch beside it gains.
-        at_once, planned = 1, planned_with(1)
-    agreed = job.ranks.gather((planned.token_budget, planned.activation_checkpointing))
-    budget, activation_checkpointing = min(b for b, _ in agreed), any(c for _, c in agreed)
-    if activation_checkpointing:
-        trainer.args.activation_checkpointing = True
-        trainer.args.gradient_checkpointing = True
-        trainer.model.enable_input_require_grads()
-
-    def parts(pairs: list[TokenPair], budget: int) -> list[list[TokenPair]]:
-        if coupled:
-            return [pairs[i : i + together] for i in range(0, len(pairs), together)]
-        return split(pairs, budget, name, at_once)
-
-    trainer.engine = trainers.Engine(lambda p: collate(p, pad_id), parts, budget, Workers.of(at_once))
-    job.run.update(token_budget=budget, at_once=at_once, engine=name)
-    unsplit = f", steps of {together} pairs in one part" if coupled else ""
-    beside = f", {at_once} micro-batches at once" if at_once > 1 else ""
-    return f"{name} engine{why}, {planned.line}{unsplit}{beside}"
 
 
 def needed_pairs(job: Job, data: Prepared) -> list[TokenPair]:

@@ -7,13 +7,11 @@ pairs, so the step does not depend on the split; checkpoints are ours; nothing t
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +22,19 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback
 from transformers import Trainer as HfTrainer
 from trl.trainer.dpo_config import DPOConfig
-from trl.trainer.dpo_trainer import DPOTrainer
 
 from dpo.data.pair import TokenPair
 from dpo.errors import Diverged, OutOfMemory, is_out_of_memory
-from dpo.training import checkpoints
+from dpo.training.engine import Engine
 from dpo.training.flow import Flow
 from dpo.training.guards import check_finite, check_gradients_arrive
 from dpo.training.interrupts import Interrupts
 from dpo.training.losses import Watched, part_weights, soft_label_term
 from dpo.training.order import EpochOrder
 from dpo.training.ranks import ALONE, Ranks
-from dpo.training.workers import Workers
+from dpo.training.resumable import ResumableTrainer
 
-WINDOW = "window.json"
-RNG_STATE = "rng_state.pth"
 OUT_OF_MEMORY = "out of memory"
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How pairs become batches: `collate` gives the tensors of a micro-batch, `split` the micro-batches of a step,
-    `workers` computes them.
-
-    `split(pairs, budget)` keeps the order of pairs and returns at least one part; a part of one pair may exceed the
-    budget.
-    """
-
-    collate: Callable[[list[TokenPair]], dict[str, Any]]
-    split: Callable[[list[TokenPair], int], list[list[TokenPair]]]
-    budget: int
-    workers: Workers = field(default_factory=Workers)
 
 
 @dataclass(frozen=True)
@@ -69,10 +49,9 @@ class Part:
     """Pairs it counts for in the means of a step."""
 
 
-class Trainer(DPOTrainer):
+class Trainer(ResumableTrainer):
     """See the module's docstring. `reference` maps pair id to summed (chosen, rejected) log-probs."""
 
-    model: Any
     train_dataset: Any
 
     def __init__(
@@ -368,8 +347,6 @@ class Trainer(DPOTrainer):
             self.on_log("train", self.state.global_step, dict(logs))
         HfTrainer.log(self, logs, start_time)
 
-    # Checkpoints.
-
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, model: Any, *args: Any, **kwargs: Any) -> None:
         """Log, save, and evaluate last: an evaluation changes nothing that a checkpoint holds, so a kill or a signal
         during it costs the evaluation alone, which a continued run does first (see Flow)."""
@@ -383,54 +360,6 @@ class Trainer(DPOTrainer):
             if not saved:
                 self._save_checkpoint(model, None)
             self.control.should_training_stop = True
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        step = self.state.global_step
-
-        def fill(folder: Path) -> None:
-            self.save_weights(folder)
-            self._save_optimizer_and_scheduler(str(folder))
-            self._save_scaler(str(folder))
-            self._save_rng_state(str(folder))
-            (folder / WINDOW).write_text(json.dumps(self._window))
-            self.state.save_to_json(str(folder / "trainer_state.json"))
-            for rank, (window, generators) in enumerate(others[1:], 1):
-                (folder / f"rank-{rank}").mkdir()
-                (folder / f"rank-{rank}" / WINDOW).write_text(window)
-                (folder / f"rank-{rank}" / RNG_STATE).write_bytes(generators)
-
-        self.collect()
-        others = self.ranks.gather((json.dumps(self._window), self._generators()))
-        self.ranks.lead(lambda: checkpoints.write(self.checkpoint_root, step, self.fingerprints, fill))
-        self.on_saved(step)
-
-    def _generators(self) -> bytes:
-        """The states of this rank's random generators, as the file the Trainer keeps them in."""
-        if self.ranks.size == 1:
-            return b""
-        with tempfile.TemporaryDirectory() as folder:
-            self._save_rng_state(folder)
-            return (Path(folder) / RNG_STATE).read_bytes()
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(None if checkpoint is None else str(self.ranks.own_folder(Path(checkpoint))))
-
-    def collect(self) -> None:
-        """Called on every rank before rank 0 saves: get there what other ranks hold."""
-
-    def save_weights(self, folder: Path) -> None:
-        """The adapter (or the whole model) as safetensors, without asking any hub about the base."""
-        model = self.accelerator.unwrap_model(self.model)
-        if hasattr(model, "peft_config"):
-            model.save_pretrained(folder, save_embedding_layers=False)
-        else:
-            model.save_pretrained(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        window = self.ranks.own_folder(Path(resume_from_checkpoint)) / WINDOW
-        # Missing only where another number of ranks continues, at the user's explicit word.
-        self._window = json.loads(window.read_text()) if window.is_file() else {}
 
 
 def _rng_state() -> tuple[torch.Tensor, torch.Tensor | None]:

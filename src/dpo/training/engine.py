@@ -1,0 +1,104 @@
+"""How pairs become batches: the packed engine or TRL's own forward, and micro-batches that the memory can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dpo.config.hardware import Checkpointing
+from dpo.config.hardware import Engine as EngineOption
+from dpo.data.pair import TokenPair
+from dpo.training.losses import is_coupled
+from dpo.training.packed.budget import split
+from dpo.training.packed.collate import pack, pad
+from dpo.training.packed.install import DEFAULT_OUTPUTS, install
+from dpo.training.packed.memory import MemoryPlan, free_memory, plan
+from dpo.training.room import held_bytes, room
+from dpo.training.workers import Workers, most_at_once
+
+if TYPE_CHECKING:
+    from dpo.modeling.device import Compute
+    from dpo.training.job import Job
+    from dpo.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How pairs become batches: `collate` gives the tensors of a micro-batch, `split` the micro-batches of a step,
+    `workers` computes them.
+
+    `split(pairs, budget)` keeps the order of pairs and returns at least one part; a part of one pair may exceed the
+    budget.
+    """
+
+    collate: Callable[[list[TokenPair]], dict[str, Any]]
+    split: Callable[[list[TokenPair], int], list[list[TokenPair]]]
+    budget: int
+    workers: Workers = field(default_factory=Workers)
+
+
+def choose_engine(job: Job, compute: Compute, trainer: Trainer, pairs: list[TokenPair], pad_id: int) -> str:
+    """Set the trainer's engine and activation checkpointing; returns a line that says which and why.
+
+    A continued run keeps the token budget it began with: another split of a step would change its rounding.
+    """
+    hardware = job.config.hardware
+    name, why = "plain", ""
+    if hardware.engine is EngineOption.packed:
+        # The weights of WPO take one figure more per token.
+        outputs = (*DEFAULT_OUTPUTS, "log_sum_sq_probs") if trainer.use_weighting else DEFAULT_OUTPUTS
+        refused = install(trainer.model, outputs)
+        name, why = ("packed", "") if refused is None else ("plain", f" because {refused}")
+    collate = pack if name == "packed" else pad
+    coupled = is_coupled(job.config.dpo.loss)
+    together = job.config.dpo.batch_size if coupled else 1
+    asked = hardware.activation_checkpointing
+    at_once = 1
+    if name == "packed" and not coupled and asked is not Checkpointing.on and job.ranks.size == 1:
+        at_once = job.run.record.get("at_once") or most_at_once(
+            trainer.model, compute.device, job.config.dpo.batch_size
+        )
+    free = room(
+        free_memory(torch.device(compute.device)),
+        hardware.memory_gb,
+        held_bytes(trainer.model),
+        # Processes of one machine without devices of their own live in the same memory.
+        1 if compute.device == "cuda" else job.ranks.local_size,
+    )
+
+    def planned_with(at_once: int) -> MemoryPlan:
+        return plan(
+            trainer.model,
+            pairs,
+            engine=name,
+            dtype=compute.dtype,
+            free=free // at_once,
+            token_budget=job.run.record.get("token_budget") or hardware.token_budget,
+            checkpointing=None if asked is Checkpointing.auto else asked is Checkpointing.on,
+            together=together,
+        )
+
+    planned = planned_with(at_once)
+    if planned.activation_checkpointing and at_once > 1:
+        # Computing a forward twice costs more than a second micro-batch beside it gains.
+        at_once, planned = 1, planned_with(1)
+    agreed = job.ranks.gather((planned.token_budget, planned.activation_checkpointing))
+    budget, activation_checkpointing = min(b for b, _ in agreed), any(c for _, c in agreed)
+    if activation_checkpointing:
+        trainer.args.activation_checkpointing = True
+        trainer.args.gradient_checkpointing = True
+        trainer.model.enable_input_require_grads()
+
+    def parts(pairs: list[TokenPair], budget: int) -> list[list[TokenPair]]:
+        if coupled:
+            return [pairs[i : i + together] for i in range(0, len(pairs), together)]
+        return split(pairs, budget, name, at_once)
+
+    trainer.engine = Engine(lambda p: collate(p, pad_id), parts, budget, Workers.of(at_once))
+    job.run.update(token_budget=budget, at_once=at_once, engine=name)
+    unsplit = f", steps of {together} pairs in one part" if coupled else ""
+    beside = f", {at_once} micro-batches at once" if at_once > 1 else ""
+    return f"{name} engine{why}, {planned.line}{unsplit}{beside}"
