@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ ROOT = Path(__file__).parents[1]
 # Test processes and what they start stay off every hub and tracker.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A shell makes what it starts in the background deaf to Ctrl-C, and so every process a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in ("WANDB_API_KEY", "HF_TOKEN"):
     os.environ.pop(name, None)
 

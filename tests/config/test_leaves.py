@@ -118,6 +118,7 @@ def asked(monkeypatch, tmp_path):
     fake(start, "keep_copy")
     fake(stages, "load_base", stop=True)
     fake(engine, "install")
+    fake(engine, "most_at_once", 1)
     fake(engine, "held_bytes", 0)
     fake(engine, "room", 10**9)
     fake(engine, "plan", stop=True)

@@ -16,6 +16,7 @@ import transformers
 from dpo.errors import Refused
 from dpo.evaluation.sides import load_sides
 from dpo.modeling.policy import TRUST, load_trained
+from dpo.modeling.weights import find_on_hub
 from dpo.train import train
 
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -35,6 +36,7 @@ def hub(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    find_on_hub.cache_clear()
     monkeypatch.setenv("DPO_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     repo = tmp_path / "hub" / "models--org--name"
