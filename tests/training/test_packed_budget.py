@@ -54,7 +54,7 @@ def test_plan_follows_memory() -> None:
         assert str(result.token_budget) in result.line
         return result.token_budget, result.activation_checkpointing
 
-    without = bytes_per_token(model.config, 4, engine="packed", checkpointing=False)
+    without = bytes_per_token(model.config, 4, engine="packed", checkpointing=False, kept_keys=longest // 2)
     assert made(10**12) == (1024, False)
     assert made(2 * without * 600) == (512, False)
     assert made(2 * without * (longest - 1))[1] is True

@@ -23,6 +23,7 @@ from packed_models import (
     with_lora,
 )
 
+from dpo.training.packed import attention_cpu
 from dpo.training.packed.install import install, installed
 from dpo.training.packed.support import VERIFIED
 
@@ -167,3 +168,24 @@ def test_autocast_in_bf16(family: str) -> None:
     found = gradients(policy)
     assert len(found) == 42
     assert all(gradient.dtype == torch.float32 for gradient in found.values())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_probabilities_made_again_are_those_kept(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tiles of a few rows, as long sequences have them.
+    monkeypatch.setattr(attention_cpu, "TILE", 1)
+    monkeypatch.setattr(attention_cpu, "FEWEST_ROWS", 5)
+    policy = with_lora(tiny_model(family, torch.float32))
+    assert install(policy) is None
+    results = []
+    made = []
+    original = attention_cpu._probabilities
+    monkeypatch.setattr(attention_cpu, "_probabilities", lambda *args: made.append(1) or original(*args))
+    for kept in (512, 0):
+        monkeypatch.setattr(attention_cpu, "KEPT_KEYS", kept)
+        made.clear()
+        policy.zero_grad()
+        packed_log_probs(policy, random_pairs(5)).diff(dim=1).sum().backward()
+        results.append((len(made), gradients(policy)))
+    assert results[1][0] == 2 * results[0][0]
+    assert all(torch.equal(results[1][1][name], gradient) for name, gradient in results[0][1].items())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dpo.modeling.host_memory import free_host_memory
+from dpo.training.packed.attention_cpu import KEPT_KEYS
 from dpo.training.packed.budget import cost
 from dpo.training.packed.support import unwrapped
 
@@ -34,7 +35,7 @@ class MemoryPlan:
     line: str
 
 
-def bytes_per_token(config: Any, itemsize: int, *, engine: str, checkpointing: bool) -> int:
+def bytes_per_token(config: Any, itemsize: int, *, engine: str, checkpointing: bool, kept_keys: int = 0) -> int:
     """Bytes that the forward of one token keeps for its backward.
 
     Args:
@@ -42,12 +43,13 @@ def bytes_per_token(config: Any, itemsize: int, *, engine: str, checkpointing: b
         itemsize: bytes of an activation (2 for bf16, 4 for fp32).
         engine: packed, with its lean functions, or plain.
         checkpointing: keep one hidden state a layer, and one layer in full.
+        kept_keys: attention probabilities that the packed engine keeps a token and head.
     """
     hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
     queries, keys = config.num_attention_heads * head, 2 * config.num_key_value_heads * head
     if engine == "packed":
-        layer = 4 * hidden + 3 * queries + keys + 2 * inner
+        layer = 4 * hidden + 3 * queries + keys + 2 * inner + config.num_attention_heads * kept_keys
     else:
         # PEFT's and transformers' own functions keep casts, products and expanded keys and values as well.
         layer = 12 * hidden + 9 * queries + 2 * keys + 5 * inner
@@ -98,8 +100,13 @@ def plan(
     config: Any = base.config.get_text_config()
     longest = cost(sorted(pairs, key=lambda pair: cost([pair], engine))[-together:], engine) or 1
 
+    # Half of a sequence's keys, on average.
+    kept = min(KEPT_KEYS, longest) // 2 if kind == "cpu" else 0
+
     def fits(with_checkpointing: bool) -> int:
-        return room // bytes_per_token(config, itemsize, engine=engine, checkpointing=with_checkpointing)
+        return room // bytes_per_token(
+            config, itemsize, engine=engine, checkpointing=with_checkpointing, kept_keys=kept
+        )
 
     use = fits(False) < max(longest, token_budget or 0) if checkpointing is None else checkpointing
     possible = fits(use)
