@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from dpo.training.packed.layout import PackedLayout
 
-PATH = "packed-tiles-even-parts"
+PATH = "packed-tiles-lean-heads"
 """Names what computes here in the reference cache's key. Change it when results change in their last bits: log-probs
 of one implementation are no reference for another."""
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dpo.training.packed.lean_linear import LeanLinear, branch_of
+from dpo.training.packed.attention import packed_attention
+from dpo.training.packed.lean_heads import LeanHeads
+from dpo.training.packed.lean_linear import Branch, LeanLinear, branch_of
 from dpo.training.packed.lean_mlp import LeanMlp, activation_name
 from dpo.training.packed.lean_norm import LeanNorm
 from dpo.training.packed.modes import is_4bit
@@ -30,11 +32,13 @@ NORMS = {
 }
 """Class name -> whether the scale is 1 + weight."""
 FEW_ROWS = 64
+ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention")
+"""Those that do nothing between projection and rotation."""
 MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemma3MLP")
 
 
 def make_lean(base: torch.nn.Module) -> None:
-    """Swap the forwards of all norms, gated MLPs and (LoRA or 4-bit) linear layers below `base`."""
+    """Swap the forwards of all norms, gated MLPs, attentions and (LoRA or 4-bit) linear layers below `base`."""
     from peft.tuners.lora.layer import LoraLayer
 
     for module in base.modules():
@@ -45,6 +49,8 @@ def make_lean(base: torch.nn.Module) -> None:
             _swap(module, _norm(module, NORMS[name]))
         elif name in MLPS and activation_name(getattr(module, "act_fn", None)) is not None:
             _swap(module, _mlp(module))
+        elif name in ATTENTIONS:
+            _swap(module, _attention(module))
         elif isinstance(module, LoraLayer) and isinstance(module, torch.nn.Module):
             if not isinstance(module.get_base_layer(), (torch.nn.Linear,)):
                 continue
@@ -82,14 +88,64 @@ def _mlp(module: Any) -> Callable[..., Any]:
     act = activation_name(module.act_fn)
 
     def forward(self: Any, x: torch.Tensor) -> Any:
-        branches = tuple(branch_of(linear) for linear in (self.gate_proj, self.up_proj, self.down_proj))
-        found = [branch for branch in branches if branch is not None and _suits(branch.layer, x)]
-        if len(found) < 3:
+        branches = _branches((self.gate_proj, self.up_proj, self.down_proj), x)
+        if branches is None:
             return original(x)
-        adapters = [tensor for branch in found for tensor in (branch.down, branch.up)]
-        return LeanMlp.apply(x, act, tuple(found), *adapters)
+        return LeanMlp.apply(x, act, branches, *_adapters(branches))
 
     return forward
+
+
+def _attention(module: Any) -> Callable[..., Any]:
+    original = module.forward
+
+    def forward(
+        self: Any,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        packed = kwargs.get("packed")
+        branches = None
+        if packed is not None and position_embeddings is not None and past_key_values is None:
+            branches = _branches((self.q_proj, self.k_proj, self.v_proj), hidden_states)
+        if branches is None or position_embeddings is None or packed is None:
+            return original(
+                hidden_states=hidden_states,
+                position_embeddings=position_embeddings,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        query, key, value = LeanHeads.apply(hidden_states, *position_embeddings, branches, *_adapters(branches))
+        # Mistral's window is in its config, Qwen2's layers have one or None each, Llama has none.
+        window = (
+            self.sliding_window if hasattr(self, "sliding_window") else getattr(self.config, "sliding_window", None)
+        )
+        out = packed_attention(
+            query,
+            key,
+            value,
+            packed,
+            scaling=self.scaling,
+            sliding_window=window,
+            dropout=self.attention_dropout if self.training else 0.0,
+        )
+        return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1)), None
+
+    return forward
+
+
+def _branches(linears: tuple[Any, ...], x: torch.Tensor) -> tuple[Branch, ...] | None:
+    """Every one of `linears` as a branch, None if one is more than that."""
+    found = [branch for branch in map(branch_of, linears) if branch is not None and _suits(branch.layer, x)]
+    return tuple(found) if len(found) == len(linears) else None
+
+
+def _adapters(branches: tuple[Branch, ...]) -> list[torch.Tensor | None]:
+    return [tensor for branch in branches for tensor in (branch.down, branch.up)]
 
 
 def _norm(module: Any, shifted: bool) -> Callable[..., Any]:

@@ -1,17 +1,21 @@
-"""A frozen linear layer with a LoRA branch as one autograd function, for PEFT's layers as PEFT left them.
+"""Frozen linear layers with LoRA branches as one autograd function, for PEFT's layers as PEFT left them.
 
 PEFT's own path casts, clones and makes three more passes over the output; here the branch is added in place by the
-matrix product, the input is kept once, and 4-bit weights are unpacked once a forward and once a backward.
+matrix product, the input is kept once, and 4-bit weights are unpacked once a forward and once a backward. Layers that
+read the same input share the products with their stacked A, and add up their gradients to it inside the products.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dpo.training.packed.modes import is_4bit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass
@@ -30,33 +34,77 @@ class Branch:
         """W in `dtype`, unpacked if it is stored in 4 bits."""
         return dense_weight(self.layer, dtype)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[T, in] -> ([T, out], [T, r] = x A^T)."""
-        weight = self.weight(x.dtype)
-        bias = self.layer.bias
-        out = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias.to(x.dtype), x, weight.t())
-        if self.down is None or self.up is None:
-            return out, None
-        inner = torch.mm(x, self.down.to(x.dtype).t())
-        out.addmm_(inner, self.up.to(x.dtype).t(), alpha=self.scaling)
-        return out, inner
+    @property
+    def rank(self) -> int:
+        """r; 0 without an active adapter."""
+        return 0 if self.down is None else self.down.shape[0]
 
-    def backward(
-        self, grad: torch.Tensor, x: torch.Tensor, inner: torch.Tensor | None, into: torch.Tensor | None, wants_x: bool
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """([T, in] gradient of x, added to `into` where given; gradients of A and B)."""
-        grad_x = into
+
+def with_adapters(branches: Sequence[Branch], adapters: Sequence[torch.Tensor | None]) -> list[Branch]:
+    """The same layers with A and B of `adapters`: those of the first branch, of the second, ..."""
+    return [
+        Branch(branch.layer, adapters[2 * i], adapters[2 * i + 1], branch.scaling) for i, branch in enumerate(branches)
+    ]
+
+
+def project(x: torch.Tensor, branches: Sequence[Branch]) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """[T, in] -> ([T, out] of every branch; [T, sum of r] = x A^T of all of them, None without an adapter)."""
+    stacked = _stacked_down(branches, x.dtype)
+    inner = None if stacked is None else torch.mm(x, stacked.t())
+    outs, start = [], 0
+    for branch in branches:
+        weight, bias = branch.weight(x.dtype), branch.layer.bias
+        out = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias.to(x.dtype), x, weight.t())
+        if inner is not None and branch.up is not None:
+            own = inner[:, start : start + branch.rank]
+            out.addmm_(own, branch.up.to(x.dtype).t(), alpha=branch.scaling)
+        start += branch.rank
+        outs.append(out)
+    return outs, inner
+
+
+def project_backward(
+    grads: Sequence[torch.Tensor],
+    x: torch.Tensor | None,
+    inner: torch.Tensor | None,
+    branches: Sequence[Branch],
+    wants_x: bool,
+) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
+    """([T, in] gradient of x; gradients of A and B of the first branch, of the second, ...) of `project`."""
+    grad_x: torch.Tensor | None = None
+    grad_inner = None if inner is None else torch.empty_like(inner)
+    ups: list[torch.Tensor | None] = []
+    start = 0
+    for grad, branch in zip(grads, branches, strict=True):
         if wants_x:
-            weight = self.weight(grad.dtype)
-            grad_x = torch.mm(grad, weight) if into is None else into.addmm_(grad, weight)
-        if self.down is None or self.up is None or inner is None:
-            return grad_x, None, None
-        grad_inner = torch.mm(grad, self.up.to(grad.dtype))
-        if wants_x and grad_x is not None:
-            grad_x.addmm_(grad_inner, self.down.to(grad.dtype), alpha=self.scaling)
-        grad_down = torch.mm(grad_inner.t(), x).mul_(self.scaling).to(self.down.dtype)
-        grad_up = torch.mm(grad.t(), inner).mul_(self.scaling).to(self.up.dtype)
-        return grad_x, grad_down, grad_up
+            weight = branch.weight(grad.dtype)
+            grad_x = torch.mm(grad, weight) if grad_x is None else grad_x.addmm_(grad, weight)
+        if inner is None or grad_inner is None or branch.up is None:
+            ups.append(None)
+            continue
+        own = slice(start, start + branch.rank)
+        start += branch.rank
+        grad_inner[:, own] = torch.mm(grad, branch.up.to(grad.dtype)).mul_(branch.scaling)
+        ups.append(torch.mm(grad.t(), inner[:, own]).mul_(branch.scaling).to(branch.up.dtype))
+    if grad_inner is None or x is None:
+        return grad_x, [None] * (2 * len(branches))
+    if grad_x is not None:
+        stacked = _stacked_down(branches, grad_x.dtype)
+        assert stacked is not None
+        grad_x.addmm_(grad_inner, stacked)
+    downs = torch.mm(grad_inner.t(), x).split([branch.rank for branch in branches])
+    adapters: list[torch.Tensor | None] = []
+    for branch, grad_down, grad_up in zip(branches, downs, ups, strict=True):
+        adapters += [None if branch.down is None else grad_down.to(branch.down.dtype), grad_up]
+    return grad_x, adapters
+
+
+def _stacked_down(branches: Sequence[Branch], dtype: torch.dtype) -> torch.Tensor | None:
+    """[sum of r, in] every A below the one before, None without an adapter."""
+    downs = [branch.down.to(dtype) for branch in branches if branch.down is not None]
+    if len(downs) < 2:
+        return downs[0] if downs else None
+    return torch.cat(downs)
 
 
 def state_of(layer: Any) -> Any:
@@ -133,7 +181,7 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
 
 
 class LeanLinear(torch.autograd.Function):
-    """`Branch` with gradients to x, A and B."""
+    """One `Branch` with gradients to x, A and B."""
 
     @staticmethod
     def forward(
@@ -141,7 +189,7 @@ class LeanLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         flat = x.detach().reshape(-1, x.shape[-1]).to(compute_dtype(x))
         with torch.autocast(x.device.type, enabled=False):
-            out, inner = branch.forward(flat)
+            (out,), inner = project(flat, [branch])
         # Without an adapter only the weight is needed again.
         ctx.save_for_backward(flat if inner is not None else None, inner, down, up)
         ctx.branch, ctx.shape, ctx.dtype = branch, x.shape, x.dtype
@@ -149,11 +197,12 @@ class LeanLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        flat, inner, down, up = ctx.saved_tensors
-        branch = Branch(ctx.branch.layer, down, up, ctx.branch.scaling)
+        flat, inner, *adapters = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
         with torch.autocast(grad.device.type, enabled=False):
-            grad_x, grad_down, grad_up = branch.backward(grad, flat, inner, None, ctx.needs_input_grad[0])
+            grad_x, adapter_grads = project_backward(
+                [grad], flat, inner, with_adapters([ctx.branch], adapters), ctx.needs_input_grad[0]
+            )
         if grad_x is not None:
             grad_x = grad_x.view(ctx.shape).to(ctx.dtype)
-        return grad_x, grad_down, grad_up, None
+        return grad_x, *adapter_grads, None
