@@ -15,7 +15,7 @@ from omegaconf import MISSING
 class Optimizer(Enum):
     """Names of optimizers, in the Trainer's words."""
 
-    adamw = "adamw_torch"
+    adamw = "adamw_torch_fused"
     paged_adamw_8bit = "paged_adamw_8bit"
 
 

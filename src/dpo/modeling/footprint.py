@@ -8,7 +8,7 @@ from typing import Any
 MB = 2**20
 FULL_BYTES = 16
 """Per parameter of full fine-tuning: fp32 weight, its gradient and AdamW's two moments."""
-OPTIMIZER_BYTES = {"adamw_torch": 8, "paged_adamw_8bit": 2}
+OPTIMIZER_BYTES = {"adamw_torch_fused": 8, "paged_adamw_8bit": 2}
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _fits_dequantized(model: Any) -> bool:
     """Whether the weights in fp32 take at most a quarter of the free memory."""
     import psutil
 
-    return 4 * footprint(model, "adamw_torch").total < psutil.virtual_memory().available / 4
+    return 4 * footprint(model, "adamw_torch_fused").total < psutil.virtual_memory().available / 4
 
 
 def templates() -> Path:
