@@ -24,7 +24,8 @@ from packed_models import (
 from dpo.training.packed.collate import pack
 from dpo.training.packed.head import token_statistics
 from dpo.training.packed.install import DEFAULT_OUTPUTS, install
-from dpo.training.packed.modes import scoring_mode
+from dpo.training.packed.lean_linear import keep_unpacked, unpacked_bytes
+from dpo.training.packed.modes import is_4bit, scoring_mode
 from dpo.training.packed.score import sequence_log_probs
 
 
@@ -205,3 +206,36 @@ def test_scoring_keeps_4bit_layers_in_train_mode_and_restores_flags() -> None:
         for module in model.modules():
             assert module.training == isinstance(module, bnb.nn.Linear4bit)
     assert [m for m in model.modules() if m.training] == [model.model.norm]
+
+
+def test_unpacked_weights_are_kept_once_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, pairs = with_lora(quantized(True)), random_pairs(4)
+    assert install(policy) is None
+    unpack, unpacked = torch.ops.bitsandbytes.dequantize_4bit.default, []
+
+    def counted(*args: object) -> torch.Tensor:
+        unpacked.append(args)
+        return unpack(*args)
+
+    def step() -> tuple[int, torch.Tensor, dict[str, torch.Tensor]]:
+        unpacked.clear()
+        policy.zero_grad()
+        log_probs = packed_log_probs(policy, pairs)
+        log_probs.diff(dim=1).sum().backward()
+        return len(unpacked), log_probs.detach(), gradients(policy)
+
+    monkeypatch.setattr(torch.ops.bitsandbytes.dequantize_4bit, "default", counted)
+    layers = sum(is_4bit(module) for module in policy.modules())
+    often, log_probs, grads = step()
+    assert often > layers
+    assert unpacked_bytes(policy, torch.bfloat16) == 2 * sum(
+        module.in_features * module.out_features for module in policy.modules() if is_4bit(module)
+    )
+    keep_unpacked(policy)
+    names = set(policy.state_dict())
+    for expected in (layers, 0):
+        count, same, same_grads = step()
+        assert count == expected
+        assert torch.equal(same, log_probs)
+        assert all(torch.equal(same_grads[name], grad) for name, grad in grads.items())
+    assert set(policy.state_dict()) == names

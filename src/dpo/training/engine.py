@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dpo.config.hardware import Checkpointing
+from dpo.config.hardware import Checkpointing, Parallel
 from dpo.config.hardware import Engine as EngineOption
 from dpo.data.pair import TokenPair
 from dpo.training.losses import is_coupled
 from dpo.training.packed.budget import split
 from dpo.training.packed.collate import pack, pad
 from dpo.training.packed.install import DEFAULT_OUTPUTS, install
+from dpo.training.packed.lean_linear import keep_unpacked, unpacked_bytes
 from dpo.training.packed.memory import MemoryPlan, free_memory, plan
 from dpo.training.room import held_bytes, room
 from dpo.training.workers import Workers, most_at_once
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from dpo.modeling.device import Compute
     from dpo.training.job import Job
     from dpo.training.trainer import Trainer
+
+UNPACKED_SHARE = 0.25
+"""Of the free memory: 4-bit weights that take at most so much in 16 bits are kept that way beside the packed ones."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,12 @@ def choose_engine(job: Job, compute: Compute, trainer: Trainer, pairs: list[Toke
         # Processes of one machine without devices of their own live in the same memory.
         1 if compute.device == "cuda" else job.ranks.local_size,
     )
+    whole = hardware.parallel in (Parallel.none, Parallel.ddp)
+    unpacked = unpacked_bytes(trainer.model, compute.dtype) if name == "packed" and whole else 0
+    keeps = 0 < unpacked <= UNPACKED_SHARE * free
+    if keeps:
+        keep_unpacked(trainer.model)
+        free -= unpacked
 
     def planned_with(at_once: int) -> MemoryPlan:
         return plan(
@@ -101,4 +111,5 @@ def choose_engine(job: Job, compute: Compute, trainer: Trainer, pairs: list[Toke
     job.run.update(token_budget=budget, at_once=at_once, engine=name)
     unsplit = f", steps of {together} pairs in one part" if coupled else ""
     beside = f", {at_once} micro-batches at once" if at_once > 1 else ""
-    return f"{name} engine{why}, {planned.line}{unsplit}{beside}"
+    weights = f", 4-bit weights kept unpacked too ({unpacked / 2**30:.1f} GiB)" if keeps else ""
+    return f"{name} engine{why}, {planned.line}{unsplit}{beside}{weights}"

@@ -7,6 +7,7 @@ read the same input share the products with their stacked A, and add up their gr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ from dpo.training.packed.modes import is_4bit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+_UNPACKED = "_dpo_unpacked"
+"""Where a layer keeps its unpacked weight, once `keep_unpacked` has made room for it."""
 
 
 @dataclass
@@ -118,6 +123,10 @@ def dense_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     if not is_4bit(layer):
         weight: torch.Tensor = layer.weight.detach()
         return weight.to(dtype)
+    kept = layer.__dict__.get(_UNPACKED)
+    if kept is not None and kept.dtype == dtype and kept.device == layer.weight.device:
+        unpacked: torch.Tensor = kept
+        return unpacked
     state = state_of(layer)
     scales = state.absmax
     if state.nested:
@@ -129,7 +138,23 @@ def dense_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     dense: torch.Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(
         packed, scales, state.blocksize, state.quant_type, state.shape, dtype
     )
+    if _UNPACKED in layer.__dict__:
+        layer.__dict__[_UNPACKED] = dense
     return dense
+
+
+def unpacked_bytes(model: torch.nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of all 4-bit weights of `model` in `dtype`."""
+    shapes = [state_of(module).shape for module in model.modules() if is_4bit(module)]
+    return sum(math.prod(shape) for shape in shapes) * torch.empty((), dtype=dtype).element_size()
+
+
+def keep_unpacked(model: torch.nn.Module) -> None:
+    """Unpack every 4-bit weight of `model` once, when it is first needed, and keep it: the same numbers sooner, for
+    the memory of the unpacked weights."""
+    for module in model.modules():
+        if is_4bit(module):
+            module.__dict__.setdefault(_UNPACKED, None)
 
 
 def branch_of(module: Any) -> Branch | None:
