@@ -240,7 +240,7 @@ def summary(
                     "load_average": os.getloadavg()[0],
                     "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
         "versions": {"python": platform.python_version(), **_versions()},
-        "options": {k: str(v) for k, v in vars(options).items()},
+        "options": {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(options).items()},
         "ratios": {arm: ratio(wall[arm], wall["ours"]) for arm in others},
         "cpu_ratios": {arm: ratio(cpu[arm], cpu["ours"]) for arm in others},
         "pairs_per_second": {arm: len(pairs) / seconds for arm, seconds in total.items()},

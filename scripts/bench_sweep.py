@@ -72,7 +72,7 @@ def main() -> None:
     result = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
-        "options": {k: str(v) for k, v in vars(options).items()},
+        "options": {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(options).items()},
         "trl_runs_measured": len(measured),
         "totals": totals,
         "ours_over_theirs": {clock: totals["ours"][clock] / totals["trl_default"][clock] for clock in ("wall", "cpu")},
