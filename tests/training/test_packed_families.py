@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -189,3 +190,37 @@ def test_probabilities_made_again_are_those_kept(family: str, monkeypatch: pytes
         results.append((len(made), gradients(policy)))
     assert results[1][0] == 2 * results[0][0]
     assert all(torch.equal(results[1][1][name], gradient) for name, gradient in results[0][1].items())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": ["q_proj", "v_proj"]},
+        {"target_modules": ["k_proj", "up_proj"]},
+        {"rank_pattern": {"k_proj": 2, "gate_proj": 7}, "alpha_pattern": {"v_proj": 3, "up_proj": 5}},
+        {"use_rslora": True},
+        {"use_dora": True},
+    ],
+    ids=["q-v", "k-up", "ranks", "rslora", "dora"],
+)
+def test_adapters_that_differ_among_layers_of_one_input(family: str, changes: dict[str, object]) -> None:
+    options = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **changes}
+    torch.manual_seed(3)
+    policy = get_peft_model(tiny_model(family), LoraConfig(**options))  # type: ignore[arg-type]
+    for name, parameter in policy.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn_like(parameter.data, dtype=torch.float64) * 0.1
+    pairs = random_pairs(5)
+    expected = separate_log_probs(policy, pairs)
+    expected.diff(dim=1).sum().backward()
+    expected_gradients = gradients(policy)
+    assert install(policy) is None
+    got = packed_log_probs(policy, pairs)
+    got.diff(dim=1).sum().backward()
+    got_gradients = gradients(policy)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    assert sorted(got_gradients) == sorted(expected_gradients) != []
+    for name, gradient in expected_gradients.items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(got_gradients[name], gradient, rtol=0, atol=1e-6 * scale, msg=name)
