@@ -123,6 +123,7 @@ def asked(monkeypatch, tmp_path):
     fake(engine, "room", 10**9)
     fake(engine, "plan", stop=True)
     fake(jobs, "Ledger", stop=True)
+    model = torch.nn.Module()
 
     def ask(*overrides: str) -> dict[str, list[Any]]:
         config = compose_here(*overrides)
@@ -132,7 +133,7 @@ def asked(monkeypatch, tmp_path):
         job: Any = SimpleNamespace(config=config, ledger=ledger, run=run, ranks=ALONE, say=lambda line: None)
         base = stages.find_base(job)
         data: Any = SimpleNamespace(train=[], dev=[])
-        trainer: Any = SimpleNamespace(model=None, use_weighting=False, args=SimpleNamespace())
+        trainer: Any = SimpleNamespace(model=model, use_weighting=False, args=SimpleNamespace())
         for step in (
             lambda: stages.build_trainer(job, base, data),
             lambda: engine.choose_engine(job, base.compute, trainer, [], 0),
