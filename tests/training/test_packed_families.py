@@ -71,6 +71,13 @@ def test_the_sliding_window_matters_here(family: str) -> None:
     assert (narrow - wide).abs().max() > 1e-2
 
 
+def test_a_window_in_a_llama_config_means_nothing() -> None:
+    policy, pairs = tiny_model("llama", sliding_window=7), random_pairs(3)
+    expected = separate_log_probs(policy, pairs)
+    assert install(policy) is None
+    torch.testing.assert_close(packed_log_probs(policy, pairs), expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_full_fine_tuning_gradients_reach_embeddings_and_head(family: str) -> None:
     model = tiny_model(family).requires_grad_(True)

@@ -239,3 +239,25 @@ def test_unpacked_weights_are_kept_once_and_change_nothing(monkeypatch: pytest.M
         assert torch.equal(same, log_probs)
         assert all(torch.equal(same_grads[name], grad) for name, grad in grads.items())
     assert set(policy.state_dict()) == names
+
+
+@pytest.mark.parametrize("change", ["merge", "load"])
+def test_unpacked_weights_follow_the_packed_ones(change: str) -> None:
+    results = []
+    for keeps in (False, True):
+        policy, pairs = with_lora(quantized(True)), random_pairs(4)
+        assert install(policy) is None
+        if keeps:
+            keep_unpacked(policy)
+        with torch.no_grad(), policy.disable_adapter():
+            before = packed_log_probs(policy, pairs)
+        if change == "merge":
+            policy.merge_adapter()
+        else:
+            state = policy.state_dict()
+            packed = {name: value for name, value in state.items() if value.dtype == torch.uint8}
+            policy.load_state_dict({name: value.flip(0) for name, value in packed.items()}, strict=False)
+        with torch.no_grad():
+            results.append(packed_log_probs(policy, pairs))
+        assert (results[-1] - before).abs().max() > 1e-2
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)

@@ -54,7 +54,7 @@ class TiledPairs(torch.autograd.Function):
             keys, values = _gather(key, parts), _gather(value, parts)
             for tile, seen, mask in _tiles(layout, rows, keys.shape[1], heads, window, query):
                 probs = _probabilities(_fold(query, tile, kv_heads).mul(scale), keys[:, seen], mask)
-                if keys.shape[1] <= KEPT_KEYS:
+                if keys.shape[1] <= KEPT_KEYS and any(ctx.needs_input_grad):
                     kept.append(probs)
                 out[0, tile] = _unfold(torch.bmm(probs, values[:, seen]), heads).transpose(0, 1)
         ctx.save_for_backward(query, key, value, *kept)

@@ -32,8 +32,12 @@ NORMS = {
 }
 """Class name -> whether the scale is 1 + weight."""
 FEW_ROWS = 64
-ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention")
-"""Those that do nothing between projection and rotation."""
+ATTENTIONS: dict[str, Callable[[Any], int | None]] = {
+    "LlamaAttention": lambda module: None,
+    "MistralAttention": lambda module: getattr(module.config, "sliding_window", None),
+    "Qwen2Attention": lambda module: module.sliding_window,
+}
+"""Those that do nothing between projection and rotation -> where each class reads its sliding window."""
 MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemma3MLP")
 
 
@@ -97,7 +101,7 @@ def _mlp(module: Any) -> Callable[..., Any]:
 
 
 def _attention(module: Any) -> Callable[..., Any]:
-    original = module.forward
+    original, window = module.forward, ATTENTIONS[type(module).__name__]
 
     def forward(
         self: Any,
@@ -120,17 +124,13 @@ def _attention(module: Any) -> Callable[..., Any]:
                 **kwargs,
             )
         query, key, value = LeanHeads.apply(hidden_states, *position_embeddings, branches, *_adapters(branches))
-        # Mistral's window is in its config, Qwen2's layers have one or None each, Llama has none.
-        window = (
-            self.sliding_window if hasattr(self, "sliding_window") else getattr(self.config, "sliding_window", None)
-        )
         out = packed_attention(
             query,
             key,
             value,
             packed,
             scaling=self.scaling,
-            sliding_window=window,
+            sliding_window=window(self),
             dropout=self.attention_dropout if self.training else 0.0,
         )
         return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1)), None

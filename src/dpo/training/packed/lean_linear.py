@@ -23,6 +23,18 @@ _UNPACKED = "_dpo_unpacked"
 """Where a layer keeps its unpacked weight, once `keep_unpacked` has made room for it."""
 
 
+@dataclass(frozen=True)
+class _Unpacked:
+    packed: torch.Tensor
+    version: int
+    dense: torch.Tensor
+
+    def answers(self, packed: torch.Tensor, dtype: torch.dtype) -> bool:
+        # Merging an adapter replaces the packed weight, loading a state dict writes into it.
+        same = self.packed is packed and self.version == packed._version
+        return same and self.dense.dtype == dtype and self.dense.device == packed.device
+
+
 @dataclass
 class Branch:
     """A linear layer as numbers: out = x W^T + b + s (x A^T) B^T, with W [out, in], A [r, in], B [out, r]."""
@@ -124,8 +136,8 @@ def dense_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
         weight: torch.Tensor = layer.weight.detach()
         return weight.to(dtype)
     kept = layer.__dict__.get(_UNPACKED)
-    if kept is not None and kept.dtype == dtype and kept.device == layer.weight.device:
-        unpacked: torch.Tensor = kept
+    if kept is not None and kept.answers(layer.weight, dtype):
+        unpacked: torch.Tensor = kept.dense
         return unpacked
     state = state_of(layer)
     scales = state.absmax
@@ -139,7 +151,7 @@ def dense_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
         packed, scales, state.blocksize, state.quant_type, state.shape, dtype
     )
     if _UNPACKED in layer.__dict__:
-        layer.__dict__[_UNPACKED] = dense
+        layer.__dict__[_UNPACKED] = _Unpacked(layer.weight, layer.weight._version, dense)
     return dense
 
 
