@@ -16,12 +16,12 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo.data.pair import TokenPair
 from dpo.training import trainer as trainers
-from dpo.training.engine import UNPACKED_SHARE, Engine
+from dpo.training.engine import Engine
 from dpo.training.interrupts import Interrupts
 from dpo.training.packed.budget import split
 from dpo.training.packed.collate import pack
 from dpo.training.packed.install import install
-from dpo.training.packed.lean_linear import keep_unpacked, unpacked_bytes
+from dpo.training.packed.lean_linear import keep_unpacked
 from dpo.training.packed.memory import free_memory
 from dpo.training.packed.score import sequence_log_probs
 from dpo.training.reference import ReferenceCache, context_key
@@ -151,8 +151,8 @@ def _ours(
     refused = install(trainer.model, lean=lean)
     if refused is not None:
         raise SystemExit(f"error: {options.model}: {refused}")
-    if lean and unpacked_bytes(model, torch.bfloat16) <= UNPACKED_SHARE * free_memory(trainer.args.device):
-        keep_unpacked(model)
+    if lean:
+        keep_unpacked(model, getattr(torch, options.dtype), free_memory(trainer.args.device))
     pad, budget = tokenizer.pad_token_id, options.token_budget
     at_once = most_at_once(trainer.model, trainer.args.device.type, options.batch) if lean else 1
     trainer.engine = Engine(

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from dpo.data.pair import TokenPair
+from dpo.training.packed.install import install
 
 VOCABULARY = 97
 SHAPE: dict[str, Any] = {
@@ -116,3 +117,19 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     found = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
+
+
+Scored = tuple[torch.Tensor, dict[str, torch.Tensor]]
+
+
+def plain_and_packed(policy: Any, pairs: list[TokenPair]) -> tuple[Scored, Scored]:
+    """([B, 2] log-probs, LoRA gradients of the summed margins) of separate plain sequences, then of the packed
+    forward, which is installed on the way."""
+    scored: list[Scored] = []
+    for log_probs_of in (separate_log_probs, packed_log_probs):
+        if log_probs_of is packed_log_probs:
+            assert install(policy) is None
+        log_probs = log_probs_of(policy, pairs)
+        log_probs.diff(dim=1).sum().backward()
+        scored.append((log_probs, gradients(policy)))
+    return scored[0], scored[1]

@@ -18,6 +18,7 @@ from packed_models import (
     gradients,
     packed_log_probs,
     padded_log_probs,
+    plain_and_packed,
     random_pairs,
     separate_log_probs,
     tiny_model,
@@ -219,13 +220,7 @@ def test_adapters_that_differ_among_layers_of_one_input(family: str, changes: di
         if "lora_" in name:
             parameter.data = torch.randn_like(parameter.data, dtype=torch.float64) * 0.1
     pairs = random_pairs(5)
-    expected = separate_log_probs(policy, pairs)
-    expected.diff(dim=1).sum().backward()
-    expected_gradients = gradients(policy)
-    assert install(policy) is None
-    got = packed_log_probs(policy, pairs)
-    got.diff(dim=1).sum().backward()
-    got_gradients = gradients(policy)
+    (expected, expected_gradients), (got, got_gradients) = plain_and_packed(policy, pairs)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
     assert sorted(got_gradients) == sorted(expected_gradients) != []
     for name, gradient in expected_gradients.items():

@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from packed_models import gradients, packed_log_probs, padded_log_probs, separate_log_probs, with_lora
+from packed_models import gradients, packed_log_probs, padded_log_probs, plain_and_packed, separate_log_probs, with_lora
 
 from dpo.config.hardware import Device, Precision
 from dpo.data.pair import TokenPair
@@ -69,13 +69,7 @@ def test_real_rows_log_probs_and_gradients(folder: Path) -> None:
     policy = with_lora(model, rank=8)
     pairs = real_pairs(tokenizer, limit=400)
     assert [pair.id.split(":")[0] for pair in pairs] == ["hh", "hh", "shp"]
-    expected = separate_log_probs(policy, pairs)
-    expected.diff(dim=1).sum().backward()
-    expected_gradients = gradients(policy)
-    assert install(policy) is None
-    got = packed_log_probs(policy, pairs)
-    got.diff(dim=1).sum().backward()
-    got_gradients = gradients(policy)
+    (expected, expected_gradients), (got, got_gradients) = plain_and_packed(policy, pairs)
     torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-3)
     assert len(got_gradients) == len(expected_gradients) == 420
     for name, gradient in expected_gradients.items():

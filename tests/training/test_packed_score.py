@@ -15,6 +15,7 @@ from packed_models import (
     VOCABULARY,
     gradients,
     packed_log_probs,
+    plain_and_packed,
     random_pairs,
     separate_log_probs,
     tiny_model,
@@ -24,7 +25,7 @@ from packed_models import (
 from dpo.training.packed.collate import pack
 from dpo.training.packed.head import token_statistics
 from dpo.training.packed.install import DEFAULT_OUTPUTS, install
-from dpo.training.packed.lean_linear import keep_unpacked, unpacked_bytes
+from dpo.training.packed.lean_linear import UNPACKED_SHARE, keep_unpacked
 from dpo.training.packed.modes import is_4bit, scoring_mode
 from dpo.training.packed.score import sequence_log_probs
 
@@ -135,15 +136,10 @@ def test_unusual_lora_falls_back_to_peft_s_own_path() -> None:
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, 0.0, 0.1)
-    pairs = random_pairs(3)
-    expected = separate_log_probs(policy, pairs)
-    expected.diff(dim=1).sum().backward()
-    expected_gradients = gradients(policy)
-    assert install(policy) is None
-    got = packed_log_probs(policy, pairs)
+    (expected, expected_gradients), (got, got_gradients) = plain_and_packed(policy, random_pairs(3))
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
-    got.diff(dim=1).sum().backward()
-    for name, gradient in gradients(policy).items():
+    assert sorted(got_gradients) == sorted(expected_gradients)
+    for name, gradient in got_gradients.items():
         bound = 1e-4 * expected_gradients[name].abs().max().item()
         torch.testing.assert_close(gradient, expected_gradients[name], rtol=0, atol=bound, msg=name)
 
@@ -228,10 +224,11 @@ def test_unpacked_weights_are_kept_once_and_change_nothing(monkeypatch: pytest.M
     layers = sum(is_4bit(module) for module in policy.modules())
     often, log_probs, grads = step()
     assert often > layers
-    assert unpacked_bytes(policy, torch.bfloat16) == 2 * sum(
-        module.in_features * module.out_features for module in policy.modules() if is_4bit(module)
-    )
-    keep_unpacked(policy)
+    bytes_unpacked = 2 * sum(m.in_features * m.out_features for m in policy.modules() if is_4bit(m))
+    enough = int(bytes_unpacked / UNPACKED_SHARE)
+    assert keep_unpacked(policy, torch.bfloat16, enough - 1) == 0
+    assert step()[0] == often
+    assert keep_unpacked(policy, torch.bfloat16, enough) == bytes_unpacked
     names = set(policy.state_dict())
     for expected in (layers, 0):
         count, same, same_grads = step()
@@ -248,7 +245,7 @@ def test_unpacked_weights_follow_the_packed_ones(change: str) -> None:
         policy, pairs = with_lora(quantized(True)), random_pairs(4)
         assert install(policy) is None
         if keeps:
-            keep_unpacked(policy)
+            assert keep_unpacked(policy, torch.float32, 10**9) > 0
         with torch.no_grad(), policy.disable_adapter():
             before = packed_log_probs(policy, pairs)
         if change == "merge":

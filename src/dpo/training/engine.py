@@ -15,7 +15,7 @@ from dpo.training.losses import is_coupled
 from dpo.training.packed.budget import split
 from dpo.training.packed.collate import pack, pad
 from dpo.training.packed.install import DEFAULT_OUTPUTS, install
-from dpo.training.packed.lean_linear import keep_unpacked, unpacked_bytes
+from dpo.training.packed.lean_linear import keep_unpacked
 from dpo.training.packed.memory import MemoryPlan, free_memory, plan
 from dpo.training.room import held_bytes, room
 from dpo.training.workers import Workers, most_at_once
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from dpo.modeling.device import Compute
     from dpo.training.job import Job
     from dpo.training.trainer import Trainer
-
-UNPACKED_SHARE = 0.25
-"""Of the free memory: 4-bit weights that take at most so much in 16 bits are kept that way beside the packed ones."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +70,8 @@ def choose_engine(job: Job, compute: Compute, trainer: Trainer, pairs: list[Toke
         1 if compute.device == "cuda" else job.ranks.local_size,
     )
     whole = hardware.parallel in (Parallel.none, Parallel.ddp)
-    unpacked = unpacked_bytes(trainer.model, compute.dtype) if name == "packed" and whole else 0
-    keeps = 0 < unpacked <= UNPACKED_SHARE * free
-    if keeps:
-        keep_unpacked(trainer.model)
-        free -= unpacked
+    unpacked = keep_unpacked(trainer.model, compute.dtype, free) if name == "packed" and whole else 0
+    free -= unpacked
 
     def planned_with(at_once: int) -> MemoryPlan:
         return plan(
@@ -111,5 +105,5 @@ def choose_engine(job: Job, compute: Compute, trainer: Trainer, pairs: list[Toke
     job.run.update(token_budget=budget, at_once=at_once, engine=name)
     unsplit = f", steps of {together} pairs in one part" if coupled else ""
     beside = f", {at_once} micro-batches at once" if at_once > 1 else ""
-    weights = f", 4-bit weights kept unpacked too ({unpacked / 2**30:.1f} GiB)" if keeps else ""
+    weights = f", 4-bit weights kept unpacked too ({unpacked / 2**30:.1f} GiB)" if unpacked else ""
     return f"{name} engine{why}, {planned.line}{unsplit}{beside}{weights}"

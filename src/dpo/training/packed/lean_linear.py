@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+UNPACKED_SHARE = 0.25
+"""Of the free memory, that unpacked 4-bit weights may take."""
 _UNPACKED = "_dpo_unpacked"
 """Where a layer keeps its unpacked weight, once `keep_unpacked` has made room for it."""
 
@@ -155,18 +157,17 @@ def dense_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     return dense
 
 
-def unpacked_bytes(model: torch.nn.Module, dtype: torch.dtype) -> int:
-    """Bytes of all 4-bit weights of `model` in `dtype`."""
-    shapes = [state_of(module).shape for module in model.modules() if is_4bit(module)]
-    return sum(math.prod(shape) for shape in shapes) * torch.empty((), dtype=dtype).element_size()
-
-
-def keep_unpacked(model: torch.nn.Module) -> None:
-    """Unpack every 4-bit weight of `model` once, when it is first needed, and keep it: the same numbers sooner, for
-    the memory of the unpacked weights."""
-    for module in model.modules():
-        if is_4bit(module):
-            module.__dict__.setdefault(_UNPACKED, None)
+def keep_unpacked(model: torch.nn.Module, dtype: torch.dtype, free: int) -> int:
+    """Keep every 4-bit weight of `model` unpacked from its first use on, if all of them in `dtype` take at most
+    `UNPACKED_SHARE` of `free` bytes: the same numbers sooner. Returns the bytes that takes, 0 if nothing is kept."""
+    layers = [module for module in model.modules() if is_4bit(module)]
+    numbers = sum(math.prod(state_of(layer).shape) for layer in layers)
+    needed = numbers * torch.empty((), dtype=dtype).element_size()
+    if needed > UNPACKED_SHARE * free:
+        return 0
+    for layer in layers:
+        layer.__dict__.setdefault(_UNPACKED, None)
+    return needed
 
 
 def branch_of(module: Any) -> Branch | None:
