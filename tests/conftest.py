@@ -36,7 +36,8 @@ def compose() -> Callable[..., object]:
     import hydra
     from omegaconf import OmegaConf
 
-    from dpo.config.app import conf_folder, register
+    from dpo.config.entry import register
+    from dpo.config.folder import conf_folder
     from dpo.config.parse import parse
     from dpo.config.schema import Config
 
@@ -85,11 +86,11 @@ def _compose_verb(name: str, schema: type, *overrides: str) -> Any:
     import hydra
     from omegaconf import OmegaConf
 
-    from dpo.config import app
+    from dpo.config import entry, folder
     from dpo.config.parse import parse
 
-    app.register(name, schema)
-    with hydra.initialize_config_dir(config_dir=str(app.conf_folder()), version_base="1.3"):
+    entry.register(name, schema)
+    with hydra.initialize_config_dir(config_dir=str(folder.conf_folder()), version_base="1.3"):
         cfg = hydra.compose(name, list(overrides))
     OmegaConf.resolve(cfg)
     return parse(cfg, schema)

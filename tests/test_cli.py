@@ -383,7 +383,7 @@ def test_completion_in_a_real_fish(command, tmp_path):
 def test_completion_offers_options_and_no_schema_nodes(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COMP_LINE", "dpo-train train dataset=")
     monkeypatch.setattr(sys, "argv", ["dpo-train"])
-    from dpo.config.app import options
+    from dpo.config.folder import options
 
     assert call("-sc", "query=bash") == 0
     assert sorted(capsys.readouterr().out.split()) == [f"dataset={name}" for name in options("dataset")]

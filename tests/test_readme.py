@@ -46,7 +46,7 @@ def test_a_command_composes(command, compose):
 
 
 def test_the_options_in_the_table_are_the_options_there_are():
-    from dpo.config.app import options
+    from dpo.config.folder import options
 
     groups = README[README.index("## The groups") : README.index("### Beta")]
     for group, cell in re.findall(r"^\| `(\w+)` \| ([^|]+) \|", groups, re.MULTILINE):

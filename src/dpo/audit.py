@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dpo.config.app import report
+from dpo.config.failures import report
 from dpo.errors import CheckpointError, ConfigError, DpoError, Refused
 
 USAGE = """python -m dpo.audit FOLDER

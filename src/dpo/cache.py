@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from dpo.config.app import report
+from dpo.config.failures import report
 from dpo.config.nearest import nearest
 from dpo.errors import ConfigError, DpoError
 from dpo.evaluation.baseline import BaselineAnswers

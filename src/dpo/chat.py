@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dpo.config.app import main as app
+from dpo.config.entry import main as app
 from dpo.config.evaluation import check_ranges
 from dpo.config.export import Chat
 

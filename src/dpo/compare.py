@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from dpo.config.app import main as app
+from dpo.config.entry import main as app
 from dpo.config.evaluation import Compare, check_ranges, register
 from dpo.errors import ConfigError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dpo.config.app import main as app
 from dpo.config.dashboard import Dashboard
+from dpo.config.entry import main as app
 from dpo.errors import ConfigError, NetworkError
 
 

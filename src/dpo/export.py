@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dpo.config.app import main as app
+from dpo.config.entry import main as app
 from dpo.config.export import Export, Format, check_export
 from dpo.errors import ConfigError
 

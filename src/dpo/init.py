@@ -93,7 +93,7 @@ def run(argv: list[str]) -> None:
 
 def main() -> None:
     """Entry point: exit code 0, or that of the error."""
-    from dpo.config.app import report
+    from dpo.config.failures import report
 
     try:
         run(sys.argv[1:])

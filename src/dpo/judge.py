@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dpo.config.app import main as app
+from dpo.config.entry import main as app
 from dpo.config.evaluation import JudgeAnswers, check_ranges, register
 from dpo.errors import ConfigError
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from dpo.config.app import main as app
 from dpo.config.datasets import Dataset
+from dpo.config.entry import main as app
 from dpo.config.model import Model
 
 

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from dpo.config.app import main as app
+from dpo.config.entry import main as app
 from dpo.config.evaluation import Report, check_ranges, register
 from dpo.records.sweeps import is_sweep
 

@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from dpo.config.app import main as app
+from dpo.config.entry import main as app
 from dpo.config.evaluation import Status, check_ranges, register
 from dpo.errors import ConfigError
 from dpo.records.overview import RunStatus, as_json, find_runs, run_status

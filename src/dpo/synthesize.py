@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dpo.config.app import main as app
+from dpo.config.entry import main as app
 from dpo.config.synthesize import Synthesize, check, register
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dpo.config.app import main as app
+from dpo.config.entry import main as app
 from dpo.config.schema import Config
 from dpo.training.follow import follow_parent
 from dpo.training.sweep import run_sweep

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dpo.config.app import conf_folder, options
 from dpo.config.combinations import check_model
+from dpo.config.folder import conf_folder, options
 from dpo.config.model import Model
 from dpo.errors import Refused
 

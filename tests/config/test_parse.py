@@ -10,7 +10,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from dpo.config.app import conf_folder, options, report
+from dpo.config.failures import report
+from dpo.config.folder import conf_folder, options
 from dpo.config.parse import fingerprint, plain
 from dpo.config.passthrough import ALLOWED, DERIVED, REFUSED
 from dpo.config.read import config_yaml, read_config

@@ -18,7 +18,7 @@ import pytest
 import real_rows
 from tokenizer_families import chatml
 
-from dpo.config.app import options
+from dpo.config.folder import options
 from dpo.errors import ConfigError
 from dpo.train import main as train
 

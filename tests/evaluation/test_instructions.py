@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from asked import asked
 
-from dpo.config import app
+from dpo.config import entry, folder
 from dpo.config.evaluation import JudgeAnswers, register
 from dpo.config.parse import parse
 from dpo.data.pair import Message
@@ -43,13 +43,13 @@ def test_the_published_strict_scores_come_out(tmp_path: Path, monkeypatch: pytes
     # The sentence model is found where nltk found it before the cache moved.
     assert punkt.available()
     register()
-    app.register("judge", JudgeAnswers)
+    entry.register("judge", JudgeAnswers)
     published = IFEVAL / "gpt4_strict.jsonl.gz"
     overrides = [
         "judge=[instructions]", f"responses='{published}'", f"prompts_file='{IFEVAL}/input_data.jsonl.gz'",
         "gold=[follow_all_instructions]", f"out='{tmp_path}/out'",
     ]  # fmt: skip
-    with hydra.initialize_config_dir(config_dir=str(app.conf_folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(config_dir=str(folder.conf_folder()), version_base="1.3"):
         cfg = hydra.compose("judge", overrides)
     OmegaConf.resolve(cfg)
     random.seed(0)

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from safetensors.torch import load_file
 
-from dpo.config.app import options
+from dpo.config.folder import options
 from dpo.config.losses import FDivergence, Optimizer, Scheduler
 from dpo.errors import ConfigError, NetworkError
 from dpo.train import train

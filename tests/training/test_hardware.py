@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from packed_models import tiny_model
 
-from dpo.config.app import options
+from dpo.config.folder import options
 from dpo.data.pair import TokenPair
 from dpo.errors import ConfigError
 from dpo.modeling.device import Compute, choose_compute, describe

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import tiny
 
-from dpo.config.app import conf_folder
+from dpo.config.folder import conf_folder
 from dpo.errors import ConfigError
 from dpo.records.files import write_json
 from dpo.records.run import read_record, state_of

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from packed_models import gradients, random_pairs, tiny_model
 
-from dpo.config.app import options
+from dpo.config.folder import options
 from dpo.config.losses import PARAMETERS, SINGLE, reads
 from dpo.config.schema import Config
 from dpo.data.pair import TokenPair

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from dpo.config.app import conf_folder, options
+from dpo.config.folder import conf_folder, options
 from dpo.config.sweeps import Grid, Launcher
 from dpo.errors import ConfigError, Interrupted
 from dpo.records.files import write_json
@@ -262,7 +262,7 @@ def test_other_evaluation_settings_are_another_evaluation(compose) -> None:
 
 
 COLLECT = (
-    "import sys; from dpo.config.app import main; from dpo.config.schema import Config; sys.argv[1:] = {words!r}; "
+    "import sys; from dpo.config.entry import main; from dpo.config.schema import Config; sys.argv[1:] = {words!r}; "
     "main('config', Config, lambda c: print('RUN'), multirun=lambda g: print([g.launcher, g.settings.slots, "
     "[(c.name, c.dpo.beta, c.lora.rank, c.seed, c.dpo.learning_rate) for c, _ in g.jobs]]))"
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from dpo.config.app import options
+from dpo.config.folder import options
 from dpo.train import train
 
 STEPS = (

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpo.config.folder import conf_folder, options
 from dpo.config.nearest import nearest
 from dpo.errors import ConfigError
 
@@ -46,8 +47,6 @@ def _bits(value: int) -> list[str]:
 def _option_values(group: str, key: str) -> dict[str, object]:
     """Each option of a group with what its YAML says for `key`."""
     import yaml
-
-    from dpo.config.app import conf_folder, options
 
     folder = conf_folder() / group
     files = {name: folder / f"{name}.yaml" for name in options(group)}

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from dpo.config.folder import conf_folder
 from dpo.config.schema import NODES, Config
 
 Values = dict[str, Any]
@@ -20,7 +21,6 @@ Values = dict[str, Any]
 
 def fill(raw: Values, options: dict[str, str]) -> Values:
     """Add the missing keys to a plain config in place; returns them, dotted. `options`: each group's schema node."""
-    from dpo.config.app import conf_folder
 
     conf = conf_folder()
     filled = _fill(Config, raw, [_load(conf / "config.yaml")], "")

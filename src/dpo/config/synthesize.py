@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from dpo.config import judges
 from dpo.config.combinations import check_model
+from dpo.config.folder import options
 from dpo.config.hardware import Hardware
 from dpo.config.judges import Judges
 from dpo.config.model import Model
@@ -85,7 +86,6 @@ def check(config: Synthesize) -> None:
 
 def register() -> None:
     """Put the groups `generator` and `judge` into Hydra's ConfigStore; any option of `model` is a generator too."""
-    from dpo.config.app import options
 
     store = ConfigStore.instance()
     judges.register()

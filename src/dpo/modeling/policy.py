@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dpo.config.app import conf_folder
+from dpo.config.folder import conf_folder
 from dpo.config.lora import FullTraining, Lora, Quantization, Trainable
 from dpo.config.read import read_config
 from dpo.config.schema import Config

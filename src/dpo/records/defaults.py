@@ -24,7 +24,9 @@ def composed(config_name: str, schema: type[T], overrides: list[str]) -> T:
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    from dpo.config.app import conf_folder, register, translate
+    from dpo.config.entry import register
+    from dpo.config.failures import translate
+    from dpo.config.folder import conf_folder
     from dpo.config.parse import parse
     from dpo.errors import ConfigError
 

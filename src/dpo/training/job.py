@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo.config.app import translate
+from dpo.config.failures import translate
 from dpo.config.parse import fingerprint
 from dpo.config.read import config_yaml
 from dpo.config.schema import Config

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dpo.config.app import HYDRA
+from dpo.config.entry import HYDRA
 from dpo.config.hardware import Device, Parallel
 from dpo.errors import ConfigError
 from dpo.records.run import Run, is_alive, read_record

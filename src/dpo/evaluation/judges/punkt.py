@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from dpo.config.app import report
+from dpo.config.failures import report
 from dpo.errors import DpoError, NetworkError
 from dpo.modeling.cache import cache_folder
 

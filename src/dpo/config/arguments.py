@@ -1,0 +1,80 @@
+"""The words of a command line before Hydra sees them: secrets, bare folders, free-form keys, flags."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import NoReturn
+
+from dpo.config.nearest import nearest
+from dpo.errors import ConfigError, Refused
+
+SECRET = re.compile(
+    r"(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|\b[0-9a-f]{40}\b(?<!revision=.{40})|wandb_v1_[A-Za-z0-9_]{20,}"
+    r"|(?:api_?key|token|password|secret)=\S+)",
+    re.IGNORECASE,
+)
+
+FREE_KEY = re.compile(r"^(?=(dpo\.trainer|dataset\.chat_template_kwargs|dataset\.columns|sweep\.evaluation)\.)")
+
+# Hydra's flags that take the next word, which is then no folder.
+WITH_VALUE = (
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--experimental-rerun",
+)  # fmt: skip
+
+
+def arguments(argv: list[str], positional: str | None) -> list[str]:
+    """Hydra's words for ours: bare folders become the positional key; a word that looks like a secret is refused."""
+    folders, rest = [], []
+    words = iter(argv)
+    for argument in words:
+        if (found := SECRET.search(argument)) and not re.search(r"revision=[0-9a-f]{40}$", argument):
+            name = argument.split("=")[0] if "=" in argument else f"{found.group()[:4]}..."
+            raise Refused(
+                f"{name}: looks like a secret; pass secrets by environment variable (HF_TOKEN, WANDB_API_KEY)"
+            )
+        if argument in WITH_VALUE:
+            rest += [argument, *itertools.islice(words, 1)]
+        elif positional and "=" not in argument and not argument.startswith("-"):
+            folders.append(str(Path(argument).expanduser()))
+        else:
+            argument = re.sub(r"=~/", f"={Path.home()}/", argument)
+            # Keys of free-form mappings are new ones to Hydra, which would ask for a plus sign.
+            rest.append(FREE_KEY.sub("++", argument))
+    if folders and positional:
+        if positional.endswith("+"):
+            quoted = ",".join(f"'{folder}'" for folder in folders)
+            rest.append(f"{positional[:-1]}=[{quoted}]")
+        elif len(folders) == 1:
+            rest.append(f"{positional}='{folders[0]}'")
+        else:
+            raise ConfigError(f"{folders[1]}: only one folder is taken here")
+    return rest
+
+
+def overrides_first(argv: list[str]) -> list[str]:
+    """Overrides side by side, then flags: Hydra's parser takes only one run of overrides."""
+
+    def is_override(argument: str) -> bool:
+        return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+    return sorted(argv, key=lambda argument: not is_override(argument))
+
+
+def check_flags(argv: list[str]) -> None:
+    """One line for a flag Hydra does not have, where its parser would print its whole usage."""
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
+            flag = unknown.group(1)
+            known = [name for action in parser._actions for name in action.option_strings]
+            message = f"{flag}: unknown flag{nearest(flag, known)}; settings are written key=value"
+        raise ConfigError(message.removeprefix("argument "))
+
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(argv)

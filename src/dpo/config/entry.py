@@ -1,0 +1,126 @@
+"""The entry every verb shares: compose, parse, run, and exit with the code of what happened."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import hydra
+from hydra.conf import HydraConf
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from dpo.config import schema as _schema
+from dpo.config.arguments import arguments, check_flags, overrides_first
+from dpo.config.failures import report, translate
+from dpo.config.folder import conf_folder, options
+from dpo.config.parse import parse
+from dpo.config.search_path import UserConf
+from dpo.config.sweeps import Grid
+from dpo.errors import ConfigError, DpoError
+
+T = TypeVar("T")
+
+# No verb wants Hydra's own folders, logs or change of directory: the run directory is ours.
+HYDRA = (
+    "hydra.run.dir=.",
+    "hydra.sweep.subdir=.",
+    "hydra.output_subdir=null",
+    "hydra.job.chdir=false",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+)
+
+
+def main(
+    config_name: str,
+    schema: type[T],
+    body: Callable[[T], object],
+    positional: str | None = None,
+    multirun: Callable[[Grid[T]], None] | None = None,
+) -> None:
+    """Run `body` with the parsed config of this command line and exit with its code.
+
+    With -m or a sweep's file, `multirun` gets the whole grid, every config of it checked. `positional` is the key that
+    bare folders on the command line go to (`dpo.evaluate DIR` is `run=DIR`); when it ends in `+`, as a list.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        # Hydra leaves a multirun.yaml in the sweep's folder; ours is another, and has sweep.json.
+        aside = tempfile.mkdtemp(prefix="hydra-")
+        words = [*arguments(sys.argv[1:], positional), *HYDRA, f"hydra.sweep.dir='{aside}'"]
+        sys.argv[1:] = overrides_first(words)
+        check_flags(sys.argv[1:])
+        register(config_name, schema)
+        composed = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)
+        captured: list[tuple[DictConfig, HydraConf]] = []
+
+        def capture(cfg: DictConfig) -> None:
+            captured.append((cfg, HydraConfig.get()))
+
+        try:
+            _compose(lambda: composed(capture)())
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        # Hydra keeps `--help` and `--cfg` to itself; what it composed comes out here, past its error printing.
+        configs = [(_parse(cfg, schema), list(own.overrides.task)) for cfg, own in captured]
+        if not configs:
+            return
+        own = captured[0][1]
+        if own.mode is not RunMode.MULTIRUN:
+            body(configs[0][0])
+        elif multirun is None:
+            raise ConfigError("-m: this verb takes no grid")
+        else:
+            settings = OmegaConf.to_object(own.launcher)  # type: ignore[arg-type]
+            multirun(Grid(configs, own.runtime.choices["hydra/launcher"], settings))  # type: ignore[arg-type]
+    except Exception as error:  # noqa: BLE001 - the one place where failures become exit codes
+        sys.exit(report(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _compose(composed: Callable[[], None]) -> None:
+    """Whatever composing raises has its cause in the command line or the YAML."""
+    try:
+        composed()
+    except DpoError:
+        raise
+    except Exception as error:
+        raise translate(error) or ConfigError(f"cannot compose: {str(error).splitlines()[0]}") from error
+
+
+def register(config_name: str, schema: type) -> None:
+    """Make the typed nodes, the verb's root schema and our plugins known to Hydra; must run before any compose."""
+    _schema.register()
+    ConfigStore.instance().store(name=f"base_{config_name}", node=schema)
+    from hydra._internal.hydra import Hydra
+    from hydra.core.plugins import Plugins
+
+    from hydra_plugins.dpo import CollectJobs
+
+    Plugins.instance().register(UserConf)
+    # Hydra's own search finds no packages of an editable install.
+    Plugins.instance().register(CollectJobs)
+    # Hydra's own listing copies its whole store for each group, two seconds of `--help`, and names schema nodes too.
+    Hydra.format_config_groups = _list_groups  # type: ignore[method-assign, assignment]
+
+
+def _list_groups(hydra: object, predicate: Callable[[str], bool], compact: bool = True) -> str:
+    """A line a group, for `--help`."""
+    roots = [root for root in (conf_folder(), Path.cwd() / "conf") if root.is_dir()]
+    groups = sorted({path.name for root in roots for path in root.iterdir() if path.is_dir() and predicate(path.name)})
+    return "".join(f"{group}: {', '.join(names)}\n" for group in groups if (names := options(group)))
+
+
+def _parse(cfg: DictConfig, schema: type[T]) -> T:
+    OmegaConf.resolve(cfg)
+    return parse(cfg, schema)

@@ -1,0 +1,86 @@
+"""What a user is told of a failure, and the exit code it becomes."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from dpo.config.folder import options
+from dpo.config.nearest import nearest
+from dpo.errors import ConfigError, DpoError, OutOfMemory, is_out_of_memory
+
+
+def report(error: BaseException) -> int:
+    """Print a failure as a user should see it and return its exit code."""
+    if os.environ.get("DPO_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    known = translate(error)
+    if known is None:
+        traceback.print_exception(error)
+        return 1
+    print(
+        "\n".join(f"error: {line}" if i == 0 else f"  {line}" for i, line in enumerate(str(known).splitlines())),
+        file=sys.stderr,
+    )
+    return known.exit_code
+
+
+def translate(error: BaseException) -> DpoError | None:
+    """A DpoError for everything a user can cause on the command line or in YAML; None for our own faults."""
+    if isinstance(error, DpoError):
+        return error
+    if isinstance(error, OverrideParseException):
+        text = str(getattr(error, "override", "")) or str(error).splitlines()[0]
+        return ConfigError(f"{text}: not an override; write key=value, and quote values with special characters")
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error)
+    if isinstance(error, (ConfigCompositionException, OmegaConfBaseException, HydraException)):
+        return ConfigError(_composition(error))
+    if is_out_of_memory(error):
+        size = re.search(r"[Tt]ried to allocate [\d.]+ \w+", str(error))
+        return OutOfMemory(
+            f"out of memory{f': {size[0].lower()}' if size else ''}\n"
+            "try a shorter dataset.max_length, hardware.engine=packed, lora=qlora or a smaller model"
+        )
+    if isinstance(error, OSError) and error.errno == 28:
+        from dpo.errors import DiskFull
+
+        return DiskFull(f"{error.filename or 'disk'}: no space left; free some room and run the same command again")
+    return None
+
+
+def _missing_option(error: MissingConfigException) -> ConfigError:
+    name = str(error.missing_cfg_file or "")
+    group, _, option = name.strip("/").rpartition("/")
+    if group:
+        return ConfigError(f"{group}={option}: no such option{nearest(option, options(group))}")
+    return ConfigError(str(error).splitlines()[0])
+
+
+def _composition(error: BaseException) -> str:
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = str(error).splitlines()[0]
+    key = getattr(cause, "full_key", None)
+    if found := re.search(r"Could not override '([^']+)'", str(error)):
+        key = found.group(1)
+        if "not in struct" in str(cause) or "not in '" in str(cause):
+            parent = key.rpartition(".")[0]
+            owner = getattr(cause, "parent_node", None)
+            known = [str(k) for k in owner] if isinstance(owner, DictConfig) else []
+            names = [f"{parent}.{k}" if parent else k for k in known]
+            return f"{key}: unknown key{nearest(key, names)}"
+        return f"{key}: {str(cause).splitlines()[0]}"
+    if found := re.search(r"Could not override '?([^'\n]+)'?\.", text):
+        key = found.group(1)
+    if found := re.search(r"No match in the defaults list", str(error)):
+        return text
+    message = str(cause).splitlines()[0] if str(cause) else text
+    return f"{key}: {message}" if key and not message.startswith(str(key)) else message
