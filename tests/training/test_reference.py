@@ -236,3 +236,19 @@ def test_prune_forgets_one_context_only(tmp_path: Path) -> None:
     assert not compute.seen
     cache.fill(make_pairs(4), CONTEXT, compute)
     assert len(compute.seen) == 4
+
+
+def test_each_key_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not again for every chunk, of which 60,000 pairs have a thousand."""
+    looked: list[bytes] = []
+    read = ReferenceCache._read
+
+    def counting(self: ReferenceCache, db: sqlite3.Connection, keys: list[bytes], context: str) -> object:
+        looked.extend(keys)
+        return read(self, db, keys, context)
+
+    monkeypatch.setattr(ReferenceCache, "_read", counting)
+    compute = Computer()
+    ReferenceCache(tmp_path / "r.sqlite").fill(make_pairs(100), CONTEXT, compute, chunk=4)
+    assert len(compute.seen) == len(set(compute.seen)) == 100
+    assert len(looked) == len(set(looked)) == 100

@@ -125,24 +125,28 @@ class ReferenceCache:
         found: dict[bytes, LogProbs] = {}
         with Owner() as owner:
             self._file.once(lambda db: self._touch(db, context))
-            while len(found) < len(order):
-                missing = [key for key in order if key not in found]
-                known = self._file.once(lambda db, keys=missing: self._read(db, keys, context))  # type: ignore[misc]
+            # Each key is looked up once, and again only where another process was at work on it.
+            unread = order
+            while unread:
+                known = self._file.once(lambda db, keys=unread: self._read(db, keys, context))  # type: ignore[misc]
                 self.counters.hits += len(known)
                 found.update(known)
                 if known and progress is not None:
                     progress(len(found), len(order))
-                missing = [key for key in missing if key not in known]
-                if not missing:
-                    break
-                mine = self._file.once(lambda db, keys=missing: self._claim(db, keys, chunk, owner))  # type: ignore[misc]
-                if not mine:
+                missing = [key for key in unread if key not in known]
+                unread, start = [], 0
+                while start < len(missing):
+                    mine, others, start = self._file.once(
+                        lambda db, keys=missing, start=start: self._claim(db, keys, start, chunk, owner)  # type: ignore[misc]
+                    )
+                    unread += others
+                    if mine:
+                        found.update(self._compute(mine, keys, context, compute, owner))
+                        if progress is not None:
+                            progress(len(found), len(order))
+                if not known and len(unread) == len(missing):
                     time.sleep(self._poll)
                     self.counters.wait_seconds += self._poll
-                    continue
-                found.update(self._compute(mine, keys, context, compute, owner))
-                if progress is not None:
-                    progress(len(found), len(order))
         return {pair.id: found[entry_key(context, pair)] for pair in pairs}
 
     def contexts(self) -> list[tuple[str, int, float]]:
@@ -208,28 +212,33 @@ class ReferenceCache:
             self._file.say(f"reference cache {self.path}: {len(damaged)} damaged entries, computing them again")
         return found
 
-    def _claim(self, db: sqlite3.Connection, keys: list[bytes], chunk: int, owner: Owner) -> list[bytes]:
+    def _claim(
+        self, db: sqlite3.Connection, keys: list[bytes], start: int, chunk: int, owner: Owner
+    ) -> tuple[list[bytes], list[bytes], int]:
+        """Claim up to `chunk` of `keys` from `start` on: (those, the ones on the way that others have stored or are at
+        work on, where to go on)."""
         db.execute("BEGIN IMMEDIATE")
         with db:
             rows = db.execute("SELECT key, owner, taken FROM claims")
             claims = {key: (str(name, errors="replace"), float(taken)) for key, name, taken in rows}
             alive: dict[str, bool] = {}
             mine: list[bytes] = []
-            for key in keys:
+            others: list[bytes] = []
+            while start < len(keys) and len(mine) < chunk:
+                key = keys[start]
+                start += 1
                 if key in claims:
                     name, taken = claims[key]
                     if name not in alive:
                         alive[name] = Owner.is_alive(name, taken)
-                    if alive[name]:
-                        continue
+                    (others if alive[name] else mine).append(key)
                 elif db.execute("SELECT 1 FROM entries WHERE key = ?", (key,)).fetchone():
-                    continue  # stored since we looked: the next read finds it
-                mine.append(key)
-                if len(mine) == chunk:
-                    break
+                    others.append(key)
+                else:
+                    mine.append(key)
             taken_now = [(key, owner.name, time.time()) for key in mine]
             db.executemany("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", taken_now)
-        return mine
+        return mine, others, start
 
     def _write(self, db: sqlite3.Connection, fresh: dict[bytes, LogProbs], context: str, owner: Owner) -> None:
         rows = []
