@@ -155,9 +155,7 @@ def _ours(
         keep_unpacked(model, getattr(torch, options.dtype), free_memory(trainer.args.device))
     pad, budget = tokenizer.pad_token_id, options.token_budget
     at_once = most_at_once(trainer.model, trainer.args.device.type, options.batch) if lean else 1
-    trainer.engine = Engine(
-        lambda p: pack(p, pad), lambda p, b: split(p, b, at_once=at_once), budget, Workers.of(at_once)
-    )
+    trainer.engine = Engine(lambda p: pack(p, pad), lambda p, b, n: split(p, b, at_once=n), budget, Workers.of(at_once))
     store = ReferenceCache(cache or Path(tempfile.mkdtemp(prefix="bench-")) / "reference.sqlite")
     context = context_key(
         base=options.model, quantization=options.quant, adapter="none", precision=options.dtype,

@@ -32,7 +32,7 @@ def train(config: Config) -> Path:
         base = stages.find_base(job)
         data = stages.load_data(job, base)
         checkpoint = stages.find_checkpoint(job)
-        trainer = stages.build_trainer(job, base, data)
+        trainer = stages.build_trainer(job, base, data, checkpoint)
         wanted = stages.needed_pairs(job, data) + trainer.dev_pairs
         stages.add_reference(job, base, trainer, wanted)
         if checkpoint is None:

@@ -135,7 +135,7 @@ def asked(monkeypatch, tmp_path):
         data: Any = SimpleNamespace(train=[], dev=[])
         trainer: Any = SimpleNamespace(model=model, use_weighting=False, args=SimpleNamespace())
         for step in (
-            lambda: stages.build_trainer(job, base, data),
+            lambda: stages.build_trainer(job, base, data, None),
             lambda: engine.choose_engine(job, base.compute, trainer, [], 0),
             lambda: open_it(config),
         ):

@@ -42,7 +42,7 @@ def test_kernels_against_sdpa_in_fp32(kernel: str, window: int | None) -> None:
 
 
 def test_this_device_has_a_fast_kernel() -> None:
-    assert attention_cuda._kernel(0, torch.bfloat16, 64) == "varlen"
+    assert attention_cuda.probe(0, torch.bfloat16, 64).name == "varlen"
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma3_text"])

@@ -83,7 +83,7 @@ def build(config: Config, folder: Path, engine: str, size: int, trained: bool = 
         assert install(trainer.model, (*DEFAULT_OUTPUTS, "log_sum_sq_probs")) is None
     collate = pack if engine == "packed" else pad
     trainer.engine = Engine(
-        lambda pairs: collate(pairs, 0), lambda pairs, _: [pairs[i : i + size] for i in range(0, len(pairs), size)], 1
+        lambda pairs: collate(pairs, 0), lambda pairs, *_: [pairs[i : i + size] for i in range(0, len(pairs), size)], 1
     )
     with trainer.model.disable_adapter():
         scores = sequence_log_probs(trainer.model, PAIRS, 1000, ld_alpha=trainer.ld_alpha)
@@ -147,7 +147,7 @@ def test_a_step_is_trls_in_one_part_and_in_several_in_both_engines(
         if not is_coupled(config.dpo.loss):
             size = 3
             whole.engine = Engine(
-                whole.engine.collate, lambda p, _, n=size: [p[i : i + n] for i in range(0, len(p), n)], 1
+                whole.engine.collate, lambda p, *_, n=size: [p[i : i + n] for i in range(0, len(p), n)], 1
             )
             same(step_of(whole), truth)
             # The dev loss does not depend on the split either.
@@ -170,7 +170,7 @@ def test_soft_labels_are_the_hand_computed_loss(compose: Callable[..., Config], 
     hard = build(compose("dataset=shp", "dpo.beta=0.3"), tmp_path / "hard", engine, len(PAIRS))
     assert step_of(hard)[0] != pytest.approx(expected, rel=1e-2)
     # Its gradient is that of the same formula on autograd's own terms, and no split changes it.
-    trainer.engine = Engine(trainer.engine.collate, lambda p, _: [p[:2], p[2:3], p[3:]], 1)
+    trainer.engine = Engine(trainer.engine.collate, lambda p, *_: [p[:2], p[2:3], p[3:]], 1)
     same(step_of(trainer), whole)
     assert trainer.evaluate_now()["loss"] == pytest.approx(expected, rel=1e-4)
     # Where all labels are certain, it is TRL's sigmoid.

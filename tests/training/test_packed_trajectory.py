@@ -103,7 +103,7 @@ def test_twenty_steps_equal_trl(tmp_path: Path, family: str, loss: str) -> None:
     )
     assert install(ours.model) is None
     # A budget that cuts most steps in two or three.
-    ours.engine = Engine(lambda p: pack(p, 0), lambda p, b: split(p, b), 48)
+    ours.engine = Engine(lambda p: pack(p, 0), lambda p, b, n: split(p, b), 48)
     assert any(len(split(pairs[i : i + 4], 48)) > 1 for i in range(0, 24, 4))
     with ours.model.disable_adapter():
         scores = sequence_log_probs(ours.model, pairs, 100)

@@ -123,12 +123,19 @@ def test_what_is_not_finite_on_one_rank_stops_all_before_the_step(inputs, tmp_pa
     assert not (folder / "adapter").exists()
 
 
-def test_out_of_memory_on_one_rank_is_retried_by_all(inputs, undisturbed, tmp_path):
-    codes, output = tiny.run_ranks(tiny.arguments(*inputs, *RANDOM), tmp_path, {1: ("memory", 3, 0)})
+def test_out_of_memory_on_one_rank_is_retried_by_all(inputs, tmp_path):
+    argv, losses = tiny.arguments(*inputs, *EXACT), []
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    code, output = tiny.run("train", argv, one)
+    assert code == 0, output
+    codes, output = tiny.run_ranks(argv, two, {1: ("memory", 3, 0)})
     assert codes == [0, 0], output
     assert "the same step again" in output
-    _, lines = tiny.outcome(tmp_path)
-    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in undisturbed[1]], abs=1e-4)
+    for cwd in (one, two):
+        losses.append([line["loss"] for line in tiny.outcome(cwd)[1]])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_a_full_disk_on_rank_0_ends_all_with_its_code(inputs, tmp_path):

@@ -30,7 +30,7 @@ def undisturbed(inputs, tmp_path_factory) -> Callable[[str], Outcome]:
     def result(option: str) -> Outcome:
         if option not in known:
             cwd = tmp_path_factory.mktemp("undisturbed")
-            code, output = tiny.run("train", tiny.arguments(*inputs, f"lora={option}"), cwd)
+            code, output = tiny.run("train", tiny.arguments(*inputs, *f"lora={option}".split()), cwd)
             assert code == 0, output
             known[option] = tiny.outcome(cwd)
         return known[option]
@@ -306,11 +306,12 @@ def test_what_must_hold_is_checked(inputs, tmp_path, place, number, says):
 
 
 def test_out_of_memory_retries_the_step_in_smaller_parts(inputs, undisturbed, tmp_path):
-    code, output = tiny.run("train", tiny.arguments(*inputs, "lora=lora"), tmp_path, ("memory", 3, 0))
+    argv = tiny.arguments(*inputs, "lora=lora", "hardware.precision=fp32")
+    code, output = tiny.run("train", argv, tmp_path, ("memory", 3, 0))
     assert code == 0, output
     assert "out of memory; the same step again" in output
     _, lines = tiny.outcome(tmp_path)
-    _, expected = undisturbed("lora")
+    _, expected = undisturbed("lora hardware.precision=fp32")
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], abs=1e-4)
 
 
@@ -323,3 +324,28 @@ def test_a_full_disk_is_exit_7_and_continues_when_there_is_room(inputs, undistur
     code, output = tiny.run("train", tiny.arguments(*inputs, "lora=lora"), tmp_path)
     assert code == 0, output
     assert tiny.outcome(tmp_path) == undisturbed("lora")
+
+
+def test_two_out_of_memory_in_one_step_leave_the_figures_and_the_split_of_an_undisturbed_run(inputs, tmp_path):
+    """The first attempt fails at once, the second after its first part; what runs on, and is killed and continued,
+    is the run that had the smaller budget from the start."""
+    argv = tiny.arguments(*inputs, "lora=lora")
+    # The dev pairs before step 1 are one part.
+    twice = [("memory", 2, 0), ("memory", 4, 0)]
+    struck, small = tmp_path / "struck", tmp_path / "small"
+    struck.mkdir()
+    small.mkdir()
+    code, output = tiny.run("train", argv, struck, [*twice, ("norm", 5, tiny.KILL)])
+    assert code == -signal.SIGKILL, output
+    said = [line for line in output.splitlines() if "the same step again" in line]
+    assert [line.split(":")[0] for line in said] == ["step 1"] * 2
+    budget = said[-1].split(" with ")[1].split()[0]
+    code, output = tiny.run("train", argv, struck)
+    assert code == 0, output
+    assert f"{budget} tokens a micro-batch" in output
+    code, output = tiny.run("train", [*argv, f"hardware.token_budget={budget}"], small)
+    assert code == 0, output
+    weights, lines = tiny.outcome(small)
+    # The dev pairs before step 1 were still computed in one part.
+    assert tiny.outcome(struck)[0] == weights
+    assert tiny.outcome(struck)[1][1:] == lines[1:]

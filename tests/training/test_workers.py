@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections.abc import Iterator
@@ -114,9 +115,7 @@ def test_a_step_is_the_same_as_alone_and_to_the_bit_the_same_again(
     move(trainer.model)
 
     def step(at_once: int) -> tuple[float, dict[str, torch.Tensor], dict[str, float], dict[str, float]]:
-        trainer.engine = Engine(
-            lambda p: pack(p, 0), lambda p, b: split(p, b, at_once=at_once), 120, Workers.of(at_once)
-        )
+        trainer.engine = Engine(lambda p: pack(p, 0), lambda p, b, n: split(p, b, at_once=n), 120, Workers.of(at_once))
         trainer.model.train()
         value = float(trainer._forward_backward(trainer.model, PAIRS, 1))
         return value, gradients(trainer.model), trainer._drain(), trainer.evaluate_now()
@@ -154,3 +153,33 @@ def test_scores_keep_autocast_in_their_threads(two_threads: None) -> None:
         rounded = torch.tensor(sequence_log_probs(policy, PAIRS, 60))
     assert not torch.equal(exact, rounded)
     assert (exact - rounded).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_no_thread_outlives_what_it_was_made_for(two_threads: None) -> None:
+    policy = with_lora(tiny_model("llama"), rank=1)
+    assert install(policy) is None
+    before = set(threading.enumerate())
+    for _ in range(3):
+        assert len(sequence_log_probs(policy, PAIRS, 60)) == len(PAIRS)
+    assert set(threading.enumerate()) <= before
+    forgotten = Workers.of(2)
+    assert list(forgotten.map(abs, [1, -2])) == [1, 2]
+    del forgotten
+    gc.collect()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    assert set(threading.enumerate()) <= before
+
+
+def test_less_memory_is_smaller_parts_and_then_fewer_at_once(two_threads: None) -> None:
+    engine = Engine(lambda p: {}, lambda p, b, n: split(p, b, at_once=n), 120, Workers.of(2))
+    held = []
+    while True:
+        held.append(engine.held(PAIRS))
+        better = [smaller for smaller in engine.smaller() if smaller.held(PAIRS) < held[-1]]
+        if not better:
+            break
+        engine = better[0]
+    assert held == sorted(held, reverse=True)
+    assert engine.workers.count == 1
+    assert held[-1] == max(packed_tokens([pair]) for pair in PAIRS)

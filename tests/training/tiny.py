@@ -82,7 +82,7 @@ def start(
     verb: str,
     argv: list[str],
     cwd: Path,
-    at: tuple[str, int, int] | None = None,
+    at: tuple[str, int, int] | list[tuple[str, int, int]] | None = None,
     environment: dict[str, str] | None = None,
     output: str = "output.txt",
 ) -> Any:
@@ -92,7 +92,9 @@ def start(
     return process
 
 
-def run(verb: str, argv: list[str], cwd: Path, at: tuple[str, int, int] | None = None) -> tuple[int, str]:
+def run(
+    verb: str, argv: list[str], cwd: Path, at: tuple[str, int, int] | list[tuple[str, int, int]] | None = None
+) -> tuple[int, str]:
     """Run to the end: (exit code, output). A killed process has the negative signal number as its code."""
     process = start(verb, argv, cwd, at)
     process.join(300)
@@ -146,13 +148,14 @@ def _main(
     verb: str,
     argv: list[str],
     cwd: str,
-    at: tuple[str, int, int] | None,
+    at: tuple[str, int, int] | list[tuple[str, int, int]] | None,
     environment: dict[str, str],
     output: str,
 ) -> None:
-    """Runs in the child. `at` = (place, n, signal): at the n-th call of that place the process sends itself the
-    signal, a real SIGKILL included; or a weight becomes NaN (poison) or another one (drift), a gradient is missing
-    (silent), an allocation fails (memory), the disk is full (disk). Nothing else differs from the command line."""
+    """Runs in the child. `at` = (place, n, signal), or several: at the n-th call of that place the process sends
+    itself the signal, a real SIGKILL included; or a weight becomes NaN (poison) or another one (drift), a gradient is
+    missing (silent), an allocation fails (memory), the disk is full (disk). Nothing else differs from the command
+    line."""
     os.chdir(cwd)
     os.environ.update(environment)
     out = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -168,8 +171,8 @@ def _main(
 
     torch.set_num_threads(1)
     module = importlib.import_module(f"dpo.{verb}")
-    if at is not None:
-        _signal_at(*at)
+    for place in [at] if isinstance(at, tuple) else at or []:
+        _signal_at(*place)
     module.main()
 
 

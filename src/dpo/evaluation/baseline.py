@@ -31,19 +31,20 @@ LIBRARIES = ("torch", "transformers", "bitsandbytes")
 def baseline_context(sides: Sides, record: Mapping[str, Any]) -> str:
     """Hash of all that the baseline's figures depend on besides tokens: weights, how they are held and computed."""
     from dpo.modeling.device import choose_compute
-    from dpo.training.packed.attention import PATH
+    from dpo.training.packed.attention import path
     from dpo.training.packed.install import installed
     from dpo.training.packed.modes import is_4bit
 
     config, prints = sides.config, record["fingerprints"]
     held = "4-bit" if any(is_4bit(module) for module in sides.baseline.modules()) else "dense"
-    engine = PATH if installed(sides.baseline) else "plain"
+    dtype = choose_compute(config.hardware.device, config.hardware.precision).dtype
+    engine = path(sides.baseline, dtype) if installed(sides.baseline) else "plain"
     libraries = [f"{name} {version(name)}" for name in LIBRARIES]
     return context_key(
         base=prints["base"],
         quantization=json.dumps(plain(config.lora.quantization), sort_keys=True),
         adapter=prints.get("adapter", "none"),
-        precision=str(choose_compute(config.hardware.device, config.hardware.precision).dtype),
+        precision=str(dtype),
         device=sides.device.type,
         attention=" ".join(["evaluation", engine, config.hardware.attention, held, *libraries]),
     )

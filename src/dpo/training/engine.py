@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,8 @@ from dpo.config.hardware import Checkpointing, Parallel
 from dpo.config.hardware import Engine as EngineOption
 from dpo.data.pair import TokenPair
 from dpo.training.losses import is_coupled
-from dpo.training.packed.budget import split
+from dpo.training.packed.attention import describe_kernel
+from dpo.training.packed.budget import cost, split
 from dpo.training.packed.collate import pack, pad
 from dpo.training.packed.install import DEFAULT_OUTPUTS, install
 from dpo.training.packed.lean_linear import keep_unpacked
@@ -31,20 +32,51 @@ class Engine:
     """How pairs become batches: `collate` gives the tensors of a micro-batch, `split` the micro-batches of a step,
     `workers` computes them.
 
-    `split(pairs, budget)` keeps the order of pairs and returns at least one part; a part of one pair may exceed the
-    budget.
+    `split(pairs, budget, at_once)` returns at least one part; a part of one pair may exceed the budget.
     """
 
     collate: Callable[[list[TokenPair]], dict[str, Any]]
-    split: Callable[[list[TokenPair], int], list[list[TokenPair]]]
+    split: Callable[[list[TokenPair], int, int], list[list[TokenPair]]]
     budget: int
     workers: Workers = field(default_factory=Workers)
+    name: str = "packed"
+
+    def parts(self, pairs: list[TokenPair]) -> list[list[TokenPair]]:
+        """The micro-batches of `pairs`."""
+        return self.split(pairs, self.budget, self.workers.count)
+
+    def held(self, pairs: list[TokenPair]) -> int:
+        """Most tokens in memory at one time while `pairs` are computed; 0 without pairs."""
+        costs = [cost(part, self.name) for part in self.parts(pairs)] if pairs else []
+        beside = self.workers.count
+        return max((sum(costs[i : i + beside]) for i in range(0, len(costs), beside)), default=0)
+
+    def smaller(self) -> list[Engine]:
+        """Engines for less memory, the nearest first: half the budget and so on, then the same with half as many
+        micro-batches at once."""
+        found = []
+        budget, at_once = self.budget // 2, self.workers.count
+        while at_once >= 1:
+            workers = self.workers if at_once == self.workers.count else Workers.of(at_once)
+            while budget >= 1:
+                found.append(replace(self, budget=budget, workers=workers))
+                budget //= 2
+            budget, at_once = self.budget, at_once // 2
+        return found
 
 
-def choose_engine(job: Job, compute: Compute, trainer: Trainer, pairs: list[TokenPair], pad_id: int) -> str:
+def choose_engine(
+    job: Job,
+    compute: Compute,
+    trainer: Trainer,
+    pairs: list[TokenPair],
+    pad_id: int,
+    split_before: tuple[int, int] | None = None,
+) -> str:
     """Set the trainer's engine and activation checkpointing; returns a line that says which and why.
 
-    A continued run keeps the token budget it began with: another split of a step would change its rounding.
+    A continued run keeps the split (token budget, micro-batches at once) of its checkpoint, `split_before`, or
+    without one what it began with: another split of a step would change its rounding.
     """
     hardware = job.config.hardware
     name, why = "plain", ""
@@ -57,11 +89,11 @@ def choose_engine(job: Job, compute: Compute, trainer: Trainer, pairs: list[Toke
     coupled = is_coupled(job.config.dpo.loss)
     together = job.config.dpo.batch_size if coupled else 1
     asked = hardware.activation_checkpointing
+    begun = (job.run.record.get("token_budget"), job.run.record.get("at_once"))
+    budget_before, at_once_before = split_before or begun
     at_once = 1
     if name == "packed" and not coupled and asked is not Checkpointing.on and job.ranks.size == 1:
-        at_once = job.run.record.get("at_once") or most_at_once(
-            trainer.model, compute.device, job.config.dpo.batch_size
-        )
+        at_once = at_once_before or most_at_once(trainer.model, compute.device, job.config.dpo.batch_size)
     free = room(
         free_memory(torch.device(compute.device)),
         hardware.memory_gb,
@@ -80,7 +112,8 @@ def choose_engine(job: Job, compute: Compute, trainer: Trainer, pairs: list[Toke
             engine=name,
             dtype=compute.dtype,
             free=free // at_once,
-            token_budget=job.run.record.get("token_budget") or hardware.token_budget,
+            # Who asks for less than before, after an out of memory say, gets it.
+            token_budget=min(filter(None, (budget_before, hardware.token_budget)), default=None),
             checkpointing=None if asked is Checkpointing.auto else asked is Checkpointing.on,
             together=together,
         )
@@ -96,14 +129,15 @@ def choose_engine(job: Job, compute: Compute, trainer: Trainer, pairs: list[Toke
         trainer.args.gradient_checkpointing = True
         trainer.model.enable_input_require_grads()
 
-    def parts(pairs: list[TokenPair], budget: int) -> list[list[TokenPair]]:
+    def parts(pairs: list[TokenPair], budget: int, at_once: int) -> list[list[TokenPair]]:
         if coupled:
             return [pairs[i : i + together] for i in range(0, len(pairs), together)]
         return split(pairs, budget, name, at_once)
 
-    trainer.engine = Engine(lambda p: collate(p, pad_id), parts, budget, Workers.of(at_once))
+    trainer.engine = Engine(lambda p: collate(p, pad_id), parts, budget, Workers.of(at_once), name)
     job.run.update(token_budget=budget, at_once=at_once, engine=name)
     unsplit = f", steps of {together} pairs in one part" if coupled else ""
     beside = f", {at_once} micro-batches at once" if at_once > 1 else ""
     weights = f", 4-bit weights kept unpacked too ({unpacked / 2**30:.1f} GiB)" if unpacked else ""
-    return f"{name} engine{why}, {planned.line}{unsplit}{beside}{weights}"
+    kernel = f", attention {describe_kernel(trainer.model, compute.dtype)}" if name == "packed" else ""
+    return f"{name} engine{why}, {planned.line}{unsplit}{beside}{weights}{kernel}"

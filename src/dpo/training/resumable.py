@@ -11,22 +11,33 @@ from typing import Any
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from dpo.training import checkpoints
+from dpo.training.engine import Engine
 from dpo.training.ranks import Ranks
+from dpo.training.window import Window
 
 WINDOW = "window.json"
+SPLIT = "split.json"
 RNG_STATE = "rng_state.pth"
 
 
+def read_split(checkpoint: Path) -> tuple[int, int]:
+    """(token budget, micro-batches at once) of the run that wrote a verified checkpoint, out of memory on its way
+    or not: another split of a step would change its rounding."""
+    split = json.loads((checkpoint / SPLIT).read_text())
+    return int(split["token_budget"]), int(split["at_once"])
+
+
 class ResumableTrainer(DPOTrainer):
-    """Saves and restores what a step depends on: weights, optimizer, generators of every rank, and the sums of figures
-    not logged yet."""
+    """Saves and restores what a step depends on: weights, optimizer, generators of every rank, how steps are split,
+    and the sums of figures not logged yet."""
 
     model: Any
     ranks: Ranks
     checkpoint_root: Path
     fingerprints: Mapping[str, str]
     on_saved: Callable[[int], None]
-    _window: dict[str, list[float]]
+    engine: Engine
+    _window: Window
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
@@ -36,7 +47,9 @@ class ResumableTrainer(DPOTrainer):
             self._save_optimizer_and_scheduler(str(folder))
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
-            (folder / WINDOW).write_text(json.dumps(self._window))
+            (folder / WINDOW).write_text(json.dumps(self._window.sums))
+            split = {"token_budget": self.engine.budget, "at_once": self.engine.workers.count}
+            (folder / SPLIT).write_text(json.dumps(split))
             self.state.save_to_json(str(folder / "trainer_state.json"))
             for rank, (window, generators) in enumerate(others[1:], 1):
                 (folder / f"rank-{rank}").mkdir()
@@ -44,7 +57,7 @@ class ResumableTrainer(DPOTrainer):
                 (folder / f"rank-{rank}" / RNG_STATE).write_bytes(generators)
 
         self.collect()
-        others = self.ranks.gather((json.dumps(self._window), self._generators()))
+        others = self.ranks.gather((json.dumps(self._window.sums), self._generators()))
         self.ranks.lead(lambda: checkpoints.write(self.checkpoint_root, step, self.fingerprints, fill))
         self.on_saved(step)
 
@@ -74,4 +87,4 @@ class ResumableTrainer(DPOTrainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         window = self.ranks.own_folder(Path(resume_from_checkpoint)) / WINDOW
         # Missing only where another number of ranks continues, at the user's explicit word.
-        self._window = json.loads(window.read_text()) if window.is_file() else {}
+        self._window = Window(json.loads(window.read_text()) if window.is_file() else {})

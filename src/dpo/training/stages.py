@@ -34,11 +34,12 @@ from dpo.training.arguments import build_arguments
 from dpo.training.engine import choose_engine
 from dpo.training.job import Job, exit_code
 from dpo.training.order import epoch_order
-from dpo.training.packed.attention import PATH
+from dpo.training.packed.attention import path
 from dpo.training.packed.install import installed
 from dpo.training.packed.score import sequence_log_probs
 from dpo.training.plans import fsdp_plugin
 from dpo.training.reference import ReferenceCache, context_key
+from dpo.training.resumable import read_split
 from dpo.training.room import cap_device
 from dpo.training.start import check_device, find_adapter
 
@@ -119,8 +120,9 @@ def find_checkpoint(job: Job) -> checkpoints.Checkpoint | None:
     return found
 
 
-def build_trainer(job: Job, base: Base, data: Prepared) -> trainers.Trainer:
-    """Load the model, add what is trainable, and wrap both in TRL's trainer with our engine."""
+def build_trainer(job: Job, base: Base, data: Prepared, checkpoint: checkpoints.Checkpoint | None) -> trainers.Trainer:
+    """Load the model, add what is trainable, and wrap both in TRL's trainer with our engine, which splits steps as
+    the run did that wrote `checkpoint`."""
     import torch
     from transformers import set_seed
 
@@ -152,7 +154,12 @@ def build_trainer(job: Job, base: Base, data: Prepared) -> trainers.Trainer:
             load_into(trainer.model, base.adapter, config.lora)
         job.ranks.same_start(trainer.model.parameters())
         line = choose_engine(
-            job, base.compute, trainer, needed_pairs(job, data) + trainer.dev_pairs, base.tokenizer.pad_token_id
+            job,
+            base.compute,
+            trainer,
+            needed_pairs(job, data) + trainer.dev_pairs,
+            base.tokenizer.pad_token_id,
+            read_split(checkpoint.folder) if checkpoint is not None else None,
         )
     job.say(f"{describe(base.compute)}, {str(base.compute.dtype)[6:]}, {line}")
     size = footprint(trainer.model, config.dpo.optimizer.value)
@@ -187,14 +194,14 @@ def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[T
     for the same weights and tokens is taken from the cache.
     """
     config, model = job.config, trainer.model
-    packed = installed(model)
+    computes = path(model, base.compute.dtype) if installed(model) else "plain"
     context = context_key(
         base=base.weights.fingerprint,
         quantization=json.dumps(plain(config.lora.quantization), sort_keys=True),
         adapter=base.adapter.fingerprint if base.adapter is not None else "none",
         precision=str(base.compute.dtype),
         device=base.compute.device,
-        attention=f"{PATH if packed else 'plain'}-{config.hardware.attention}",
+        attention=f"{computes}-{config.hardware.attention}",
         ld_alpha=trainer.ld_alpha,
     )
 

@@ -33,6 +33,7 @@ from dpo.training.losses import Watched, part_weights, soft_label_term
 from dpo.training.order import EpochOrder
 from dpo.training.ranks import ALONE, Ranks
 from dpo.training.resumable import ResumableTrainer
+from dpo.training.window import Window
 
 OUT_OF_MEMORY = "out of memory"
 
@@ -70,7 +71,7 @@ class Trainer(ResumableTrainer):
         ranks: Ranks = ALONE,
     ) -> None:
         # The engine patches the model this constructor builds, so it is set afterwards.
-        self.engine = Engine(lambda pairs: {}, lambda pairs, budget: [pairs], 1)
+        self.engine = Engine(lambda pairs: {}, lambda pairs, budget, at_once: [pairs], 1)
         self.on_log: Callable[[str, int, dict[str, float]], None] = lambda kind, step, values: None
         self.on_saved: Callable[[int], None] = lambda step: None
         self.dev_pairs = dev_pairs
@@ -83,7 +84,7 @@ class Trainer(ResumableTrainer):
         self.check_gradients_at = 1
         # The step whose evaluation has been logged last; a continued run begins with its checkpoint's if it lacks one.
         self.evaluated_at: int | None = None
-        self._window: dict[str, list[float]] = {}
+        self._window = Window()
         # TRL's loss keeps its state on the trainer: one micro-batch at a time, forwards and backwards excepted.
         self._turn = threading.Lock()
         self._step_rows: list[str] = []
@@ -129,7 +130,7 @@ class Trainer(ResumableTrainer):
         step = self.state.global_step + 1
         model.train()
         generators = _rng_state()
-        window = {key: list(entry) for key, entry in self._window.items()}
+        window = self._window.snapshot()
         while True:
             trouble: str | None = None
             try:
@@ -149,29 +150,38 @@ class Trainer(ResumableTrainer):
                 break
             # The same step again from clean gradients and the same random state, in smaller parts.
             model.zero_grad()
-            self._window = window
+            self._window.restore(window)
             _set_rng_state(generators)
-            self._halve_budget(pairs, step)
+            self._take_smaller_parts(pairs, step)
         self._sum_gradients()
         return loss
 
     def _sum_gradients(self) -> None:
         self.ranks.sum_gradients(self.model.parameters())
 
-    def _halve_budget(self, pairs: list[TokenPair], step: int) -> None:
-        parts = self.engine.split(pairs, self.engine.budget)
-        if len(parts) == len(self.engine.split(pairs, 1)):
-            size = "one pair does" if len(parts) == len(pairs) else f"its {len(pairs)} pairs, never split, do"
-            fewer = "" if len(parts) == len(pairs) else "a smaller dpo.batch_size, "
+    def _take_smaller_parts(self, pairs: list[TokenPair], step: int) -> None:
+        share = self.ranks.share(pairs)
+        held = self.engine.held(share)
+        candidates = self.engine.smaller()
+        # Ranks hold different pairs; the first choice that helps any of them, for all.
+        helps = self.ranks.gather([candidate.held(share) < held for candidate in candidates])
+        better = [candidate for candidate, *found in zip(candidates, *helps, strict=True) if any(found)]
+        if not better:
+            single = len(self.engine.parts(pairs)) == len(pairs)
+            size = "one pair does" if single else f"its {len(pairs)} pairs, never split, do"
+            fewer = "" if single else "a smaller dpo.batch_size, "
             raise OutOfMemory(
                 f"step {step}: {size} not fit the memory\n"
                 f"try {fewer}hardware.activation_checkpointing=on, a shorter dataset.max_length, or lora=qlora"
             )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        budget = self.engine.budget // 2
-        self.engine = replace(self.engine, budget=budget)
-        print(f"step {step}: out of memory; the same step again with {budget} tokens a micro-batch", flush=True)
+        self.engine.workers.close()
+        self.engine = better[0]
+        at_once = self.engine.workers.count
+        beside = f", {at_once} at once" if at_once > 1 else ""
+        size = f"{self.engine.budget} tokens a micro-batch{beside}"
+        print(f"step {step}: out of memory; the same step again with {size}", flush=True)
 
     def _forward_backward(self, model: Any, pairs: list[TokenPair], step: int) -> torch.Tensor:
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -193,7 +203,7 @@ class Trainer(ResumableTrainer):
         for done, gradients in self.engine.workers.map(compute, self._parts(pairs)):
             total += done.loss.float() * (done.counted / len(pairs))
             losses.append(done.loss)
-            self._add(done)
+            self._window.add(done.figures, done.counted)
             for parameter, gradient in zip(trainable, gradients, strict=False):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
@@ -205,7 +215,7 @@ class Trainer(ResumableTrainer):
     def _parts(self, pairs: Sequence[TokenPair]) -> list[tuple[list[TokenPair], int]]:
         """The micro-batches of this rank's share of `pairs`, each with the number of pairs it counts for."""
         share = self.ranks.share(pairs)
-        parts = self.engine.split(share, self.engine.budget) if share else []
+        parts = self.engine.parts(share) if share else []
         return [(part, len(part)) for part in parts]
 
     def _pair_loss(self, model: Any, part: list[TokenPair], step: Sequence[TokenPair], counted: int) -> Part:
@@ -235,12 +245,6 @@ class Trainer(ResumableTrainer):
             figures = {name: float(values[-1]) for name, values in self._metrics[mode].items()}
             figures["loss"] = float(loss.detach())
         return Part(loss, figures, counted)
-
-    def _add(self, part: Part) -> None:
-        for name, value in part.figures.items():
-            entry = self._window.setdefault(name, [0.0, 0.0])
-            entry[0] += value * part.counted
-            entry[1] += part.counted
 
     def tensors(self, part: list[TokenPair]) -> dict[str, Any]:
         """The tensors TRL's loss reads, reference log-probs included when they are known."""
@@ -293,7 +297,7 @@ class Trainer(ResumableTrainer):
         if not self.dev_pairs:
             self.evaluated_at = self.state.global_step
             return {}
-        kept, self._window, cut = self._window, {}, False
+        kept, self._window, cut = self._window, Window(), False
         self.model.eval()
         if self.args.device.type == "cpu":
             keep_quantized_in_train_mode(self.model)
@@ -309,7 +313,8 @@ class Trainer(ResumableTrainer):
             # Between those at work too: what was begun ends, nothing more is begun.
             if cut := self._may_cut() and self.interrupts.pending is not None:
                 break
-            self._add(next(done))
+            part = next(done)
+            self._window.add(part.figures, part.counted)
         cut = any(self.ranks.gather(cut))
         metrics = {} if cut else self._drain()
         self._window = kept
@@ -335,9 +340,9 @@ class Trainer(ResumableTrainer):
         return agreed is not None
 
     def _drain(self) -> dict[str, float]:
-        metrics = {name: total / weight for name, (total, weight) in self.ranks.sum_figures(self._window).items()}
+        sums = self.ranks.sum_figures(self._window.drain())
+        metrics = {name: total / weight for name, (total, weight) in sums.items()}
         metrics.pop("num_tokens", None)
-        self._window = {}
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

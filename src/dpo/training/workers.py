@@ -6,6 +6,7 @@ meet once a step. Python's lock is no hindrance, as torch lets go of it inside a
 
 from __future__ import annotations
 
+import functools
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,7 +20,11 @@ R = TypeVar("R")
 
 
 class Workers:
-    """`count` threads of `cores` each; a count of 1 makes none and computes where it is called, with all cores."""
+    """`count` threads of `cores` each; a count of 1 makes none and computes where it is called, with all cores.
+
+    Threads are made at the first use and end with `close`, which a `with` block calls; also when nobody holds their
+    owner any more.
+    """
 
     def __init__(self, count: int = 1, cores: int = 1) -> None:
         self.count, self.cores = count, cores
@@ -29,6 +34,18 @@ class Workers:
     def of(cls, count: int) -> Workers:
         """`count` threads that share the cores torch may use here."""
         return cls(count, max(1, torch.get_num_threads() // count))
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads; a later `map` makes new ones."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
 
     def map(self, task: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """`task` of each item, in their order, `count` of them at a time; no item is begun before the results of
@@ -43,7 +60,7 @@ class Workers:
         if self._pool is None:
             # In a thread of its own this changes nobody else's number of threads.
             self._pool = ThreadPoolExecutor(
-                self.count, "micro-batch", initializer=lambda: torch.set_num_threads(self.cores)
+                self.count, "micro-batch", initializer=functools.partial(torch.set_num_threads, self.cores)
             )
         for start in range(0, len(items), self.count):
             running: list[Future[R]] = [self._pool.submit(task, item) for item in items[start : start + self.count]]

@@ -14,15 +14,14 @@ import torch
 
 from dpo.training.packed import attention_cpu, attention_cuda
 from dpo.training.packed.attention_pairs import by_pair
+from dpo.training.packed.support import unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dpo.training.packed.layout import PackedLayout
 
-PATH = "packed-tiles-lean-heads"
-"""Names what computes here in the reference cache's key. Change it when results change in their last bits: log-probs
-of one implementation are no reference for another."""
+PAIR_BY_PAIR = "pair by pair"
 
 STAND_INS = {"sdpa": "dpo_packed_sdpa", "eager": "dpo_packed_eager"}
 """Stock implementation -> ours."""
@@ -43,6 +42,34 @@ def register() -> None:
 def no_mask(device: torch.device) -> torch.Tensor:
     """A 4-D mask that transformers hands through untouched instead of building one over T x T; it is never read."""
     return torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)
+
+
+def path(model: torch.nn.Module, dtype: torch.dtype) -> str:
+    """Names what computes here in the reference cache's key: log-probs of one implementation are no reference for
+    another. Change it when results change in their last bits."""
+    return f"packed-{_kernel(model, dtype)[0]}-lean-heads"
+
+
+def describe_kernel(model: torch.nn.Module, dtype: torch.dtype) -> str:
+    """Which of the implementations behind `packed_attention` serves `model` on its device in `dtype`, and why no
+    faster one where there is one. Raises torch.OutOfMemoryError where there is no room to try them."""
+    name, refused = _kernel(model, dtype)
+    return name + (f" because {'; '.join(refused)}" if refused else "")
+
+
+def _kernel(model: torch.nn.Module, dtype: torch.dtype) -> tuple[str, tuple[str, ...]]:
+    base = unwrapped(model)
+    config: Any = base.config.get_text_config()
+    device: torch.device = next(base.get_input_embeddings().parameters()).device
+    if getattr(config, "attention_dropout", 0.0):
+        return PAIR_BY_PAIR, ("attention dropout",)
+    if device.type == "cpu":
+        return "tiles", ()
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if device.type != "cuda" or dtype not in attention_cuda.HALVES:
+        return PAIR_BY_PAIR, (str(dtype).removeprefix("torch.") if device.type == "cuda" else device.type,)
+    found = attention_cuda.probe(device.index or 0, dtype, head_size)
+    return found.name or PAIR_BY_PAIR, found.refused
 
 
 def _eager(module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:

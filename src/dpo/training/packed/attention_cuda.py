@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dpo.errors import is_out_of_memory
+
 if TYPE_CHECKING:
     from dpo.training.packed.layout import PackedLayout
 
-_HALVES = (torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def usable(query: torch.Tensor, dropout: float) -> bool:
@@ -19,9 +22,9 @@ def usable(query: torch.Tensor, dropout: float) -> bool:
 
     fp32 and fp64, dropout, odd head sizes and devices that fail the check use SDPA pair by pair.
     """
-    if query.device.type != "cuda" or query.dtype not in _HALVES or dropout > 0.0:
+    if query.device.type != "cuda" or query.dtype not in HALVES or dropout > 0.0:
         return False
-    return _kernel(query.device.index or 0, query.dtype, query.shape[-1]) is not None
+    return probe(query.device.index or 0, query.dtype, query.shape[-1]).name is not None
 
 
 def packed_attention(
@@ -33,8 +36,7 @@ def packed_attention(
     sliding_window: int | None,
 ) -> torch.Tensor:
     """As `dpo.training.packed.attention.packed_attention`, for bf16 and fp16 on CUDA."""
-    kernel = _kernel(query.device.index or 0, query.dtype, query.shape[-1])
-    if kernel == "varlen":
+    if probe(query.device.index or 0, query.dtype, query.shape[-1]).name == "varlen":
         return _varlen(query, key, value, layout, scaling, sliding_window)
     return _flex(query, key, value, layout, scaling, sliding_window)
 
@@ -139,16 +141,33 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=True)
 
 
+@dataclass(frozen=True)
+class Probe:
+    """Which kernel serves, None for none, and what was found about those tried before it."""
+
+    name: str | None
+    refused: tuple[str, ...] = ()
+
+
 @cache
-def _kernel(device_index: int, dtype: torch.dtype, head_size: int) -> str | None:
-    """The first kernel that agrees with SDPA on a small packed row of this device, dtype and head size."""
+def probe(device_index: int, dtype: torch.dtype, head_size: int) -> Probe:
+    """The first kernel that agrees with SDPA on a small packed row of this device, dtype and head size.
+
+    Out of memory says nothing about a kernel: it is raised, and the next call asks again.
+    """
+    refused: list[str] = []
     for name, attend in (("varlen", _varlen), ("flex", _flex)):
         try:
             if _agrees(attend, torch.device("cuda", device_index), dtype, head_size):
-                return name
-        except Exception:  # noqa: BLE001, S112 - any failure of an optional kernel means: do not use it
-            continue
-    return None
+                return Probe(name, tuple(refused))
+            refused.append(f"{name} does not agree with a plain softmax")
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            # Any other failure of an optional kernel means: do not use it, and say so.
+            said = str(error).splitlines()
+            refused.append(f"{name}: {type(error).__name__}{f' ({said[0][:80]})' if said else ''}")
+    return Probe(None, tuple(refused))
 
 
 def _agrees(attend: Any, device: torch.device, dtype: torch.dtype, head_size: int) -> bool:

@@ -46,9 +46,9 @@ def sequence_log_probs(
     order = sorted(range(len(pairs)), key=lambda i: cost([pairs[i]], "packed"), reverse=True)
     # Several processes divide the cores among themselves, and may gather spread weights inside a forward.
     alone = packed and device.type == "cpu" and not torch.distributed.is_initialized()
-    workers = Workers.of(torch.get_num_threads() if alone else 1)
+    count = torch.get_num_threads() if alone else 1
     ordered = [pairs[i] for i in order]
-    groups = split(ordered, max(1, token_budget // workers.count), engine)
+    groups = split(ordered, max(1, token_budget // count), engine)
     casts, kind = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
 
     def score(group: list[TokenPair]) -> list[list[float]]:
@@ -70,7 +70,7 @@ def sequence_log_probs(
         return scores
 
     results: list[tuple[float, float]] = []
-    with scoring_mode(model):
+    with scoring_mode(model), Workers.of(count) as workers:
         for scores in workers.map(score, groups):
             results += [(chosen, rejected) for chosen, rejected in scores]
             if progress is not None:
