@@ -50,6 +50,18 @@ class Part:
     """Pairs it counts for in the means of a step."""
 
 
+class NoReference(torch.nn.Module):
+    """Stands where TRL wants a reference model: no weights, and nobody may ask it. Log-probs come with each pair."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, **inputs: Any) -> Any:
+        """Never called."""
+        raise AssertionError("the reference is not a model here")
+
+
 class Trainer(ResumableTrainer):
     """See the module's docstring. `reference` maps pair id to summed (chosen, rejected) log-probs."""
 
@@ -92,6 +104,8 @@ class Trainer(ResumableTrainer):
             model=model,
             args=args,
             peft_config=peft_config,
+            # Without an adapter TRL would load a reference of its own, from whatever `model.path` names by then.
+            ref_model=None if peft_config is not None else NoReference(model.config),
             processing_class=tokenizer,
             data_collator=lambda rows: {"pairs": [train_pairs[row["row"]] for row in rows]},
             # TRL insists on a Dataset; ours holds row numbers, the token ids stay in memory once.
