@@ -77,6 +77,7 @@ def test_both_sides_are_asked_and_truncation_is_counted(run: Path, server: Serve
     assert sorted(r["model"] for r in server.requests) == ["aligned"] * 6 + ["base"] * 6
     assert {r["max_tokens"] for r in server.requests} == {8}
     assert {r["top_k"] for r in server.requests} == {50}
+    assert all((r["stop_token_ids"], r["stop"]) == ([2], ["<|im_end|>"]) for r in server.requests)
     summary = json_file(folder / "summary.json")
     assert summary["answers"]["policy"]["truncated"] == 0
     assert summary["answers"]["baseline"]["truncated"] == 6

@@ -14,37 +14,49 @@ from typing import Any
 WORDS = "the cat dog sat ran on mat hill red blue slow fast and then home away bird sang low high".split()
 
 
-def make_model(folder: Path) -> Path:
-    """A two-layer Llama with a word-level ChatML tokenizer, safetensors."""
-    import torch
+def make_tokenizer(eos: str = "<|im_end|>") -> Any:
+    """A word-level ChatML tokenizer; base models often call another token their end than the template does."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     names = ["<unk>", "<|im_start|>", "<|im_end|>", "user", "assistant", "system", *WORDS]
+    if eos not in names:
+        names.append(eos)
     raw = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw,
         unk_token="<unk>",
         bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
+        eos_token=eos,
+        pad_token=eos,
     )
     tokenizer.chat_template = (
         "{% for m in messages %}{{ '<|im_start|> ' + m['role'] + '\n' + m['content'] + ' <|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|> assistant\n' }}{% endif %}"
     )
+    if eos != "<|im_end|>":
+        tokenizer.add_tokens(["<|im_end|>"], special_tokens=True)
+    return tokenizer
+
+
+def make_model(folder: Path, tokenizer: Any = None) -> Path:
+    """A two-layer Llama with `make_tokenizer`'s, safetensors."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tokenizer or make_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(names),
+        vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        eos_token_id=2,
+        eos_token_id=tokenizer.eos_token_id,
         bos_token_id=1,
-        pad_token_id=2,
+        pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
     )
     LlamaForCausalLM(config).save_pretrained(folder)

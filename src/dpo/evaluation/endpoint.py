@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -13,10 +13,13 @@ from dpo.evaluation.answers import Asked, Drawer, Prompt
 from dpo.evaluation.sides import POLICY
 
 
-def endpoint_drawer(endpoint: Endpoint, config: Evaluation) -> Drawer:
+def endpoint_drawer(endpoint: Endpoint, config: Evaluation, stops: Mapping[int, str]) -> Drawer:
     """Ask `endpoint.policy` and `endpoint.baseline` at `endpoint.base_url`; the client retries what may pass.
 
     The seed of each request is sent; whether it is honoured is the server's business.
+
+    Args:
+        stops: the tokens that end an answer and their texts; a server may know fewer than training taught.
     """
     try:
         import openai
@@ -37,7 +40,9 @@ def endpoint_drawer(endpoint: Endpoint, config: Evaluation) -> Drawer:
             temperature=config.temperature,
             max_tokens=config.max_new_tokens,
             seed=config.seed * 1000 + number,
-            extra_body={"top_k": config.top_k} if config.temperature > 0 else {},
+            # vLLM's word for control tokens; others read texts, four at most, and see control tokens as text.
+            stop=sorted(stops.values())[:4],
+            extra_body={"stop_token_ids": sorted(stops)} | ({"top_k": config.top_k} if config.temperature > 0 else {}),
         )
         choice = reply.choices[0]
         return {

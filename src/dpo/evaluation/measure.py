@@ -134,10 +134,13 @@ def _drawer(sides: Sides, config: Evaluation, prompts: Sequence[Prompt], context
         most = config.batch_size or batch_size(sides, longest + config.max_new_tokens)
         settings = {key: getattr(config, key) for key in ("temperature", "top_k", "max_new_tokens", "seed")}
         store = BaselineAnswers(cache_folder("answers") / "baseline.sqlite")
-        return store.remembering(local_drawer(sides, config, most), context, {**settings, "batch": most})
+        return store.remembering(
+            local_drawer(sides, config, most), context, {**settings, "batch": most, "stops": sorted(sides.stop_ids)}
+        )
     from dpo.evaluation.endpoint import endpoint_drawer
 
-    return endpoint_drawer(config.endpoint, config)
+    stops = sides.stop_ids
+    return endpoint_drawer(config.endpoint, config, {i: str(sides.tokenizer.convert_ids_to_tokens(i)) for i in stops})
 
 
 def _watch_device(ledger: Ledger, sides: Sides) -> None:
@@ -195,7 +198,7 @@ def _divergence_rows(
     ]
     rows = {row["prompt"]: row for row in folder.rows("divergence")}
     missing = [row for row in wanted if row["prompt"] not in rows]
-    stop = min(sides.stop_ids)
+    stop = sides.turn_end
     if missing:
         missing.sort(key=lambda row: len(row["ids"]))
         with StageProgress("KL from the reference", len(wanted), len(wanted) - len(missing)) as progress:

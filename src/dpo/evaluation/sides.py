@@ -11,6 +11,8 @@ from typing import Any
 from dpo.config.lora import FullTraining
 from dpo.config.schema import Config
 from dpo.modeling.policy import base_of, baseline, load_base, load_trained
+from dpo.modeling.tokenizer import stop_tokens
+from dpo.records.run import read_record
 
 POLICY, BASELINE = "policy", "baseline"
 SIDES = (POLICY, BASELINE)
@@ -24,6 +26,8 @@ class Sides:
     baseline: Any
     tokenizer: Any
     config: Config
+    end_id: int | None = None
+    """The token that training taught to end an answer, where the run recorded one."""
 
     @contextlib.contextmanager
     def use(self, side: str) -> Iterator[Any]:
@@ -43,10 +47,13 @@ class Sides:
 
     @property
     def stop_ids(self) -> set[int]:
-        """Tokens that end a turn: the tokenizer's and those of the model's generation settings."""
-        found = self.policy.generation_config.eos_token_id
-        ids = found if isinstance(found, list) else [found]
-        return {int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+        """Tokens that end a turn: the trained one, the tokenizer's and those of the model's generation settings."""
+        return stop_tokens(self.policy, self.tokenizer, self.end_id)
+
+    @property
+    def turn_end(self) -> int:
+        """The one of `stop_ids` that a finished answer ends with."""
+        return min(self.stop_ids) if self.end_id is None else self.end_id
 
 
 def load_sides(run: Path, compute: Any = None, quantized: bool = True) -> Sides:
@@ -65,4 +72,8 @@ def load_sides(run: Path, compute: Any = None, quantized: bool = True) -> Sides:
         install(baseline)
     # Scoring shares each prompt between chosen and rejected where the model is verified for it; else it pads.
     install(policy)
-    return Sides(policy, baseline, tokenizer, config)
+    sides = Sides(policy, baseline, tokenizer, config, read_record(run).get("end_of_turn"))
+    for model in (policy, baseline):
+        # For who generates with transformers' own loop: lm-eval.
+        model.generation_config.eos_token_id = sorted(sides.stop_ids)
+    return sides

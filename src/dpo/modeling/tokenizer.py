@@ -40,6 +40,14 @@ def load_tokenizer(folder: Path, fallback_template: str | None, templates: Path,
     return tokenizer
 
 
+def stop_tokens(model: Any, tokenizer: Any, end_id: int | None) -> set[int]:
+    """Tokens that end an answer: `end_id`, which the chat template puts behind one, and what model and tokenizer call
+    their end of sequence. Base models often know only the latter, chat templates only the former."""
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = found if isinstance(found, list) else [found]
+    return {int(i) for i in [*ids, tokenizer.eos_token_id, end_id] if i is not None}
+
+
 def check_vocabulary(folder: Path, tokenizer: Any) -> None:
     """Raise ConfigError when the model beside the tokenizer has no row for its last token."""
     path = folder / "config.json"

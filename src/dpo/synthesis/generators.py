@@ -46,10 +46,11 @@ class LocalGenerator(Generator):
 
     def draw(self, asked: Sequence[Prompt], done: set[int], progress: Callable[[int], None]) -> Iterator[Drawn]:
         """See Generator. Cost is device time, shared evenly by the answers of a batch."""
+        from dpo.data.tokens import Encoder
         from dpo.evaluation.generate import Sampling, sample
         from dpo.modeling.device import choose_compute
         from dpo.modeling.policy import load_base, templates
-        from dpo.modeling.tokenizer import load_tokenizer
+        from dpo.modeling.tokenizer import load_tokenizer, stop_tokens
 
         hardware, sampling = self._config.hardware, self._config.sampling
         compute = choose_compute(hardware.device, hardware.precision)
@@ -68,7 +69,7 @@ class LocalGenerator(Generator):
         while whole < len(order) and done.issuperset(order[whole : whole + sampling.batch_size]):
             whole += sampling.batch_size
         drawing = Sampling(sampling.temperature, sampling.top_k, sampling.max_new_tokens, self._config.seed)
-        stops = {tokenizer.eos_token_id, *_eos(model)}
+        stops = stop_tokens(model, tokenizer, Encoder(tokenizer, 2**20).end_id)
         batches = sample(
             model,
             ids,
@@ -97,11 +98,6 @@ class LocalGenerator(Generator):
                 for index, answer in zip(indices, answers, strict=True)
                 if index not in done
             ]
-
-
-def _eos(model: Any) -> list[int]:
-    found = model.generation_config.eos_token_id
-    return [] if found is None else found if isinstance(found, list) else [found]
 
 
 class EndpointGenerator(Generator):

@@ -96,6 +96,7 @@ def load_data(job: Job, base: Base) -> Prepared:
         data = prepare(job.config.dataset, base.tokenizer)
     write_json(job.run.folder / "data.json", data.report)
     job.run.record["fingerprints"]["data"] = data.fingerprint
+    job.run.record["end_of_turn"] = data.report["template"]["end_of_turn"]
     job.run.save()
     job.say(f"{len(data.train)} training pairs, {len(data.dev)} dev, {len(data.test)} test")
     return data

@@ -100,12 +100,13 @@ class Trainer(ResumableTrainer):
         # TRL's loss keeps its state on the trainer: one micro-batch at a time, forwards and backwards excepted.
         self._turn = threading.Lock()
         self._step_rows: list[str] = []
+        # Without an adapter TRL would load a reference of its own, from whatever the config's name is then.
+        no_reference: Any = None if peft_config is not None else NoReference(model.config)
         super().__init__(
             model=model,
             args=args,
             peft_config=peft_config,
-            # Without an adapter TRL would load a reference of its own, from whatever `model.path` names by then.
-            ref_model=None if peft_config is not None else NoReference(model.config),
+            ref_model=no_reference,
             processing_class=tokenizer,
             data_collator=lambda rows: {"pairs": [train_pairs[row["row"]] for row in rows]},
             # TRL insists on a Dataset; ours holds row numbers, the token ids stay in memory once.

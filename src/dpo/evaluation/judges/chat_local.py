@@ -12,6 +12,7 @@ from dpo.config.judges import JudgeModel
 from dpo.evaluation.judges.chat import Reply
 from dpo.evaluation.judges.loading import resolve_judge
 from dpo.evaluation.judges.rubric import Question
+from dpo.modeling.tokenizer import stop_tokens
 
 REASON = '{"reason": "'
 MARGIN = 64  # tokens of room a reply needs besides its reason
@@ -59,7 +60,7 @@ class LocalChat:
         asked = [i for i in prompts if "reason" in questions[i].schema["properties"]]
         ids = [prompts[i] + encoder.codec.encode(REASON) for i in asked]
         sampling = Sampling(self._temperature, len(tokenizer), self._max_tokens, 0)
-        stops = {encoder.end_id, tokenizer.eos_token_id, *_eos(model)} - {None}
+        stops = stop_tokens(model, tokenizer, encoder.end_id)
         seeds = [str(questions[i].seed) for i in asked]
         batches = sample(model, ids, sampling, stops, tokenizer.pad_token_id, self._config.batch_size, row_seeds=seeds)
         for part, answers in batches:
@@ -133,8 +134,3 @@ def _pick(scores: Sequence[float], temperature: float, draw: random.Random) -> i
 
     weights = [math.exp((score - scores[best]) / temperature) for score in scores]
     return draw.choices(range(len(scores)), weights)[0]
-
-
-def _eos(model: Any) -> list[int]:
-    found = model.generation_config.eos_token_id
-    return [] if found is None else found if isinstance(found, list) else [found]
