@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from dpo.records.overview import find_runs, run_status
-from dpo.records.run import process_mark
+from dpo.records.process import process_mark
 
 
 def _write(folder: Path, **changes: Any) -> Path:

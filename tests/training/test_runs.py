@@ -127,6 +127,15 @@ def test_a_signal_ends_truthfully_and_continues(inputs, undisturbed, place, numb
     assert tiny.outcome(tmp_path) == undisturbed("lora")
 
 
+def test_a_signal_while_a_run_is_called_complete_changes_nothing(inputs, tmp_path):
+    more = ("lora=lora", "dpo.max_steps=1", "dpo.eval_every=0")
+    code, output = tiny.run("train", tiny.arguments(*inputs, *more), tmp_path, ("last word", 1, tiny.TERM))
+    folder, record = tiny.record(tmp_path)
+    assert code == 0, output
+    assert (record["status"], record["exit_code"]) == ("complete", 0)
+    assert (folder / "adapter").is_dir()
+
+
 def newest(run: Path) -> int | None:
     """The step of a run's newest intact checkpoint."""
     from dpo.training import checkpoints

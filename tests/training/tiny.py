@@ -194,6 +194,7 @@ def _signal_at(place: str, number: int, signum: int) -> None:
     import dpo.modeling.policy as policy
     import dpo.training.stages as stages
     from dpo.evaluation.folder import EvaluationFolder
+    from dpo.records.run import Run
     from dpo.training.trainer import Trainer
 
     owner: Any
@@ -207,6 +208,7 @@ def _signal_at(place: str, number: int, signum: int) -> None:
         "load": (stages, "load_base"),
         "reference": (stages, "sequence_log_probs"),
         "final": (Trainer, "save_weights"),
+        "last word": (Run, "finish"),
         "drift": (stages, "check_start"),
         "silent": (Trainer, "_get_grad_norm"),
         "rows": (EvaluationFolder, "append"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """`write_text` of indented JSON; NaN is refused, so that any reader can parse it."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_regular(path: Path, most: int = 64 << 20) -> bytes:
+    """The bytes of a file; raises OSError for a device or a pipe, which might never end, and beyond `most` bytes."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a file", str(path))
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"more than {most >> 20} MiB", str(path))
+        return file.read(most)
 
 
 def sync_folder(folder: Path) -> None:

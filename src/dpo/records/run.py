@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import json
 import os
 import platform
@@ -9,7 +12,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -19,116 +24,127 @@ from typing import Any
 import psutil
 
 from dpo.errors import CheckpointError, ConfigError
-from dpo.records.files import write_json, write_text
+from dpo.records.files import read_regular, write_json, write_text
+from dpo.records.owner import Lost, Owner
+from dpo.records.process import is_alive, is_alive_elsewhere, process_mark
 from dpo.records.redaction import redact
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "hydra-core", "wandb")
+LEFTOVER_SECONDS = 3600.0
 
 
 def outputs_root() -> Path:
     """Where runs land: $DPO_OUTPUTS, else outputs/ of the current folder."""
-    return Path(os.environ.get("DPO_OUTPUTS", "outputs"))
-
-
-def is_alive(record: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote a run.json still lives; a reused pid is told apart by when it started."""
-    if record.get("host") != socket.gethostname():
-        return False
-    try:
-        process = psutil.Process(int(record["pid"]))
-        if record.get("pid_mark") is not None:
-            same = process_mark(process.pid) == record["pid_mark"]
-        else:
-            same = abs(process.create_time() - float(record["pid_started"])) < 1.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        return False
-
-
-def process_mark(pid: int) -> str | None:
-    """Boot and start tick of a process, which no other has; None off Linux. A start time by the clock moves with it."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return f"{boot}:{stat.rpartition(')')[2].split()[19]}"
+    return Path(os.environ.get("DPO_OUTPUTS") or "outputs").expanduser()
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """run.json of a folder; raises CheckpointError when it is missing or torn."""
+    """run.json of a folder; raises ConfigError when there is none, CheckpointError when it is torn or no record."""
+    path = folder / "run.json"
     try:
-        record = json.loads((folder / "run.json").read_text())
-    except FileNotFoundError:
+        record = json.loads(read_regular(path))
+    except (FileNotFoundError, NotADirectoryError):
         runs = sorted(path.parent.name for path in folder.glob("*/run.json"))
         hint = f"\nname one of the runs in it: {', '.join(runs[:6])}" if runs else ""
         raise ConfigError(f"{folder}: no run.json in it, so it is not a run directory{hint}") from None
-    except ValueError:
-        raise CheckpointError(f"{folder}/run.json: not readable as JSON") from None
-    assert isinstance(record, dict)
+    except OSError as error:
+        raise CheckpointError(f"{path}: not readable ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path}: not readable as JSON") from None
+    if not isinstance(record, dict) or not isinstance(record.get("status"), str):
+        raise CheckpointError(f"{path}: not a run's record")
     return record
 
 
 def state_of(record: Mapping[str, Any]) -> str:
     """The truthful state: a run whose process is gone is `killed`, whatever its file still says."""
     status = str(record["status"])
-    return "killed" if status == "running" and not is_alive(record) else status
+    alive = is_alive(record) or is_alive_elsewhere(record)
+    return "killed" if status == "running" and not alive else status
 
 
-def choose_folder(name: str, fingerprint: str, resume: str) -> tuple[Path, bool]:
-    """Decide the run directory: (folder, whether it is continued).
+@dataclass(frozen=True)
+class Facts:
+    """What a start writes into its run directory: the config as YAML, its fingerprint, the seed."""
 
-    auto: the newest unfinished run of this name and fingerprint that no live process writes to; never: a new
-    one; else the folder given.
-    """
-    if resume not in ("auto", "never"):
-        folder = Path(resume).expanduser()
-        record = read_record(folder)
-        if record["status"] == "running" and is_alive(record):
-            raise ConfigError(f"resume={resume}: process {record['pid']} is still running it")
-        if record["status"] == "complete":
-            raise ConfigError(f"resume={resume}: this run is complete; use resume=never for a new one")
-        return folder, True
-    root = outputs_root() / name
-    if resume == "auto":
-        for folder in sorted(root.glob(f"*-{fingerprint}"), reverse=True):
-            record = read_record(folder)
-            if state_of(record) not in ("complete", "running"):
-                return folder, True
-    return new_folder(root, fingerprint), False
-
-
-def new_folder(root: Path, fingerprint: str) -> Path:
-    """A free <root>/<time>-<fingerprint>; two starts in one second get different seconds."""
-    stamp = time.time()
-    while True:
-        folder = root / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(stamp))}-{fingerprint}"
-        if not folder.exists():
-            return folder
-        stamp += 1
+    config_yaml: str
+    fingerprint: str
+    seed: int
 
 
 @dataclass
 class Run:
-    """One run directory, written by this process."""
+    """One run directory, written by this process. `owner` is its hold on it; without one, another process has it."""
 
     folder: Path
     record: dict[str, Any] = field(default_factory=dict)
+    owner: Owner | None = None
+
+    def __post_init__(self) -> None:
+        self._writing = threading.RLock()
+        self._written = "{}"
 
     @classmethod
-    def open(cls, folder: Path, continued: bool, config_yaml: str, fingerprint: str, seed: int) -> Run:
-        """Start (or continue) writing: config.yaml and run.json with a new attempt."""
+    def begin(cls, root: Path, name: str | None, facts: Facts) -> Run:
+        """A new run directory under `root`: `name`, or, when None, the first free <time>-<fingerprint>.
+
+        Written aside and renamed, which fails where there is something already: a run directory never lacks its
+        run.json, and of two starts each gets its own. Raises FileExistsError when `name` is taken.
+        """
         now = time.time()
-        fresh: dict[str, Any] = {"created": now, "attempts": [], "fingerprints": {}}
-        record = read_record(folder) if continued else fresh
+        sweep_up(root, now)
+        aside = root / f".starting-{uuid.uuid4().hex}"
+        aside.mkdir(parents=True)
+        run = cls(aside, {"created": now, "attempts": [], "fingerprints": {}}, Owner(aside))
+        try:
+            run._attempt(facts, now)
+            run.folder = run._named(root, name, facts, now)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        return run
+
+    def _named(self, root: Path, name: str | None, facts: Facts, now: float) -> Path:
+        """Rename what was written aside."""
+        for number in itertools.count():
+            stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now + number))
+            folder = root / (name or f"{stamp}-{facts.fingerprint}")
+            try:
+                self.folder.rename(folder)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                if name is not None:
+                    raise FileExistsError(errno.EEXIST, "is there already", str(folder)) from None
+            else:
+                return folder
+        raise AssertionError("unreachable")
+
+    @classmethod
+    def go_on(cls, folder: Path, owner: Owner | None, facts: Facts) -> Run:
+        """Continue a run that this process owns, or (`owner` None) that its parent has just begun or continued."""
+        run = cls(folder, read_record(folder), owner)
+        for key, kind in (("attempts", list), ("fingerprints", dict)):
+            if not isinstance(run.record.get(key), kind):
+                raise CheckpointError(f"{folder}/run.json: not a run's record: {key} is damaged")
+        if owner is None:
+            run.record["attempts"].pop()
+        else:
+            for left in folder.glob(".*.tmp"):  # by a write that was killed: all of the folder is ours now
+                left.unlink()
+        run._attempt(facts, time.time())
+        return run
+
+    def _attempt(self, facts: Facts, now: float) -> None:
+        record, process = self.record, psutil.Process()
         if record["attempts"] and record["attempts"][-1].get("ended") is None:
             record["attempts"][-1] |= {"ended": record.get("updated", now), "status": "killed"}
-        process = psutil.Process()
         record |= {
             "status": "running",
             "reason": None,
             "exit_code": None,
             "command": redact(" ".join([Path(sys.executable).name, *sys.orig_argv[1:]])),
+            "owner": self.owner.name if self.owner is not None else record.get("owner"),
             "pid": process.pid,
             "pid_started": process.create_time(),
             "pid_mark": process_mark(process.pid),
@@ -137,31 +153,41 @@ class Run:
             "updated": now,
             "step": record.get("step", 0),
             "max_steps": record.get("max_steps"),
-            "seed": seed,
+            "seed": facts.seed,
             "git": git_state(),
             "versions": {"python": platform.python_version(), **_versions()},
             "parent": os.environ.get("DPO_SWEEP"),
         }
-        record["fingerprints"]["config"] = fingerprint
+        record["fingerprints"]["config"] = facts.fingerprint
         record["attempts"].append({"started": now, "ended": None, "status": "running", "from_step": 0})
-        if continued:
-            write_text(folder / "config.yaml", config_yaml)
-            run = cls(folder, record)
-            run.save()
-            return run
-        # Written aside and renamed: a run directory never lacks its run.json.
-        aside = folder.with_name(f".starting-{process.pid}")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        write_text(aside / "config.yaml", config_yaml)
-        write_json(aside / "run.json", record)
-        aside.rename(folder)
-        return cls(folder, record)
+        write_text(self.folder / "config.yaml", facts.config_yaml)
+        self._write()
+
+    def _write(self) -> None:
+        with self._writing:
+            self.record["updated"] = time.time()
+            self._written = json.dumps(self.record)
+            write_json(self.folder / "run.json", self.record)
 
     def save(self) -> None:
-        """Write run.json."""
-        self.record["updated"] = time.time()
-        write_json(self.folder / "run.json", self.record)
+        """Write run.json; raises Lost when the run has been taken over."""
+        self._check_owner()
+        self._write()
+
+    def sign_of_life(self) -> None:
+        """Renew `updated` in run.json, from any thread: what the record holds by now is for `save` to write."""
+        with self._writing:
+            self._check_owner()
+            write_json(self.folder / "run.json", json.loads(self._written) | {"updated": time.time()})
+
+    def _check_owner(self) -> None:
+        # Another machine, which the lock may not reach, believed this process dead: one that was suspended, say.
+        try:
+            found = read_record(self.folder)
+        except (ConfigError, CheckpointError):
+            return  # damaged by others; written anew
+        if found.get("owner") != self.record.get("owner"):
+            raise Lost(f"{self.folder}: process {found.get('pid')} on {found.get('host')} has taken this run over")
 
     def update(self, **values: Any) -> None:
         """Change top-level keys of run.json and write it."""
@@ -169,9 +195,11 @@ class Run:
         self.save()
 
     def finish(self, status: str, reason: str | None, exit_code: int) -> None:
-        """The last word: complete, interrupted, failed, diverged, out_of_memory, disk_full."""
+        """The last word: complete, interrupted, failed, diverged, out_of_memory, disk_full. The run is free then."""
         self.record["attempts"][-1] |= {"ended": time.time(), "status": status}
         self.update(status=status, reason=redact(reason) if reason else None, exit_code=exit_code)
+        if self.owner is not None:
+            self.owner.release()
 
     def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl."""
@@ -201,6 +229,14 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):  # a line torn by a kill
         return float("inf")
+
+
+def sweep_up(root: Path, now: float) -> None:
+    """Remove what starts that were killed before they had a run directory left under `root`."""
+    for left in root.glob(".starting-*"):
+        with contextlib.suppress(OSError):
+            if now - left.stat().st_mtime > LEFTOVER_SECONDS:
+                shutil.rmtree(left)
 
 
 def git_state() -> dict[str, Any] | None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from dpo.errors import ConfigError
 from dpo.records.files import write_json
+from dpo.records.process import is_alive
 from dpo.records.read import RunFiles, json_file, read_run
-from dpo.records.run import is_alive
 from dpo.records.tables import clean
 
 Row = dict[str, Any]
@@ -31,6 +31,7 @@ class Outcome:
     host: str
     pid: int
     pid_started: float
+    pid_mark: str | None = None
 
     @property
     def alive(self) -> bool:

@@ -9,12 +9,14 @@ import uuid
 
 import psutil
 
+from dpo.records.process import process_mark
+
 FOREIGN_SECONDS = 3600.0
 """A claim from another host cannot be checked; after this long it counts as abandoned."""
 
 
 class Owner:
-    """This process as `host|pid|start time|nonce`; the nonce tells two uses within one process apart."""
+    """This process as `host|pid|start|nonce`; the nonce tells two uses within one process apart."""
 
     def __init__(self) -> None:
         self._nonce = uuid.uuid4().hex
@@ -29,7 +31,7 @@ class Owner:
 
     @staticmethod
     def is_alive(name: str, taken: float) -> bool:
-        """False once the process that wrote `name` is gone (a reused pid has another start time)."""
+        """False once the process that wrote `name` is gone (a reused pid has another start)."""
         try:
             host, pid, started, nonce = name.split("|")
             if host != socket.gethostname():
@@ -45,7 +47,8 @@ _LIVE: set[str] = set()
 
 
 def _started(pid: int) -> str:
+    """What no other process has: not the start by the clock, which moves when the clock is set."""
     process = psutil.Process(pid)
     if process.status() == psutil.STATUS_ZOMBIE:
         raise psutil.NoSuchProcess(pid)
-    return f"{process.create_time():.2f}"
+    return process_mark(pid) or f"{process.create_time():.2f}"

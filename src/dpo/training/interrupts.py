@@ -22,7 +22,7 @@ class Interrupts:
     def __init__(self, echo_seconds: float = 0.0) -> None:
         self.pending: int | None = None
         self._echo_seconds, self._came = echo_seconds, -float("inf")
-        self._deferred = False
+        self._deferred = self._over = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -35,6 +35,8 @@ class Interrupts:
             signal.signal(number, previous)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._over:
+            return
         before, self._came = self._came, time.monotonic()
         if self._deferred and self.pending is None:
             self.pending = number
@@ -42,6 +44,11 @@ class Interrupts:
         if self._came - before < self._echo_seconds:
             return
         raise Interrupted(number)
+
+    def over(self) -> None:
+        """All that was to be done is done: a signal changes nothing from here on, nor does one that is pending."""
+        self._over = True
+        self.pending = None
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:

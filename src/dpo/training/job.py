@@ -15,11 +15,15 @@ from dpo.config.parse import fingerprint
 from dpo.config.read import config_yaml
 from dpo.config.schema import Config
 from dpo.records.ledger import Ledger
-from dpo.records.run import Run, choose_folder
+from dpo.records.opening import join, open_given, open_run
+from dpo.records.owner import Lost, signs_of_life
+from dpo.records.run import Facts, Run
 from dpo.training.interrupts import Interrupts
 from dpo.training.ranks import ALONE, LostRank, Ranks
 
 STATUS_OF = {5: "diverged", 6: "out_of_memory", 7: "disk_full", 130: "interrupted", 143: "interrupted"}
+OWNER = "DPO_RUN_OWNER"
+"""Set in ranks whose parent holds the run directory, to the name it holds it by."""
 ECHO_SECONDS = 1.0
 """A cluster's signal reaches a rank twice, from its launcher and from the scheduler: within this time it is one."""
 
@@ -45,6 +49,9 @@ class Follower(Run):
     def save(self) -> None:
         """Nothing."""
 
+    def sign_of_life(self) -> None:
+        """Nothing."""
+
     def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Nothing."""
 
@@ -59,13 +66,16 @@ class FollowersLedger(Ledger):
         """Nothing."""
 
 
-def choose(config: Config) -> tuple[Path, bool]:
-    """The run directory, and whether a run in it is continued."""
+def open_here(config: Config) -> tuple[Run, bool]:
+    """The run directory of this process, owned by it, and whether a run in it is continued."""
+    facts = Facts(config_yaml(config), fingerprint(config), config.seed)
     # A sweep, or whoever starts several ranks, decides the folder and says so in the environment.
-    given = os.environ.get("DPO_RUN_FOLDER")
+    given, owner = os.environ.get("DPO_RUN_FOLDER"), os.environ.pop(OWNER, None)
+    if given and owner:
+        return join(Path(given), owner, facts)
     if given:
-        return Path(given), (Path(given) / "run.json").is_file()
-    return choose_folder(config.name, fingerprint(config), config.resume)
+        return open_given(Path(given), facts)
+    return open_run(config.name, config.resume, facts, lambda line: print(line, flush=True))
 
 
 def begin(config: Config, ranks: Ranks) -> tuple[Run, bool]:
@@ -76,12 +86,11 @@ def begin(config: Config, ranks: Ranks) -> tuple[Run, bool]:
             raise LostRank("rank 0 could not open the run directory")
         return Follower(told[0], told[2]), told[1]
     try:
-        folder, continued = choose(config)
-        run = Run.open(folder, continued, config_yaml(config), fingerprint(config), config.seed)
+        run, continued = open_here(config)
     except BaseException:
         ranks.from_first(None)
         raise
-    ranks.from_first((folder, continued, run.record))
+    ranks.from_first((run.folder, continued, run.record))
     return run, continued
 
 
@@ -94,10 +103,10 @@ def open_job(config: Config, ranks: Ranks = ALONE) -> Iterator[Job]:
     job = Job(config, run, ledger, Interrupts(0.0 if ranks.size == 1 else ECHO_SECONDS), ranks)
     job.say(f"run directory {folder}{' (continued)' if continued else ''}")
     try:
-        with job.interrupts:
+        with job.interrupts, signs_of_life(run.sign_of_life):
             yield job
-            with job.interrupts.deferred():
-                run.finish("complete", None, 0)
+            job.interrupts.over()
+            run.finish("complete", None, 0)
     except BaseException as error:
         if ranks.size > 1:
             # A launcher tells the ranks that are left to stop; this one is about to, and has a last word to write.
@@ -106,7 +115,7 @@ def open_job(config: Config, ranks: Ranks = ALONE) -> Iterator[Job]:
         said = str(translate(error) or error)
         reason = said.splitlines()[0] if said else type(error).__name__
         # A full disk may refuse even this line; run.json then still says running, and its dead pid says killed.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, Lost):
             run.finish(STATUS_OF.get(code, "failed"), reason, code)
         raise
     job.say(f"done: {folder}")

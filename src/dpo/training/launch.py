@@ -21,7 +21,8 @@ from typing import IO, TYPE_CHECKING, Any
 from dpo.config.entry import HYDRA
 from dpo.config.hardware import Device, Parallel
 from dpo.errors import ConfigError
-from dpo.records.run import Run, is_alive, read_record
+from dpo.records.process import is_alive
+from dpo.records.run import Run, read_record
 from dpo.training.plans import compose
 
 if TYPE_CHECKING:
@@ -120,20 +121,21 @@ class _Rank:
 def run(config: Config) -> Path:
     """Start one process a device on this command line, wait for all, and exit with the code of the run.
 
-    The run directory is chosen here and handed to the ranks. Returns it when all went well.
+    The run directory is opened and held here and handed to the ranks. Returns it when all went well.
     """
-    from dpo.training.job import choose
+    from dpo.training.job import OWNER, open_here
 
     count = count_processes(config.hardware)
     plan = compose(config, count)
-    folder, _ = choose(config)
+    held, _ = open_here(config)
+    folder, owner = held.folder, held.record["owner"]
     arguments = [argument for argument in sys.argv[1:] if argument not in HYDRA]
     print(plan.line, flush=True)
     ranks: list[_Rank] = []
     minder = _Minder(ranks)
     with minder:
         for number in range(count):
-            environment = {**plan.environment, "DPO_RUN_FOLDER": str(folder), STARTED: str(os.getpid())}
+            environment = {**plan.environment, "DPO_RUN_FOLDER": str(folder), OWNER: owner, STARTED: str(os.getpid())}
             environment |= dict(zip(RANK_VARIABLES, map(str, (number, number, count, count)), strict=True))
             output = tempfile.TemporaryFile() if number else None  # noqa: SIM115 - read when the rank has ended
             process = subprocess.Popen(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from dpo.records.process import process_mark
 from dpo.records.run import read_record, state_of
 from dpo.records.sweeps import Outcome, read_outcome, write_outcome
 from dpo.training.follow import VARIABLE
@@ -81,8 +82,8 @@ class Task:
                 # Its own group: Ctrl-C reaches the sweep alone, which passes it on once.
                 start_new_session=True,
             )
-        born = psutil.Process(process.pid).create_time()
-        write_outcome(self.root, self.name, Outcome(phase, None, socket.gethostname(), process.pid, born))
+        born, mark = psutil.Process(process.pid).create_time(), process_mark(process.pid)
+        write_outcome(self.root, self.name, Outcome(phase, None, socket.gethostname(), process.pid, born, mark))
         return process
 
     def ended(self, code: int) -> None:
