@@ -146,7 +146,7 @@ def test_headers_that_overlap_or_leave_gaps_are_refused(tmp_path: Path) -> None:
 
     assert read_header(write((0, 4), (4, 8)))["t1"].numel == 4
     for spans in (((0, 5), (4, 8)), ((0, 3), (4, 8)), ((0, 4),), ((0, 4), (4, 9))):
-        with pytest.raises(ValueError, match=r"byte|holds"):
+        with pytest.raises(ValueError, match=r"byte|describes"):
             read_header(write(*spans))
 
 

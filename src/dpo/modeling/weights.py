@@ -8,17 +8,21 @@ import hashlib
 import json
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from dpo.errors import ConfigError, NetworkError, Refused
 from dpo.modeling.cache import cache_folder
 from dpo.modeling.embedded import embedded_folder
-from dpo.modeling.safetensors_header import read_header
+from dpo.records.safetensors import read_header
 
 HUB_SECONDS = 5.0
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+SHA256 = re.compile(r"[0-9a-f]{64}")
+# The coarsest clock of a file system in use (FAT's) ticks every two seconds.
+SETTLED_SECONDS = 3.0
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 HINTS = {
     "model.path": "use model=smollm2_135m (embedded, works offline) or model=custom model.path=FOLDER",
@@ -89,7 +93,7 @@ def check_folder(folder: Path, source: str, remote_code: bool = False) -> None:
     check_safetensors(folder, f"model.path={source}")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ConfigError(f"model.path={source}: its config.json cannot be read as JSON ({error})") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ConfigError(f"model.path={source}: its config.json names no model_type")
@@ -109,12 +113,12 @@ def check_safetensors(folder: Path, what: str) -> None:
         try:
             read_header(path)
         except (ValueError, OSError) as error:
-            raise ConfigError(f"{what}: {path.name} {error}") from None
+            raise ConfigError(f"{what}: {path.name}: {error}") from None
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
             raise ConfigError(f"{what}: its {index.name} cannot be read") from None
         missing = sorted(str(name) for name in named - {path.name for path in files})
         if missing:
@@ -205,7 +209,7 @@ def find_on_hub(repo: str, revision: str, key: str) -> tuple[Path | None, str]:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over config and weights, 16 hex digits. File hashes are remembered by path, size and time."""
+    """SHA-256 over the contents of config and weights, 16 hex digits."""
     total = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
         total.update(f"{path.name}:{file_hash(path)}\n".encode())
@@ -213,18 +217,27 @@ def fingerprint(folder: Path) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, remembered by path, size and time."""
-    real = path.resolve()
-    stat = real.stat()
-    key = hashlib.sha256(f"{real}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()
+    """SHA-256 of a file's bytes, remembered for as long as the file is untouched.
+
+    Touched is what the kernel says: the time an inode changed cannot be set back, while size and modification time
+    survive `touch -r` and `cp -p`. Just after a change another one would bear the same time, so nothing is remembered.
+    """
+    stat = path.stat()
+    facts = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    key = hashlib.sha256(repr(facts).encode()).hexdigest()
     memo = cache_folder("hashes") / f"{key}.json"
     try:
-        known = json.loads(memo.read_text())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        with real.open("rb") as file:
-            known = hashlib.file_digest(file, "sha256").hexdigest()
+        known = str(json.loads(memo.read_text())["sha256"])
+        if SHA256.fullmatch(known):
+            return known
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    with path.open("rb") as file:
+        known = hashlib.file_digest(file, "sha256").hexdigest()
+        after = os.fstat(file.fileno())
+    same = (after.st_ino, after.st_size, after.st_ctime_ns) == (stat.st_ino, stat.st_size, stat.st_ctime_ns)
+    if same and time.time() - stat.st_ctime > SETTLED_SECONDS:
         aside = memo.with_name(f"{memo.name}.{os.getpid()}")
-        aside.write_text(json.dumps({"sha256": known, "path": str(real)}))
+        aside.write_text(json.dumps({"sha256": known, "path": str(path)}))
         aside.replace(memo)
-    assert isinstance(known, str)
     return known
