@@ -118,7 +118,7 @@ def test_a_model_with_several_outputs_needs_the_name_of_its_reward(tmp_path: Pat
 
 def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
     folder = tiny.make_model(tmp_path / "model")
-    with pytest.raises(ConfigError, match=r"not a sequence classifier: it has no score\.weight"):
+    with pytest.raises(ConfigError, match=r"not a whole sequence classifier: 1 tensor missing: score\.weight"):
         _judged(build(replace(SETTINGS, path=str(folder))), _items(1))
 
 

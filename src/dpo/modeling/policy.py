@@ -13,10 +13,12 @@ from dpo.config.folder import conf_folder
 from dpo.config.lora import FullTraining, Lora, Quantization, Trainable
 from dpo.config.read import read_config
 from dpo.config.schema import Config
-from dpo.errors import CheckpointError, ConfigError, Refused
+from dpo.errors import CheckpointError, ConfigError, DpoError, Refused
 from dpo.modeling.device import Compute, choose_compute
 from dpo.modeling.footprint import footprint
+from dpo.modeling.loading import load_counted
 from dpo.modeling.tokenizer import load_tokenizer
+from dpo.modeling.trained_adapter import put_on
 from dpo.modeling.weights import Weights, resolve
 from dpo.records.run import read_record
 
@@ -26,26 +28,33 @@ TRUST = "DPO_TRUST_REMOTE_CODE"
 
 
 def load_base(
-    weights: Weights, quantization: Quantization | None, compute: Compute, attention: str, trainable: bool = False
+    weights: Weights,
+    quantization: Quantization | None,
+    compute: Compute,
+    attention: str,
+    trainable: bool = False,
+    error: type[DpoError] = ConfigError,
 ) -> Any:
     """Load the causal language model on its device; safetensors only, code of its own only where it is trusted.
 
     A base that trains (full fine-tuning) is held in fp32 so that small updates are not rounded away; a frozen one
-    in the compute type. Raises ConfigError when transformers has no such causal model.
+    in the compute type. Raises ConfigError when transformers has no such causal model, `error` when it lacks tensors.
     """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
+    model = load_counted(
+        AutoModelForCausalLM,
         weights.folder,
+        weights.named,
+        error,
         config=model_config(weights),
         dtype=torch.float32 if trainable else compute.dtype,
         quantization_config=quantization_config(quantization, compute),
         attn_implementation=attention,
         device_map={"": 0 if compute.device == "cuda" else compute.device},
-        use_safetensors=True,
         trust_remote_code=weights.remote_code,
     )
     model.config.use_cache = False
@@ -57,7 +66,7 @@ def model_config(weights: Weights) -> Any:
     """transformers' config of a causal language model; raises ConfigError or Refused (it needs code of its own)."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    what = f"model.path={weights.source}"
+    what = weights.named
     raw = json.loads((weights.folder / "config.json").read_text(encoding="utf-8"))
     try:
         config = AutoConfig.from_pretrained(weights.folder, trust_remote_code=weights.remote_code)
@@ -177,8 +186,6 @@ def load_trained(run: Path, compute: Compute | None = None, quantized: bool = Tr
     For an adapter the model is a PeftModel: inside `with baseline(model)` it is the unaligned start.
     Raises CheckpointError when the run has no final weights, Refused when they need code that is not trusted here.
     """
-    from peft import PeftModel
-
     config = read_config(run / "config.yaml")
     final = final_weights(run)
     _check_trusted_here(run, config)
@@ -186,8 +193,8 @@ def load_trained(run: Path, compute: Compute | None = None, quantized: bool = Tr
     attention = config.hardware.attention
     if isinstance(config.lora, FullTraining):
         tokenizer = load_tokenizer(final, None, templates())
-        folder = Weights(final, str(final), None, "")
-        model = load_base(folder, None, compute, attention)
+        folder = Weights(final, str(final), None, "", key="")
+        model = load_base(folder, None, compute, attention, error=CheckpointError)
     else:
         weights = base_of(run, config)
         # Code is trusted where its commit is pinned, not in the run directory.
@@ -198,9 +205,9 @@ def load_trained(run: Path, compute: Compute | None = None, quantized: bool = Tr
         if quantization is not None and compute.device == "cpu" and _fits_dequantized(model):
             # The same numbers, dequantized once instead of at every token: each linear multiplies by these very values.
             model = model.dequantize()
-        model = PeftModel.from_pretrained(model, final, use_safetensors=True)
-        if (run / REFERENCE).is_dir():
-            model.load_adapter(run / REFERENCE, REFERENCE, use_safetensors=True)
+        model = put_on(model, final)
+        if config.model.adapter is not None:
+            model = put_on(model, run / REFERENCE, REFERENCE)
     model.eval()
     if compute.device == "cpu":
         keep_quantized_in_train_mode(model)

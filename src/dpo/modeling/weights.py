@@ -34,7 +34,7 @@ HINTS = {
 class Weights:
     """A local folder of weights. `source` is what the user asked for, `revision` the resolved hub commit if any.
 
-    `remote_code`: the user trusts the Python code that came with this very commit.
+    `remote_code`: the user trusts the Python code that came with this very commit. `key`: which config key asked.
     """
 
     folder: Path
@@ -42,6 +42,12 @@ class Weights:
     revision: str | None
     fingerprint: str
     remote_code: bool = False
+    key: str = "model.path"
+
+    @property
+    def named(self) -> str:
+        """How errors name them."""
+        return f"{self.key}={self.source}" if self.key else self.source
 
 
 def resolve(path: str, revision: str, remote_code: bool = False) -> Weights:

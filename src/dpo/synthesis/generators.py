@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from typing import Any
 
 from dpo.config.synthesize import GeneratorEndpoint, SamplingConfig, Synthesize
@@ -38,7 +39,8 @@ class LocalGenerator(Generator):
         from dpo.modeling.weights import resolve
 
         self._config = config
-        self._weights = resolve(config.generator.path, config.generator.revision, config.generator.trust_remote_code)
+        named = resolve(config.generator.path, config.generator.revision, config.generator.trust_remote_code)
+        self._weights = replace(named, key="generator.path")
         self.provenance = {
             "generator": config.generator.path,
             "generator_revision": self._weights.revision or self._weights.fingerprint,

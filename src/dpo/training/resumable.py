@@ -10,6 +10,7 @@ from typing import Any
 
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from dpo.modeling.trained_adapter import check_counted
 from dpo.training import checkpoints
 from dpo.training.engine import Engine
 from dpo.training.ranks import Ranks
@@ -84,6 +85,10 @@ class ResumableTrainer(DPOTrainer):
             model.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        whole = self.accelerator.unwrap_model(self.model)
+        if hasattr(whole, "peft_config"):
+            # PEFT and the Trainer leave a tensor that is not in the file as it was, and only warn.
+            check_counted(whole, Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         window = self.ranks.own_folder(Path(resume_from_checkpoint)) / WINDOW
         # Missing only where another number of ranks continues, at the user's explicit word.

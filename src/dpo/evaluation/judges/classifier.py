@@ -25,6 +25,7 @@ class Classifier:
 
         from dpo.config.hardware import Device, Precision
         from dpo.modeling.device import choose_compute
+        from dpo.modeling.loading import load_counted
         from dpo.modeling.policy import quantization_config
 
         logging.disable_progress_bar()
@@ -34,18 +35,15 @@ class Classifier:
         if bits is not None:
             # The head is small and its rounding would be the score's.
             bits.llm_int8_skip_modules = ["score", "classifier", "pooler"]
-        self.model, found = AutoModelForSequenceClassification.from_pretrained(
+        self.model = load_counted(
+            AutoModelForSequenceClassification,
             weights.folder,
+            f"{weights.named}: not a whole sequence classifier",
             dtype=compute.dtype,
             quantization_config=bits,
             device_map={"": 0 if compute.device == "cuda" else "cpu"},
-            use_safetensors=True,
             trust_remote_code=False,
-            output_loading_info=True,
         )
-        if missing := sorted(found["missing_keys"]):
-            # transformers would fill them at random and only warn.
-            raise ConfigError(f"{key}.path={path}: not a sequence classifier: it has no {missing[0]}")
         self.model.eval()
         self.config: Any = self.model.config
         self.names = [str(self.config.id2label[i]) for i in range(self.config.num_labels)]

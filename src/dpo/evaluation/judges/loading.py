@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dpo.errors import DpoError
 from dpo.modeling.weights import Weights, resolve
 
@@ -9,7 +11,7 @@ from dpo.modeling.weights import Weights, resolve
 def resolve_judge(key: str, path: str, revision: str) -> Weights:
     """`dpo.modeling.weights.resolve` for the config key `key`."""
     try:
-        return resolve(path, revision)
+        return replace(resolve(path, revision), key=key)
     except DpoError as error:
         # Its hints for the policy's model would be no help here.
         lines = [line for line in str(error).splitlines() if "model=" not in line]
