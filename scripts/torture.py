@@ -11,6 +11,7 @@ when there is one.
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import os
 import shutil
 import sys
@@ -27,8 +28,12 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "training"), str(ROO
 os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:3], os.environ.get("PYTHONPATH", "")])
 
 from torture_calls import crashes, errors  # noqa: E402
+from torture_damage import corruption  # noqa: E402
 from torture_kills import kills  # noqa: E402
-from torture_world import Case, NotHereError, World  # noqa: E402
+from torture_world import OPTIONS, Case, NotHereError, World  # noqa: E402
+
+SHORT = 5.0
+"""Minutes under which only one of LoRA and NF4 is tried."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ PARTS = {
     "kills": Part(kills, 4),
     "crashes": Part(crashes, 2, preload=True),
     "errors": Part(errors, 2, preload=True),
+    "corruption": Part(corruption, 4),
 }
 
 
@@ -80,7 +86,7 @@ def run_part(world: World, name: str, seconds: float, only: str | None) -> Tally
         return tally
     tally.known = len(cases)
     for case in cases:
-        if only not in (None, case.name):
+        if only is not None and not fnmatch.fnmatchcase(case.name, only):
             continue
         if tally.tried and time.monotonic() - began > seconds:
             break
@@ -118,7 +124,9 @@ def main() -> None:
         names = [options.case.split("/")[0]]
     if unknown := [name for name in names if name not in PARTS]:
         sys.exit(f"error: --parts: no part {unknown[0]}; one of {', '.join(PARTS)}")
-    world = World(root / f"seed-{options.seed}", options.seed)
+    # A short time goes to one of the two.
+    kinds = OPTIONS if options.minutes >= SHORT else (OPTIONS[options.seed % 2],)
+    world = World(root / f"seed-{options.seed}", options.seed, kinds)
     left, deadline, tallies = sum(PARTS[name].share for name in names), time.monotonic() + 60 * options.minutes, {}
     for name in names:
         # What a part leaves of its share goes to the others.
@@ -143,7 +151,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30.0, help="for all parts together")
     parser.add_argument("--parts", help=f"some of {','.join(PARTS)}")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--case", help="one case alone, by its name")
+    parser.add_argument("--case", help="one case alone, by its name; * stands for anything")
     parser.add_argument("--folder", help="where to work; the folders of cases that missed stay there")
     return parser.parse_args()
 

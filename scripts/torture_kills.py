@@ -8,14 +8,14 @@ from pathlib import Path
 
 import tiny
 from torture_process import LIMIT, Running
-from torture_world import OPTIONS, Case, World, interleave
+from torture_world import Case, World, interleave
 
 EACH = 100
 
 
 def kills(world: World) -> list[Case]:
     """`EACH` killed runs an option of lora."""
-    return interleave(*(_killed(world, option) for option in OPTIONS))
+    return interleave(*(_killed(world, option) for option in world.options))
 
 
 def _killed(world: World, option: str) -> Iterator[Case]:

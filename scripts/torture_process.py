@@ -19,27 +19,17 @@ from typing import Any
 import torture_preload
 from torture_preload import Arm
 
-LIMIT = 180.0
+LIMIT = 100.0
 """Seconds a process may take before it counts as hanging."""
 At = tuple[str, int, int]
 """(place, n, signal): see tiny."""
-VERBS = (
-    "train",
-    "evaluate",
-    "export",
-    "judge",
-    "report",
-    "compare",
-    "audit",
-    "status",
-    "chat",
-    "prepare",
-    "synthesize",
-)
+VERBS = ("train", "evaluate", "export", "judge", "report", "compare", "audit", "status", "chat", "prepare")
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torture_process", "tiny", "dpo.training.stages", "dpo.evaluation.measure", "dpo.evaluation.certified_export"]
-    + ["bitsandbytes", "peft", *(f"dpo.{verb}" for verb in VERBS)]
+    [
+        *("torture_process", "tiny", "bitsandbytes", "peft", *(f"dpo.{verb}" for verb in VERBS)),
+        *("dpo.training.stages", "dpo.evaluation.measure", "dpo.evaluation.certified_export"),
+    ]
 )
 
 

@@ -43,6 +43,7 @@ class World:
 
     root: Path
     seed: int
+    options: tuple[str, ...] = OPTIONS
     preload: bool = False
     said: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
