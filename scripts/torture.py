@@ -29,7 +29,12 @@ os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:3], os.environ.get("PYTHO
 
 from torture_calls import crashes, errors  # noqa: E402
 from torture_damage import corruption  # noqa: E402
+from torture_hostile import hostile  # noqa: E402
 from torture_kills import kills  # noqa: E402
+from torture_room import disks, outputs  # noqa: E402
+from torture_signals import signals  # noqa: E402
+from torture_steps import steps  # noqa: E402
+from torture_together import together  # noqa: E402
 from torture_world import OPTIONS, Case, NotHereError, World  # noqa: E402
 
 SHORT = 5.0
@@ -51,6 +56,12 @@ PARTS = {
     "crashes": Part(crashes, 2, preload=True),
     "errors": Part(errors, 2, preload=True),
     "corruption": Part(corruption, 4),
+    "signals": Part(signals, 2),
+    "steps": Part(steps, 1),
+    "disks": Part(disks, 1),
+    "outputs": Part(outputs, 1),
+    "together": Part(together, 1.5),
+    "hostile": Part(hostile, 4),
 }
 
 
