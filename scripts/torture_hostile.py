@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,8 @@ READERS: dict[str, tuple[str, ...]] = {
 
 def hostile(world: World) -> list[Case]:
     """All kinds in turn."""
-    return interleave(_interpolations(world), _yaml(world), _escapes(world), _deep(world), _pickles(world),
-                      _headers(world), templates(world), rows(world), unsafe_words(world))  # fmt: skip
+    of_runs = (_interpolations, _yaml, _escapes, _deep, _pickles, _forged, _headers)
+    return interleave(*(kind(world) for kind in (*of_runs, templates, rows, unsafe_words)))
 
 
 def read_run(world: World, verb: str, cwd: Path) -> Ended:
@@ -174,6 +176,30 @@ def _pickle(world: World, name: str, alone: str, verb: str, cwd: Path) -> str | 
         (adapter / "adapter_model.safetensors").unlink()
     (adapter / name).write_bytes(pickle.dumps(Payload()))
     return harm(read_run(world, verb, cwd), cwd)
+
+
+def _forged(world: World) -> Iterator[Case]:
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        yield Case(f"hostile/forged/{name}", lambda cwd, n=name: _forge(world, n, cwd))
+
+
+def _forge(world: World, name: str, cwd: Path) -> str | None:
+    """A pickle inside a checkpoint whose manifest a stranger made right."""
+    import torch
+
+    option = world.options[0]
+    shutil.copytree(world.interrupted(option), cwd, dirs_exist_ok=True)
+    for folder in (tiny.folders(cwd)[0] / "checkpoints").glob("step-*"):
+        torch.save(Payload(), folder / name)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest.pop("seal", None)
+        data = (folder / name).read_bytes()
+        manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        plain = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+        sealed = manifest | {"seal": hashlib.sha256(plain).hexdigest()}
+        (folder / "manifest.json").write_text(json.dumps(sealed))
+    ended = world.run("train", world.words(option), cwd, memory=MEMORY)
+    return harm(ended, cwd) or (None if ended.code else "continued all the same")
 
 
 def _headers(world: World) -> Iterator[Case]:
