@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "training"), str(ROOT / "tests" / "records")]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "training")]
 # What is forked imports the same modules.
-os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:3], os.environ.get("PYTHONPATH", "")])
+os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], os.environ.get("PYTHONPATH", "")])
 
 from torture_calls import crashes, errors  # noqa: E402
 from torture_damage import corruption  # noqa: E402
