@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import hashlib
 import os
 import shutil
 import sys
@@ -112,7 +113,7 @@ def run_part(world: World, name: str, seconds: float, only: str | None) -> Tally
 def attempt(world: World, case: Case) -> str | None:
     """What went wrong in a case; its folder stays when something did."""
     world.forget()
-    folder = world.root / "cases" / case.name.replace("/", "-")
+    folder = world.root / "cases" / hashlib.sha256(case.name.encode()).hexdigest()[:12]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
