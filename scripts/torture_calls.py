@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import tiny
 import torture_preload
 from torture_preload import Arm, Call
 from torture_process import Ended
-from torture_world import Case, World
+from torture_work import WORKS, begin, calls, do, right
+from torture_world import Case, World, interleave
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NAMED = (2, 4, 7)
@@ -20,32 +21,37 @@ NAMED = (2, 4, 7)
 
 def crashes(world: World) -> list[Case]:
     """SIGKILL before a call, or in the middle of a write, at every call that changes a file."""
-    cases = []
-    for call in rare_first(world, [c for c in world.calls("lora") if c.kind & torture_preload.CHANGES]):
-        torn = call.kind == torture_preload.WRITE and call.name != "pwrite64"
-        for action in (torture_preload.KILL, *([torture_preload.TEAR] if torn else [])):
-            name = f"crashes/{'half' if action == torture_preload.TEAR else 'kill'}/{call.number}"
-            cases.append(Case(name, lambda cwd, call=call, action=action: _crash(world, call, action, cwd)))
-    return cases
+    return interleave(*(_crashes(world, work) for work in WORKS))
 
 
 def errors(world: World) -> list[Case]:
     """Each errno at every call it can come from."""
-    cases = []
-    calls = world.calls("lora")
-    for call in rare_first(world, calls):
-        for error, (kinds, lasting) in torture_preload.ERRORS.items():
-            if call.kind & kinds:
-                name = f"errors/{errno.errorcode[error]}/{call.number}"
-                cases.append(Case(name, lambda cwd, c=call, e=error, on=lasting: _fail(world, c, e, on, cwd)))
-    return cases
+    return interleave(*(_errors(world, work) for work in WORKS))
 
 
-def rare_first(world: World, calls: Iterable[Call]) -> list[Call]:
+def _crashes(world: World, work: str) -> Iterator[Case]:
+    for call in rare_first(world, work, torture_preload.CHANGES):
+        torn = call.kind == torture_preload.WRITE and call.name != "pwrite64"
+        for action in (torture_preload.KILL, *([torture_preload.TEAR] if torn else [])):
+            name = f"crashes/{work}/{'half' if action == torture_preload.TEAR else 'kill'}/{call.number}"
+            yield Case(name, lambda cwd, c=call, a=action: _crash(world, work, c, a, cwd))
+
+
+def _errors(world: World, work: str) -> Iterator[Case]:
+    for call in rare_first(world, work, torture_preload.CHANGES | torture_preload.READ):
+        # One errno at a call, drawn by the seed: another one comes with the next call of its shape.
+        fitting = [error for error, (kinds, _) in torture_preload.ERRORS.items() if call.kind & kinds]
+        world.draw(f"{work}{call.number}").shuffle(fitting)
+        for error in fitting[:2]:
+            name = f"errors/{work}/{errno.errorcode[error]}/{call.number}"
+            yield Case(name, lambda cwd, c=call, e=error: _fail(world, work, c, e, cwd))
+
+
+def rare_first(world: World, work: str, kinds: int) -> list[Call]:
     """One call of each shape first, in an order drawn by the seed; then the second of each, and so on."""
     seen: dict[str, int] = {}
     turns = []
-    shuffled = list(calls)
+    shuffled = [call for call in calls(world, work) if call.kind & kinds]
     world.draw("calls").shuffle(shuffled)
     for call in shuffled:
         seen[call.shape] = seen.get(call.shape, 0) + 1
@@ -53,31 +59,34 @@ def rare_first(world: World, calls: Iterable[Call]) -> list[Call]:
     return [call for _, call in sorted(turns, key=lambda turn: turn[0])]
 
 
-def _nth(world: World, call: Call, kinds: int) -> int:
+def _nth(world: World, work: str, call: Call, kinds: int) -> int:
     """Which call of the kinds it is."""
-    return sum(1 for other in world.calls("lora") if other.kind & kinds and other.number <= call.number)
+    return sum(1 for other in calls(world, work) if other.kind & kinds and other.number <= call.number)
 
 
-def _crash(world: World, call: Call, action: int, cwd: Path) -> str | None:
+def _crash(world: World, work: str, call: Call, action: int, cwd: Path) -> str | None:
     kinds = torture_preload.CHANGES
-    arm = Arm(f"{cwd}/", kinds, _nth(world, call, kinds), action)
-    ended = world.run("train", world.words("lora"), cwd, arm=arm)
+    begin(world, work, cwd)
+    ended = do(world, work, cwd, Arm(f"{cwd}/", kinds, _nth(world, work, call, kinds), action))
     if ended.code not in (-9, 0):
         return f"{call.shape}: {ended.fault() or f'exit {ended.code}'}"
-    wrong = world.completes(cwd, "lora") if ended.code else world.same(cwd, "lora")
+    wrong = right(world, work, cwd, do(world, work, cwd) if ended.code else ended)
     return wrong and f"{call.shape}: {wrong}"
 
 
-def _fail(world: World, call: Call, error: int, lasting: bool, cwd: Path) -> str | None:
-    kinds = torture_preload.ERRORS[error][0]
-    arm = Arm(f"{cwd}/", kinds, _nth(world, call, kinds), torture_preload.FAIL, error, lasting)
-    ended = world.run("train", world.words("lora"), cwd, arm=arm)
-    wrong = refused(ended, (7,) if error in FULL else NAMED)
+def _fail(world: World, work: str, call: Call, error: int, cwd: Path) -> str | None:
+    kinds, lasting = torture_preload.ERRORS[error]
+    begin(world, work, cwd)
+    struck = Arm(f"{cwd}/", kinds, _nth(world, work, call, kinds), torture_preload.FAIL, error, lasting)
+    ended = do(world, work, cwd, struck)
     if ended.code == 0:
-        wrong = world.same(cwd, "lora")
-    elif wrong is None:
-        wrong = untrue(cwd) or world.completes(cwd, "lora")
-    return wrong and f"{call.shape}: {wrong}"
+        wrong = right(world, work, cwd, ended)
+    else:
+        wrong = refused(ended, (7,) if error in FULL else NAMED)
+        if wrong is None and work == "train":
+            wrong = untrue(cwd)
+        wrong = wrong or right(world, work, cwd, do(world, work, cwd))
+    return wrong and f"{errno.errorcode[error]} at {call.shape}: {wrong}"
 
 
 def refused(ended: Ended, codes: Iterable[int]) -> str | None:

@@ -17,7 +17,6 @@ from typing import Any
 
 import tiny
 import torture_preload
-from torture_preload import Arm, Call
 from torture_process import LIMIT, Ended, Running, start
 
 Outcome = tuple[bytes, list[dict[str, Any]]]
@@ -124,17 +123,6 @@ class World:
         ended = self.run("train", self.words(option, *more), cwd, at=[("step", 8, tiny.KILL)])
         assert ended.code == -9, ended.output
         return cwd
-
-    @cache  # noqa: B019
-    def calls(self, option: str) -> list[Call]:
-        """Every file call under outputs/ and cache/ of an undisturbed run, reading ones included."""
-        cwd, trace = self.root / "traced" / option, self.root / f"{option}.trace"
-        cwd.mkdir(parents=True)
-        everything = torture_preload.CHANGES | torture_preload.READ
-        self.run("train", self.words(option), cwd, arm=Arm(f"{cwd}/", everything, trace=str(trace)))
-        calls = torture_preload.read_trace(trace, f"{cwd}/")
-        assert calls, "the library saw nothing"
-        return calls
 
     def same(self, cwd: Path, option: str, folder: Path | None = None) -> str | None:
         """None when the run under `cwd` ended as an undisturbed one does, bit for bit; else how it differs."""
