@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import tiny
+from torture_damage import command
 from torture_process import Ended, end, spawn
+from torture_work import begin, do, right
 from torture_world import Case, World, interleave
 
 # Places of tiny that a run passes, and how often it does.
@@ -21,7 +23,7 @@ FIRST_SECONDS = 2.0
 
 def signals(world: World) -> list[Case]:
     """By phase, at random moments, and just after the start of a real command."""
-    return interleave(_phases(world), _moments(world), _starts(world))
+    return interleave(_phases(world), _moments(world), _starts(world), _other_verbs(world))
 
 
 def _phases(world: World) -> Iterator[Case]:
@@ -72,6 +74,30 @@ def _judge(world: World, ended: Ended, number: int, cwd: Path) -> str | None:
         if (folder / "adapter").exists():
             return "an interrupted run has published an adapter"
     return world.completes(cwd, "lora")
+
+
+def _other_verbs(world: World) -> Iterator[Case]:
+    for number in range(40):
+        for work in ("evaluate", "export"):
+            name = f"signals/{work}/{number}"
+            yield Case(name, lambda cwd, w=work, n=name: _other_verb(world, w, n, cwd))
+
+
+def _other_verb(world: World, work: str, name: str, cwd: Path) -> str | None:
+    """Interrupted at a random moment it says so, and the same command again leaves what it should."""
+    draw = world.draw(name)
+    which = draw.choice(_BOTH)
+    begin(world, work, cwd)
+    verb, words, _ = command(world, work, world.options[0], cwd)
+    running = world.start(verb, words, cwd)
+    running.process.join(draw.uniform(0.05, 3.0))
+    running.send(which)
+    ended = world.ended(running)
+    if ended.code not in (0, 128 + which, -which):
+        return ended.fault() or f"exit {ended.code}, not {128 + which}: {ended.output[-200:]!r}"
+    if "Traceback" in ended.output:
+        return ended.fault()
+    return right(world, work, cwd, ended if ended.code == 0 else do(world, work, cwd))
 
 
 def _starts(world: World) -> Iterator[Case]:

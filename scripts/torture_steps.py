@@ -25,7 +25,7 @@ def steps(world: World) -> list[Case]:
 
 
 def _nans(world: World) -> Iterator[Case]:
-    numbered = [(option, step) for option in OPTIONS for step in range(1, STEPS + 1)]
+    numbered = [(option, step) for option in (*OPTIONS, "full") for step in range(1, STEPS + 1)]
     world.draw("nan").shuffle(numbered)
     for option, step in numbered:
         yield Case(f"steps/nan/{option}/{step}", lambda cwd, o=option, s=step: _nan(world, o, s, cwd))
