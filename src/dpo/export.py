@@ -13,6 +13,7 @@ def export(config: Export) -> Path:
     """Make (or find) the export of a run, print its certificate, and push it when asked; returns its folder."""
     check_export(config)
     from dpo.evaluation.folder import file_digest
+    from dpo.records.certificate import check_certified
     from dpo.records.publish import check_push, push, show_plan
     from dpo.records.read import json_file
     from dpo.records.run import read_record
@@ -30,6 +31,7 @@ def export(config: Export) -> Path:
     }
     certificate = json_file(out / "certificate.json")
     if not config.again and certificate and all(certificate.get(key) == value for key, value in wanted.items()):
+        check_certified(out, certificate)
         print(f"{out}: exported before; again=true makes it anew")
     elif not config.again and out.exists():
         raise ConfigError(f"{out}: there already, and not this export of this run\nname another out=, or again=true")

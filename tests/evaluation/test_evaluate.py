@@ -14,7 +14,7 @@ import torch
 from asked import asked
 
 from dpo.config.parse import plain
-from dpo.errors import CheckpointError, ConfigError, DataError
+from dpo.errors import CheckpointError, ConfigError
 from dpo.evaluation.folder import EvaluationFolder
 from dpo.evaluation.measure import held_out, measure
 from dpo.evaluation.sides import load_sides
@@ -43,7 +43,7 @@ def test_pair_rows_and_figures_match_brute_force(trained: Path, evaluated: Path)
 
     config = read_config(trained / "config.yaml")
     sides = load_sides(trained)
-    pairs, tokens = held_out(sides, asked(trained).evaluation.split, None, read_record(trained), trained)
+    pairs, tokens = held_out(sides, asked(trained).evaluation.split, None, trained)
     rows = {row["id"]: row for row in json_lines(evaluated / "pairs.jsonl")}
     assert list(rows) == [pair.id for pair in tokens]
     right, base_right, margins = [], [], []
@@ -70,7 +70,7 @@ def test_pair_rows_and_figures_match_brute_force(trained: Path, evaluated: Path)
 
 def test_divergence_matches_brute_force(trained: Path, evaluated: Path) -> None:
     sides = load_sides(trained)
-    _, tokens = held_out(sides, asked(trained).evaluation.split, None, read_record(trained), trained)
+    _, tokens = held_out(sides, asked(trained).evaluation.split, None, trained)
     prompts = {pair.id: pair.prompt_ids for pair in tokens}
     answers = {
         r["prompt"]: r for r in json_lines(evaluated / "answers.jsonl") if (r["side"], r["sample"]) == ("policy", 0)
@@ -183,7 +183,7 @@ def test_a_run_without_final_weights_or_held_out_pairs_is_refused(run: Path) -> 
     record = read_record(run)
     record["fingerprints"]["data"] = "something else"
     (run / "run.json").write_text(json.dumps(record))
-    with pytest.raises(DataError, match="dataset has changed"):
+    with pytest.raises(CheckpointError, match="its data was something else"):
         measure(asked(run))
     (run / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no final adapter"):

@@ -16,6 +16,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from dpo.config import judges
 from dpo.config.combinations import check_combinations
 from dpo.config.nearest import nearest
+from dpo.config.places import make_absolute
 from dpo.config.schema import Config
 from dpo.errors import ConfigError
 
@@ -83,6 +84,7 @@ def parse(cfg: DictConfig, schema: type[Schema]) -> Schema:
         raise ConfigError(_one_line(error)) from None
     if isinstance(config, Config):
         check_combinations(config)
+        make_absolute(config)
     return config  # type: ignore[return-value]
 
 

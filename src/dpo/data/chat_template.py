@@ -22,6 +22,8 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self.source: str = tokenizer.get_chat_template()
         self.kwargs = dict(kwargs)
+        day = getattr(tokenizer, "pinned_day", None)
+        self._day: dict[str, Any] = {} if day is None else {"strftime_now": day}
         self._render = self._compiled()
         probe: Turns = [{"role": "user", "content": "A question?"}]
         self.probe = self.prompt(probe)
@@ -34,6 +36,12 @@ class ChatTemplate:
         _, found, self.suffix = whole[len(self.probe) :].rpartition(ANSWER)
         if not found:
             raise ConfigError("chat template: the assistant's answer does not appear in what it renders")
+
+    @property
+    def date(self) -> str | None:
+        """The date that this template prints, where it prints one and it is pinned."""
+        day = self._day.get("strftime_now")
+        return day.iso if day is not None and "strftime_now" in self.source else None
 
     def prompt(self, turns: Turns) -> str:
         """The text up to where the model starts to answer."""
@@ -74,7 +82,7 @@ class ChatTemplate:
             return by_method
         template = compile_template(self.source)
         _remember_what_is_safe(template.environment)
-        variables = {**self._tokenizer.special_tokens_map, **self.kwargs}
+        variables = {**self._tokenizer.special_tokens_map, **self._day, **self.kwargs}
 
         def by_template(turns: Turns, generation: bool) -> str:
             return template.render(

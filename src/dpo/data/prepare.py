@@ -155,6 +155,7 @@ def _report(dataset: Dataset, splits: Splits, encoder: Encoder, folder: Path, fi
         "template": {
             "sha256": hashlib.sha256(encoder.template.source.encode()).hexdigest(),
             "kwargs": encoder.template.kwargs,
+            "date": encoder.template.date,
             "end_of_turn": encoder.end_id,
             "end_of_turn_appended": encoder.appended_end,
         },

@@ -84,12 +84,13 @@ class Encoder:
 
     @property
     def key(self) -> str:
-        """Hex digest of all that decides the ids of a pair; a template that prints today's date changes it daily."""
+        """Hex digest of all that decides the ids of a pair; with a template that prints the date, the date too."""
         state = hashlib.sha256(self.codec.definition.encode())
         facts = [
             self.template.source,
             self.template.kwargs,
             self.template.probe,
+            self.template.date,
             sorted(self.codec.control),
             self.max_length,
             self.keep.name,

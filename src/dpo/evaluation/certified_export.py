@@ -22,11 +22,10 @@ from dpo.evaluation.scorer import Scorer, score
 from dpo.evaluation.sides import Sides, load_sides
 from dpo.modeling import formats
 from dpo.modeling.device import Compute, choose_compute
+from dpo.modeling.facts import check_config, check_final
 from dpo.modeling.merge import cast, merge, prepare_settings
-from dpo.modeling.policy import REFERENCE, final_weights, templates
+from dpo.modeling.policy import REFERENCE, base_of, tokenizer_of
 from dpo.modeling.rounding import StochasticRounding
-from dpo.modeling.tokenizer import load_tokenizer
-from dpo.modeling.weights import resolve
 from dpo.records.card import model_card
 from dpo.records.certificate import excess, sealed, weight_files
 from dpo.records.files import sync_folder, write_json, write_text
@@ -68,8 +67,10 @@ def _take_place(aside: Path, out: Path) -> None:
 def _write_aside(config: Export, run: Path, aside: Path) -> Row:
     trained, record, form = read_config(run / "config.yaml"), read_record(run), config.format
     compute = _compute(run)
-    tokenizer = load_tokenizer(final_weights(run), None, templates())
-    pairs, tokens = held_out(Sides(None, None, tokenizer, trained), config.split, config.pairs, record, run)
+    check_config(run, trained)
+    check_final(run)
+    tokenizer = tokenizer_of(run, trained)
+    pairs, tokens = held_out(Sides(None, None, tokenizer, trained), config.split, config.pairs, run)
     weights = file_digest((run / "adapter").glob("*.safetensors"))
     scorer = Scorer(tokens, f"{weights} {record['fingerprints'].get('base')} {compute} {_reference(run)}")
     models = []
@@ -163,7 +164,7 @@ def _compute(run: Path) -> Compute:
 
     config = read_config(run / "config.yaml")
     compute = choose_compute(config.hardware.device, config.hardware.precision)
-    folder = resolve(config.model.path, read_record(run).get("revision") or config.model.revision).folder
+    folder = base_of(run, config).folder
     numbers = sum(t.numel for path in folder.glob("*.safetensors") for t in read_header(path).values())
     free = torch.cuda.mem_get_info()[0] if compute.device == "cuda" else psutil.virtual_memory().available
     if 2 * 4 * numbers < free:

@@ -28,6 +28,7 @@ from dpo.evaluation.sides import POLICY, Sides, load_sides
 from dpo.evaluation.statistics import bootstrap_mean, bootstrap_ratio
 from dpo.evaluation.verdicts import interval, summarise_answers
 from dpo.modeling.cache import cache_folder
+from dpo.modeling.facts import check_print
 from dpo.records.files import write_json
 from dpo.records.ledger import Ledger
 from dpo.records.run import read_record
@@ -43,7 +44,7 @@ def measure(config: Evaluate) -> Path:
     record = read_record(run)
     judges = build_judges(config.judge)
     sides = load_sides(run)
-    pairs, tokens = held_out(sides, config.evaluation.split, config.evaluation.pairs, record, run)
+    pairs, tokens = held_out(sides, config.evaluation.split, config.evaluation.pairs, run)
     settings = config.evaluation
     prompts = _prompts(settings, sides, pairs, tokens)
     marks = {
@@ -93,15 +94,11 @@ def _tokens(answers: Sequence[Row]) -> int:
     return sum(row["tokens"] for row in answers)
 
 
-def held_out(
-    sides: Sides, split: Split, limit: int | None, record: Row, run: Path
-) -> tuple[list[Pair], list[TokenPair]]:
+def held_out(sides: Sides, split: Split, limit: int | None, run: Path) -> tuple[list[Pair], list[TokenPair]]:
     """The held-out pairs of the run's own dataset, as text and tokens; raises DataError when there are none."""
     dataset = sides.config.dataset
     data = prepare(dataset, sides.tokenizer, cache_folder("tokens"))
-    trained_on = record["fingerprints"].get("data")
-    if trained_on is not None and trained_on != data.fingerprint:
-        raise DataError(f"{run}: its dataset has changed since training, so what was held out is not known any more")
+    check_print(run, "data", data.fingerprint, dataset.path or data.report["origin"])
     tokens: Sequence[TokenPair] = data.test if split is Split.test else data.dev
     if not len(tokens):
         raise DataError(

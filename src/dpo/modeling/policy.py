@@ -15,9 +15,10 @@ from dpo.config.read import read_config
 from dpo.config.schema import Config
 from dpo.errors import CheckpointError, ConfigError, DpoError, Refused
 from dpo.modeling.device import Compute, choose_compute
+from dpo.modeling.facts import check_base, check_config, check_final, check_print, check_start
 from dpo.modeling.footprint import footprint
 from dpo.modeling.loading import load_counted
-from dpo.modeling.tokenizer import load_tokenizer
+from dpo.modeling.tokenizer import load_tokenizer, tokenizer_fingerprint
 from dpo.modeling.trained_adapter import put_on
 from dpo.modeling.weights import Weights, resolve
 from dpo.records.run import read_record
@@ -174,9 +175,29 @@ def _check_trusted_here(run: Path, config: Config) -> None:
 
 
 def base_of(run: Path, config: Config) -> Weights:
-    """The weights a run started from, at the commit it was trained on, not at what its branch has become."""
+    """The weights a run started from, at the commit it was trained on, not at what its branch has become.
+
+    Raises CheckpointError when what lies there now is something else.
+    """
     model = config.model
-    return resolve(model.path, read_record(run).get("revision") or model.revision, model.trust_remote_code)
+    revision = read_record(run).get("revision") or model.revision
+    return check_base(run, resolve(model.path, revision, model.trust_remote_code))
+
+
+def tokenizer_of(run: Path, config: Config) -> Any:
+    """The tokenizer a run was trained with, printing the date it began; raises CheckpointError when it is another."""
+    date = read_record(run).get("date")
+    if not isinstance(date, str):
+        raise CheckpointError(f"{run}/run.json: does not say on which date it began; an earlier version wrote it")
+    if config.model.trust_remote_code:
+        # Code is trusted where its commit is pinned, not in the run directory.
+        weights = base_of(run, config)
+        home, template = weights.folder, config.model.chat_template
+    else:
+        home, template = final_weights(run), None
+    tokenizer = load_tokenizer(home, template, templates(), config.model.trust_remote_code, date)
+    check_print(run, "tokenizer", tokenizer_fingerprint(tokenizer), str(home))
+    return tokenizer
 
 
 def load_trained(run: Path, compute: Compute | None = None, quantized: bool = True) -> tuple[Any, Any, Config]:
@@ -189,17 +210,16 @@ def load_trained(run: Path, compute: Compute | None = None, quantized: bool = Tr
     config = read_config(run / "config.yaml")
     final = final_weights(run)
     _check_trusted_here(run, config)
+    check_config(run, config)
+    check_final(run)
     compute = compute or choose_compute(config.hardware.device, config.hardware.precision)
     attention = config.hardware.attention
+    tokenizer = tokenizer_of(run, config)
     if isinstance(config.lora, FullTraining):
-        tokenizer = load_tokenizer(final, None, templates())
         folder = Weights(final, str(final), None, "", key="")
         model = load_base(folder, None, compute, attention, error=CheckpointError)
     else:
         weights = base_of(run, config)
-        # Code is trusted where its commit is pinned, not in the run directory.
-        home, template = (weights.folder, config.model.chat_template) if weights.remote_code else (final, None)
-        tokenizer = load_tokenizer(home, template, templates(), weights.remote_code)
         quantization = config.lora.quantization if quantized else None
         model = load_base(weights, quantization, compute, attention)
         if quantization is not None and compute.device == "cpu" and _fits_dequantized(model):
@@ -207,6 +227,7 @@ def load_trained(run: Path, compute: Compute | None = None, quantized: bool = Tr
             model = model.dequantize()
         model = put_on(model, final)
         if config.model.adapter is not None:
+            check_start(run, run / REFERENCE)
             model = put_on(model, run / REFERENCE, REFERENCE)
     model.eval()
     if compute.device == "cpu":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,31 @@ from dpo.config.nearest import nearest
 from dpo.errors import ConfigError
 
 
-def load_tokenizer(folder: Path, fallback_template: str | None, templates: Path, remote_code: bool = False) -> Any:
+class Day:
+    """What a template's strftime_now(format) prints: the beginning of one day, `iso` such as 2026-11-30."""
+
+    def __init__(self, iso: str) -> None:
+        self.iso = iso
+
+    def __call__(self, form: str) -> str:
+        return datetime.datetime.fromisoformat(self.iso).strftime(form)
+
+
+def today() -> str:
+    """Today's date here, as `load_tokenizer` takes it."""
+    return datetime.date.today().isoformat()
+
+
+def load_tokenizer(
+    folder: Path,
+    fallback_template: str | None,
+    templates: Path,
+    remote_code: bool = False,
+    date: str | None = None,
+) -> Any:
     """Load a folder's tokenizer; `fallback_template` names a file of `templates`, used only when it has none.
+
+    Templates that print the date print `date` (ISO, default today's), whenever they are rendered.
 
     Raises ConfigError when there is none, it cannot be read, or it belongs to a model of more tokens.
     """
@@ -37,7 +63,42 @@ def load_tokenizer(folder: Path, fallback_template: str | None, templates: Path,
             near = nearest(fallback_template, _names(templates))
             raise ConfigError(f"model.chat_template={fallback_template}: no such template{near}")
         tokenizer.chat_template = path.read_text()
+    pin_date(tokenizer, date or today())
     return tokenizer
+
+
+def pin_date(tokenizer: Any, iso: str) -> None:
+    """Make every rendering of this object's chat template print this date.
+
+    transformers takes no functions among a template's variables; the environment it keeps of a template is told before
+    each rendering, as another object may have the same template and another date.
+    """
+    try:
+        datetime.date.fromisoformat(iso)
+    except (TypeError, ValueError):
+        raise ConfigError(f"date {iso!s:.40}: is no date such as 2026-11-30") from None
+    tokenizer.pinned_day = Day(iso)
+    tokenizer.apply_chat_template = functools.partial(_render_pinned, tokenizer)
+
+
+def _render_pinned(tokenizer: Any, *arguments: Any, **settings: Any) -> Any:
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    source = tokenizer.get_chat_template(settings.get("chat_template"), settings.get("tools"))
+    _compile_jinja_template(source).environment.globals["strftime_now"] = tokenizer.pinned_day
+    return type(tokenizer).apply_chat_template(tokenizer, *arguments, **settings)
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 over the tokenizer's definition, its named tokens and its chat template, 16 hex digits."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    definition = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
+    if isinstance(definition, dict):
+        # Set by calls, not by what the tokenizer is.
+        definition["truncation"] = definition["padding"] = None
+    names = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    facts = [definition, names, tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def stop_tokens(model: Any, tokenizer: Any, end_id: int | None) -> set[int]:

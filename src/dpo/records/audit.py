@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -125,6 +126,8 @@ def _weights(folder: Path, kind: str, tensors: dict[str, Tensor]) -> str:
         strange := [name for name in tensors if "lora_" not in name and "modules_to_save" not in name]
     ):
         raise Fault(f"{strange[0]}: not a tensor of a LoRA adapter")
+    if not tensors:
+        raise Fault("no tensor in it")
     types = ", ".join(sorted({t.dtype for t in tensors.values()}))
     return f"{len(tensors)} tensors, {sum(t.numel for t in tensors.values()):,} numbers, {types}"
 
@@ -137,6 +140,7 @@ def _config(folder: Path, kind: str, tensors: dict[str, Tensor]) -> str:
         ranks = {t.shape[0] for name, t in tensors.items() if "lora_A" in name}
         if config.get("rank_pattern") == {} and ranks - {config.get("r")}:
             raise Fault(f"adapter_config.json: r is {config.get('r')}, the weights have rank {sorted(ranks)}")
+        _whole_adapter(config, tensors)
         return f"LoRA of rank {config.get('r')} on {config['base_model_name_or_path']}"
     if not (folder / "config.json").is_file():
         return "in the GGUF file"
@@ -156,6 +160,24 @@ def _config(folder: Path, kind: str, tensors: dict[str, Tensor]) -> str:
     if tensors and not config.get("quantization_config") and TYPES.get(dtype, "") not in {"", *held}:
         raise Fault(f"config.json: dtype is {dtype}, the weights are {', '.join(sorted(held))}")
     return f"{config['architectures'][0]}, {dtype}"
+
+
+def _whole_adapter(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Raise Fault where an adapter lacks what its other tensors or its settings ask for. Only the base tells all."""
+    parts: dict[str, set[str]] = {}
+    for name in tensors:
+        module, found, part = name.partition(".lora_")
+        if found:
+            parts.setdefault(module, set()).add(part.partition(".")[0])
+    needed = {"A", "B", *(["magnitude_vector"] if config.get("use_dora") else [])}
+    plain = {module for module, has in parts.items() if has & {"A", "B"}}
+    if short := sorted(module for module in plain if needed - parts[module]):
+        lacking = sorted(needed - parts[short[0]])[0]
+        raise Fault(f"{len(short)} of {len(plain)} adapted modules lack a tensor, the first {short[0]}.lora_{lacking}")
+    targets = config.get("target_modules")
+    for target in targets if isinstance(targets, list) else []:
+        if not any(module == target or module.endswith(f".{target}") for module in parts):
+            raise Fault(f"adapter_config.json: names {target}, which no tensor belongs to")
 
 
 def _generation(folder: Path) -> str:
@@ -190,8 +212,10 @@ def _template(folder: Path) -> str:
 def _certificate(folder: Path, kind: str) -> str:
     path = folder / CERTIFICATE
     if not path.is_file():
-        if kind == ADAPTER or _of_a_run(folder):
-            return "none needed: these weights are what was trained"
+        if _of_a_run(folder):
+            return _as_trained(folder)
+        if kind == ADAPTER:
+            return "none: nothing beside an adapter says what was trained"
         raise Fault(f"no {CERTIFICATE}: nothing says that these weights are what was trained")
     data = _read_json(path)
     known = data.get("files")
@@ -206,6 +230,24 @@ def _certificate(folder: Path, kind: str) -> str:
     forced = "" if data["within_bound"] else ", OUTSIDE its bound and forced"
     measured = f"{data.get('measured', float('nan')):.3f} of what training changed, bound {data.get('bound')}"
     return f"matches the SHA-256 of {len(found)} file{'s' * (len(found) > 1)}; off by {measured}{forced}"
+
+
+def _as_trained(folder: Path) -> str:
+    """A run's final weights against what its run.json says that training wrote."""
+    known = json_file(folder.resolve().parent / "run.json").get("final")
+    if not isinstance(known, dict):
+        raise Fault("run.json: does not say which files training wrote")
+    files = [path for path in folder.iterdir() if path.is_file() and path.name != "README.md"]
+    found = {path.name: _sha256(path) for path in files}
+    for name in sorted({*known, *found}):
+        if known.get(name) != found.get(name):
+            raise Fault(f"{name}: not the file that training wrote")
+    return f"none needed: {len(found)} files are those that training wrote"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _card(folder: Path) -> str:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dpo.errors import CheckpointError
 from dpo.records.tables import number, share
 
 Row = dict[str, Any]
@@ -25,6 +26,15 @@ def weight_files(folder: Path) -> dict[str, Row]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         found[path.name] = {"size": path.stat().st_size, "sha256": digest}
     return found
+
+
+def check_certified(folder: Path, certificate: Row) -> None:
+    """Raise CheckpointError unless the weights of `folder` are the very files that its certificate vouches for."""
+    known, found = certificate.get("files"), weight_files(folder)
+    known = known if isinstance(known, dict) else {}
+    for name in sorted({*known, *found}):
+        if known.get(name) != found.get(name):
+            raise CheckpointError(f"{folder / name}: not the file that was certified; again=true exports it anew")
 
 
 def sealed(certificate: Row) -> Row:

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from dpo.config.hardware import Parallel
@@ -20,9 +21,10 @@ from dpo.errors import CheckpointError, DiskFull
 from dpo.modeling.adapter import Adapter, load_into
 from dpo.modeling.cache import cache_folder
 from dpo.modeling.device import Compute, card_uuid, choose_compute, describe
+from dpo.modeling.facts import built, final_files
 from dpo.modeling.footprint import footprint
 from dpo.modeling.policy import load_base, lora_config, model_config, templates
-from dpo.modeling.tokenizer import load_tokenizer
+from dpo.modeling.tokenizer import load_tokenizer, tokenizer_fingerprint
 from dpo.modeling.weights import Weights, resolve
 from dpo.records.card import model_card
 from dpo.records.files import sync_folder, write_json
@@ -65,7 +67,10 @@ def find_base(job: Job) -> Base:
         compute = choose_compute(config.hardware.device, config.hardware.precision)
         check_device(config, compute)
         weights = resolve(config.model.path, config.model.revision, config.model.trust_remote_code)
-        tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates(), weights.remote_code)
+        # The day the run began: a template that prints the date renders the same when it is continued or read.
+        began = datetime.fromtimestamp(job.run.record["created"], UTC).date().isoformat()
+        date = job.run.record.setdefault("date", began)
+        tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates(), weights.remote_code, date)
         model_config(weights)
         adapter = find_adapter(job)
     if compute.device == "cuda":
@@ -81,6 +86,8 @@ def find_base(job: Job) -> Base:
         job.ledger.devices = 1
         job.ledger.device_peak_mb = lambda: torch.mps.driver_allocated_memory() / 2**20
     job.run.record["fingerprints"]["base"] = weights.fingerprint
+    job.run.record["fingerprints"]["tokenizer"] = tokenizer_fingerprint(tokenizer)
+    job.run.record["built"] = built(config)
     if job.ranks.size > 1:
         # Another number of ranks gives the same step up to rounding only, and other dropout masks.
         job.run.record["fingerprints"]["processes"] = str(job.ranks.size)
@@ -320,6 +327,7 @@ def save_final(job: Job, trainer: trainers.Trainer, tokenizer: Any) -> None:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
         sync_folder(job.run.folder)
+        job.run.update(final=final_files(final))
     except OSError as error:
         if error.errno != 28:
             raise
