@@ -23,6 +23,7 @@ from dpo.evaluation.paired import over_seeds, seeds_and_items
 from dpo.evaluation.statistics import bootstrap_mean
 from dpo.evaluation.sweep_answer import answer
 from dpo.evaluation.sweep_choice import Criterion, choose_setting, widened
+from dpo.evaluation.sweep_report import report_sweep
 from dpo.records.sweep_figures import sweep_figures
 from dpo.records.sweeps import read_sweep
 
@@ -206,13 +207,21 @@ def test_seeds_of_a_setting_are_one_setting_with_an_interval(tmp_path: Path) -> 
     assert found["choice"]["label"] == "beta 0.1"
 
 
-def test_jobs_that_do_not_measure_the_same_are_not_compared(tmp_path: Path) -> None:
-    root = write_sweep_folder(tmp_path / "s", [({"model.path": "a"}, 0.5, 1.0), ({"model.path": "b"}, 0.1, 1.0)])
-    path = root / "job1" / "evaluation" / "test" / "summary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"base": "other"}))
-    found = answer(read_sweep(root))
+def test_jobs_that_do_not_measure_the_same_are_compared_only_within_their_kind(tmp_path: Path) -> None:
+    jobs = [({"dataset.path": path, "lora.rank": rank}, gain, 1.0)
+            for path, rank, gain in (("a", 8, 0.5), ("a", 16, 0.1), ("b", 8, 0.5))]  # fmt: skip
+    root = write_sweep_folder(tmp_path / "s", jobs)
+    path = root / "job2" / "evaluation" / "test" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"held_out": "other"}))
+    report_sweep(root)
+    found = json.loads((root / "answer.json").read_text())
     assert found["choice"]["label"] is None
-    assert "other base weights" in found["choice"]["reason"]
+    assert found["choice"]["reason"].startswith("No recommendation over all jobs: they have different held-out pairs")
+    assert [group["labels"] for group in found["groups"]] == [
+        ["path a, rank 8", "path a, rank 16"], ["path b, rank 8"]]  # fmt: skip
+    assert [group["choice"]["label"] for group in found["groups"]] == ["path a, rank 8", "path b, rank 8"]
+    assert len(found["settings"]) == 3
+    assert "not against each other" in (root / "report.html").read_text()
 
 
 def test_what_a_judge_left_undecided_in_one_job_is_compared_in_none(tmp_path: Path) -> None:

@@ -93,6 +93,13 @@ def check_comparable(first: Entry, other: Entry) -> None:
             )
 
 
+def differing(first: Entry, other: Entry) -> list[str]:
+    """What two evaluations do not share, in words."""
+    words = [words for key, words in SHARED if first.summary.get(key) != other.summary.get(key)]
+    mine, theirs = first.summary["settings"], other.summary["settings"]
+    return words + [key for key in SHARED_SETTINGS if mine.get(key) != theirs.get(key)]
+
+
 def compare(entries: Sequence[Entry], resamples: int, confidence: float, seed: int) -> Row:
     """The comparison as plain data: a row a run (the baseline first), every two runs against each other, a choice.
 

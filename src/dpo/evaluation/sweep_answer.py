@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dpo.errors import ConfigError
-from dpo.evaluation.comparison import Entry, check_comparable
+from dpo.evaluation.comparison import Entry, check_comparable, differing
 from dpo.evaluation.paired import Floats, over_seeds, seeds_and_items
 from dpo.evaluation.statistics import wilson
 from dpo.evaluation.sweep_choice import Criterion, choose_by_dev, choose_setting
@@ -96,12 +96,48 @@ def answer(sweep: SweepFiles) -> Row:
     if not ready:
         return found | _from_dev(sweep, axes)
     entries = [_entry(job) for job in ready]
-    try:
-        for entry in entries[1:]:
-            check_comparable(entries[0], entry)
-    except ConfigError as error:
-        reason = f"No recommendation: {str(error).splitlines()[0]}."
-        return found | {"settings": [], "basis": "evaluation", "choice": {"label": None, "reason": reason}}
+    groups = _comparable(entries)
+    parts = [_measured([ready[i] for i in group], [entries[i] for i in group], axes) for group in groups]
+    return found | (parts[0] if len(parts) == 1 else _apart(parts, [entries[group[0]] for group in groups]))
+
+
+def _comparable(entries: Sequence[Entry]) -> list[list[int]]:
+    """Positions of entries that measured the same thing in the same way, group by group."""
+    groups: list[list[int]] = []
+    for i, entry in enumerate(entries):
+        for group in groups:
+            try:
+                check_comparable(entries[group[0]], entry)
+            except ConfigError:
+                continue
+            group.append(i)
+            break
+        else:
+            groups.append([i])
+    return groups
+
+
+def _apart(parts: Sequence[Row], first: Sequence[Entry]) -> Row:
+    """The answer where jobs measured different things: each group has its own, and none is over all of them."""
+    keys = dict.fromkeys(key for entry in first[1:] for key in differing(first[0], entry))
+    shared = set.intersection(*(set(part["judges"]) for part in parts))
+    told = [f"{'; '.join(part['labels'])}: {part['choice']['reason']}" for part in parts]
+    reason = (
+        f"No recommendation over all jobs: they have different {' and '.join(keys)}, so only jobs that share them "
+        f"are compared, in {len(parts)} groups, each with what it started from. {' '.join(told)}"
+    )
+    return {
+        "settings": [row for part in parts for row in part["settings"]],
+        "judges": {name: judge for name, judge in parts[0]["judges"].items() if name in shared},
+        "basis": "evaluation",
+        "groups": [{key: part[key] for key in ("labels", "held_out", "choice")} for part in parts],
+        "choice": {"label": None, "by": None, "best": None, "alike": [], "against_best": [], "reason": reason},
+    }
+
+
+def _measured(ready: Sequence[JobFiles], entries: Sequence[Entry], axes: Sequence[str]) -> Row:
+    """Settings and choice of jobs that were measured on the same held-out pairs and prompts."""
+    found: Row = {}
     settings = _settings(ready, entries, axes)
     summary = entries[0].summary
     decided = {name: _decided(entries, name) for name in summary["judges"]}
@@ -128,6 +164,7 @@ def answer(sweep: SweepFiles) -> Row:
     held = summary["pairs"]["pairs"], summary["answers"]["prompts"], summary["split"]
     return found | {
         "settings": figures,
+        "labels": [s.label for s in settings],
         "basis": "evaluation",
         "held_out": {"pairs": held[0], "prompts": held[1], "split": held[2]},
         "choice": choice,

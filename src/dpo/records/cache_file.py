@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import sys
 import time
@@ -16,6 +17,7 @@ from dpo.errors import CheckpointError, DiskFull
 
 T = TypeVar("T")
 WAIT_SECONDS = 120.0
+WAL_BYTES = 1 << 16
 
 
 class CacheFile:
@@ -78,7 +80,8 @@ class CacheFile:
 
     def _explain(self, error: sqlite3.DatabaseError) -> Exception:
         text = str(error)
-        if "full" in text:
+        # The shared memory of a write-ahead log cannot grow on a full disk either, which SQLite calls an I/O error.
+        if "full" in text or ("disk I/O" in text and shutil.disk_usage(self.path.parent).free < WAL_BYTES):
             return DiskFull(f"{self.path}: no room for the {self.what}; free some, or set DPO_CACHE to another disk")
         return CheckpointError(f"{self.path}: {self.what} cannot be used: {text}; set DPO_CACHE to another folder")
 

@@ -80,4 +80,9 @@ def notes(found: Row) -> list[str]:
             lines.append("With several seeds the bootstrap draws seeds and prompts anew.")
         if found["held_out"]["split"] == "dev":
             lines.append("The dev split chose; report the chosen run on test: python -m dpo.evaluate RUN.")
+    if "groups" in found:
+        lines.append(
+            "Jobs of different groups answered other prompts or started elsewhere: "
+            "their figures stand side by side, not against each other."
+        )
     return lines
