@@ -58,6 +58,11 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None, config_file: Path | None = None) -> None:
     """Run one verb and exit with its code. `config_file`: the `.dpo_config.json`, else the one of this folder."""
+    if argv is None:
+        from dpo import signals, streams
+
+        signals.stand()
+        streams.forgive()
     from dpo.config.classic import CONFIG_FILE
 
     words = list(sys.argv[1:] if argv is None else argv)

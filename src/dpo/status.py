@@ -16,6 +16,7 @@ from dpo.errors import ConfigError
 from dpo.records.overview import RunStatus, as_json, find_runs, run_status
 from dpo.records.run import outputs_root
 from dpo.records.tables import clean, clock, terminal, to_table
+from dpo.streams import reader_left
 
 STYLES = {"running": "cyan", "complete": "green", "elsewhere": "yellow"}
 
@@ -39,9 +40,10 @@ def status(config: Status) -> None:
 def _watch(console: Console, root: Path, config: Status) -> None:
     try:
         if not console.is_terminal:
-            while True:
+            while not reader_left():
                 console.print(_view(root, config.limit))
                 time.sleep(config.every)
+            return
         with Live(_view(root, config.limit), console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(config.every)

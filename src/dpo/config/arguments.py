@@ -45,13 +45,19 @@ def arguments(argv: list[str], positional: str | None) -> list[str]:
             rest.append(FREE_KEY.sub("++", argument))
     if folders and positional:
         if positional.endswith("+"):
-            quoted = ",".join(f"'{folder}'" for folder in folders)
-            rest.append(f"{positional[:-1]}=[{quoted}]")
+            rest.append(f"{positional[:-1]}=[{','.join(map(quoted, folders))}]")
         elif len(folders) == 1:
-            rest.append(f"{positional}='{folders[0]}'")
+            rest.append(f"{positional}={quoted(folders[0])}")
         else:
             raise ConfigError(f"{folders[1]}: only one folder is taken here")
     return rest
+
+
+def quoted(value: object) -> str:
+    """A value as Hydra reads it back, whatever is in it: a quote, a backslash, a word it would interpolate."""
+    # Backslashes count only before a quote, and before `${`, where an odd one keeps it as text.
+    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(value), flags=re.DOTALL)
+    return f"'{text}'"
 
 
 def overrides_first(argv: list[str]) -> list[str]:

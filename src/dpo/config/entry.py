@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -17,8 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from dpo import signals
 from dpo.config import schema as _schema
-from dpo.config.arguments import arguments, check_flags, overrides_first
+from dpo.config.arguments import arguments, check_flags, overrides_first, quoted
 from dpo.config.failures import report, translate
 from dpo.config.folder import conf_folder, options
 from dpo.config.parse import parse
@@ -54,8 +56,8 @@ def main(
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         # Hydra leaves a multirun.yaml in the sweep's folder; ours is another, and has sweep.json.
-        aside = tempfile.mkdtemp(prefix="hydra-")
-        words = [*arguments(sys.argv[1:], positional), *HYDRA, f"hydra.sweep.dir='{aside}'"]
+        aside = Path(tempfile.gettempdir()) / f"hydra-{uuid.uuid4().hex}"
+        words = [*arguments(sys.argv[1:], positional), *HYDRA, f"hydra.sweep.dir={quoted(aside)}"]
         sys.argv[1:] = overrides_first(words)
         check_flags(sys.argv[1:])
         register(config_name, schema)
@@ -74,13 +76,14 @@ def main(
         if not configs:
             return
         own = captured[0][1]
-        if own.mode is not RunMode.MULTIRUN:
-            body(configs[0][0])
-        elif multirun is None:
-            raise ConfigError("-m: this verb takes no grid")
-        else:
-            settings = OmegaConf.to_object(own.launcher)  # type: ignore[arg-type]
-            multirun(Grid(configs, own.runtime.choices["hydra/launcher"], settings))  # type: ignore[arg-type]
+        with signals.unwinding():
+            if own.mode is not RunMode.MULTIRUN:
+                body(configs[0][0])
+            elif multirun is None:
+                raise ConfigError("-m: this verb takes no grid")
+            else:
+                settings = OmegaConf.to_object(own.launcher)  # type: ignore[arg-type]
+                multirun(Grid(configs, own.runtime.choices["hydra/launcher"], settings))  # type: ignore[arg-type]
     except Exception as error:  # noqa: BLE001 - the one place where failures become exit codes
         sys.exit(report(error))
     except KeyboardInterrupt:

@@ -97,31 +97,45 @@ def begin(config: Config, ranks: Ranks) -> tuple[Run, bool]:
 @contextlib.contextmanager
 def open_job(config: Config, ranks: Ranks = ALONE) -> Iterator[Job]:
     """Choose or continue the run directory; whatever ends the block, run.json says so truthfully."""
-    run, continued = begin(config, ranks)
-    folder = run.folder
-    ledger = (Ledger if ranks.first else FollowersLedger)(folder, config.hardware.hourly_rate)
-    job = Job(config, run, ledger, Interrupts(0.0 if ranks.size == 1 else ECHO_SECONDS), ranks)
-    job.say(f"run directory {folder}{' (continued)' if continued else ''}")
-    try:
-        with job.interrupts, signs_of_life(run.sign_of_life):
+    interrupts = Interrupts(0.0 if ranks.size == 1 else ECHO_SECONDS)
+    with interrupts:
+        with interrupts.deferred(check=False):
+            run, continued = begin(config, ranks)
+        ledger = (Ledger if ranks.first else FollowersLedger)(run.folder, config.hardware.hourly_rate)
+        job = Job(config, run, ledger, interrupts, ranks)
+        with _ending(job), signs_of_life(run.sign_of_life):
+            job.say(f"run directory {run.folder}{' (continued)' if continued else ''}")
+            interrupts.check()
             yield job
-            job.interrupts.over()
+            interrupts.over(0)
             run.finish("complete", None, 0)
+    job.say(f"done: {run.folder}")
+
+
+@contextlib.contextmanager
+def _ending(job: Job) -> Iterator[None]:
+    """Whatever ends the block, run.json says so."""
+    try:
+        yield
     except BaseException as error:
-        if ranks.size > 1:
-            # A launcher tells the ranks that are left to stop; this one is about to, and has a last word to write.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         code = exit_code(error)
+        job.interrupts.over(code)
+        if job.ranks.size > 1:
+            # A launcher tells the ranks that are left to stop; this one is about to, and has its reason to print.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         said = str(translate(error) or error)
         reason = said.splitlines()[0] if said else type(error).__name__
         # A full disk may refuse even this line; run.json then still says running, and its dead pid says killed.
         with contextlib.suppress(OSError, Lost):
-            run.finish(STATUS_OF.get(code, "failed"), reason, code)
+            job.run.finish(STATUS_OF.get(code, "failed"), reason, code)
         raise
-    job.say(f"done: {folder}")
 
 
 def exit_code(error: BaseException) -> int:
     """The exit code an error ends the process with."""
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        return 130
     known = translate(error)
     return 1 if known is None else known.exit_code

@@ -73,6 +73,7 @@ def find_base(job: Job) -> Base:
         tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates(), weights.remote_code, date)
         model_config(weights)
         adapter = find_adapter(job)
+    job.interrupts.check()
     if compute.device == "cuda":
         import torch
 
@@ -101,6 +102,7 @@ def load_data(job: Job, base: Base) -> Prepared:
     """Checked, tokenized pairs; what was found goes to data.json."""
     with job.ledger.phase("tokenize"), job.ranks.in_turn():
         data = prepare(job.config.dataset, base.tokenizer)
+    job.interrupts.check()
     write_json(job.run.folder / "data.json", data.report)
     job.run.record["fingerprints"]["data"] = data.fingerprint
     job.run.record["end_of_turn"] = data.report["template"]["end_of_turn"]
@@ -169,6 +171,7 @@ def build_trainer(job: Job, base: Base, data: Prepared, checkpoint: checkpoints.
             base.tokenizer.pad_token_id,
             read_split(checkpoint.folder) if checkpoint is not None else None,
         )
+    job.interrupts.check()
     job.say(f"{describe(base.compute)}, {str(base.compute.dtype)[6:]}, {line}")
     size = footprint(trainer.model, config.dpo.optimizer.value)
     job.run.update(footprint=asdict(size))

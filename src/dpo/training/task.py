@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from dpo.config.arguments import quoted
 from dpo.records.process import process_mark
 from dpo.records.run import read_record, state_of
 from dpo.records.sweeps import Outcome, read_outcome, write_outcome
@@ -44,7 +45,7 @@ class Task:
         if not self.trained():
             yield "train", [sys.executable, "-m", "dpo.train", *self.overrides, "hydra.mode=RUN"]
         if not self.evaluated():
-            yield "evaluate", [sys.executable, "-m", "dpo.evaluate", f"run='{self.folder}'", *self.evaluate]
+            yield "evaluate", [sys.executable, "-m", "dpo.evaluate", f"run={quoted(self.folder)}", *self.evaluate]
 
     def trained(self) -> bool:
         """Whether the run has reached its last step."""
