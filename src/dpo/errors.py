@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+
 
 class DpoError(Exception):
     """Base of every expected failure: printed without a traceback, ends the process with `exit_code`."""
@@ -50,6 +54,34 @@ class DiskFull(DpoError):
     """Not enough room for a checkpoint or the final adapter."""
 
     exit_code = 7
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """What the system refused: `error` itself, or what torch and safetensors make of it; None for anything else.
+
+    Without importing either: safetensors writes the number into its text, and torch's writer only knows that fewer
+    bytes arrived than it sent, which a full disk does.
+    """
+    if isinstance(error, OSError):
+        # Errors of hubs and connections are of this class too; they have no number, or another meaning.
+        known = error.errno is not None and not isinstance(error, (ConnectionError, TimeoutError))
+        return error if known else None
+    if found := re.search(r"os error (\d+)", str(error)):
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in SHORT_WRITES):
+        behind = error.__cause__ or error.__context__
+        wrapped = None if behind is None else system_error(behind)
+        return wrapped or OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None
+
+
+SHORT_WRITES = ("unexpected pos", "PytorchStreamWriter failed writing", "file write failed", "No space left")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether there was no room left for what was written, on the disk or in the user's share of it."""
+    behind = system_error(error)
+    return behind is not None and behind.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class NetworkError(DpoError):

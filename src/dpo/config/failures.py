@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dpo.config.folder import options
 from dpo.config.nearest import nearest
+from dpo.config.system_faults import from_system
 from dpo.errors import ConfigError, DpoError, OutOfMemory, is_out_of_memory
 
 
@@ -48,11 +49,7 @@ def translate(error: BaseException) -> DpoError | None:
             f"out of memory{f': {size[0].lower()}' if size else ''}\n"
             "try a shorter dataset.max_length, hardware.engine=packed, lora=qlora or a smaller model"
         )
-    if isinstance(error, OSError) and error.errno == 28:
-        from dpo.errors import DiskFull
-
-        return DiskFull(f"{error.filename or 'disk'}: no space left; free some room and run the same command again")
-    return None
+    return from_system(error)
 
 
 def _missing_option(error: MissingConfigException) -> ConfigError:

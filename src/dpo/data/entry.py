@@ -51,12 +51,12 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], None], say: Calla
     root.mkdir(parents=True, exist_ok=True)
     entry = root / key
     with FileLock(root / f"{key}.lock"):
-        if entry.is_dir():
+        if os.path.lexists(entry):
             fault = damage(entry)
             if fault is None:
                 return entry, True
             say(f"cache entry {entry} is damaged ({fault}); building it again")
-            shutil.rmtree(entry)
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         for left in root.glob(f".{key[:12]}-*"):  # by a builder that was killed: the lock is ours now
             shutil.rmtree(left)
         aside = Path(tempfile.mkdtemp(prefix=f".{key[:12]}-", dir=root))

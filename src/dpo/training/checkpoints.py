@@ -7,7 +7,6 @@ whole checkpoint or none. Only folders whose manifest verifies are resumed from 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo.errors import CheckpointError, DiskFull
+from dpo.errors import CheckpointError, DiskFull, is_disk_full
 from dpo.records.files import sync_folder
 
 MANIFEST = "manifest.json"
@@ -50,15 +49,9 @@ def write(root: Path, step: int, fingerprints: Mapping[str, str], fill: Callable
             shutil.rmtree(final)
         aside.rename(final)
         sync_folder(root)
-    except OSError as error:
+    except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(root) from None
-        raise
-    except RuntimeError as error:
-        # safetensors and torch wrap the system's error into their own.
-        shutil.rmtree(aside, ignore_errors=True)
-        if "No space left" in str(error) or "os error 28" in str(error):
+        if is_disk_full(error):
             raise _full(root) from None
         raise
     return Checkpoint(final, step)

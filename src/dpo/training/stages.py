@@ -17,7 +17,7 @@ from dpo.config.lora import FullTraining, Lora
 from dpo.config.parse import plain
 from dpo.data.pair import TokenPair
 from dpo.data.prepare import Prepared, prepare
-from dpo.errors import CheckpointError, DiskFull
+from dpo.errors import CheckpointError, DiskFull, is_disk_full
 from dpo.modeling.adapter import Adapter, load_into
 from dpo.modeling.cache import cache_folder
 from dpo.modeling.device import Compute, card_uuid, choose_compute, describe
@@ -331,7 +331,7 @@ def save_final(job: Job, trainer: trainers.Trainer, tokenizer: Any) -> None:
         os.replace(aside, final)
         sync_folder(job.run.folder)
         job.run.update(final=final_files(final))
-    except OSError as error:
-        if error.errno != 28:
+    except Exception as error:
+        if not is_disk_full(error):
             raise
         raise DiskFull(f"{final}: no space left; the checkpoints are intact; free some room and run again") from None
