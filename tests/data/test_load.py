@@ -10,6 +10,7 @@ import pytest
 from data_options import dataset
 
 from dpo.config.datasets import HelpSteer3, HhRlhf, Shp, UltraFeedback
+from dpo.data.checks import held_out
 from dpo.data.layout import choose, split_of
 from dpo.data.load import Splits, load_splits
 from dpo.errors import ConfigError, DataError
@@ -174,3 +175,14 @@ def test_the_shipped_rows_are_clean_and_enough() -> None:
     assert min(counts["dev"], counts["test"]) >= 150
     subjects = [{pair.group for pair in part} for part in (splits.train, splits.dev, splits.test)]
     assert not subjects[0] & subjects[1] | subjects[0] & subjects[2] | subjects[1] & subjects[2]
+
+
+def test_one_prompt_for_all_rows_says_what_to_do(tmp_path: Path) -> None:
+    prompt = next(q for q in map("write a story {}".format, range(99)) if held_out(f"user: {q}", 0.1, 0.1) == "test")
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": prompt, "chosen": f"a{i}", "rejected": f"b{i}"}) + "\n" for i in range(20))
+    )
+    with pytest.raises(DataError, match=r"held out: 0 dev, 20 test\n.*dataset\.test_fraction=0"):
+        load_splits(dataset("local", path=str(path)))
+    assert len(load_splits(dataset("local", path=str(path), dev_fraction=0, test_fraction=0)).train) == 20

@@ -239,3 +239,41 @@ def test_local_names_the_columns_it_saw() -> None:
     assert str(result) == "missing: columns are instruction, output; name yours in dataset.columns"
     assert refused("local", {"chosen": "a", "rejected": "b"}) == (Reason.missing, "prompt")
     assert refused("local", "just text")[0] is Reason.unparsable
+
+
+def test_a_label_beside_chosen_and_rejected_is_one_column_more() -> None:
+    pair = convert("local", {"prompt": "Q", "chosen": "a", "rejected": "b", "label": "helpful"})
+    assert (pair.chosen, pair.rejected, pair.meta, pair.notes) == ("a", "b", {"label": "helpful"}, ())
+
+
+def test_a_system_column_beside_another_system_message_is_refused() -> None:
+    row = {"prompt": [{"role": "system", "content": "be short"}, {"role": "user", "content": "Q"}]}
+    row |= {"chosen": "a", "rejected": "b"}
+    assert refused("local", {**row, "system": "be FRENCH"}) == (Reason.given_twice, "system")
+    assert [turn.content for turn in convert("local", {**row, "system": "be  short"}).prompt] == ["be short", "Q"]
+
+
+def test_a_text_in_a_column_that_is_not_read_is_noted() -> None:
+    row = {"prompt": "Q", "question": "Another?", "chosen": "a", "rejected": "b", "response_a": None, "extra": 1}
+    pair = convert("local", row)
+    assert (pair.notes, pair.meta) == (("column question not read",), {"extra": 1})
+
+
+def test_a_transcript_as_prompt_is_read_as_turns() -> None:
+    prompt = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:"
+    turns = [("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?")]
+    for row in (
+        {"prompt": prompt, "chosen": " a", "rejected": " b"},
+        {"prompt": prompt, "chosen": f"{prompt} a", "rejected": f"{prompt} b"},
+        {"prompt": prompt.removesuffix("\n\nAssistant:"), "chosen": "a", "rejected": "b"},
+    ):
+        pair = convert("local", row)
+        assert [(turn.role, turn.content) for turn in pair.prompt] == turns
+        assert (pair.chosen, pair.rejected) == ("a", "b")
+        assert pair.notes == ("prompt read as a transcript of Human and Assistant",)
+    other = prompt.replace("Why", "How")
+    assert refused("local", {"prompt": prompt, "chosen": f"{other} a", "rejected": f"{other} b"}) == (
+        Reason.prompts_differ,
+        "chosen",
+    )
+    assert convert("local", {"prompt": "Human: what is it?", "chosen": "a", "rejected": "b"}).notes == ()

@@ -1,92 +1,112 @@
-"""Rows out of JSON, JSON Lines, CSV and Parquet files, gzipped or not, one at a time; faults become Refusals."""
+"""Rows out of JSON, JSON Lines, CSV, TSV, Parquet and Arrow files, one at a time; faults become Refusals."""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import json
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from dpo.data.json_rows import array_rows, parse_json
+from dpo.data.open_file import LONGEST_ROW, PACKED, TOO_LONG, Lines, open_file, packing, whole
 from dpo.data.refusal import Reason, Refusal
 from dpo.data.sources.local import CsvRow
 from dpo.errors import DataError
 
-FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 BATCH_ROWS = 512
 
 
 def file_format(path: Path) -> str | None:
-    """`.json`, `.jsonl`, `.csv` or `.parquet`, with or without `.gz` behind it; None for anything else."""
-    name = path.name.lower().removesuffix(".gz")
+    """One of FORMATS, with or without `.gz` or `.zst` behind it; None for anything else."""
+    name = path.name.lower().removesuffix(packing(path))
     suffix = Path(name).suffix
     return suffix if suffix in FORMATS else None
+
+
+def known_format(path: Path) -> str:
+    """`file_format`, or a DataError that names what is allowed."""
+    if (kind := file_format(path)) is None:
+        allowed = f"{', '.join(FORMATS)}, each also with {' or '.join(PACKED)}"
+        raise DataError(f"{path}: not a data file; allowed: {allowed}")
+    return kind
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield (row number from 0, row); the row is a Refusal where it cannot be read.
 
-    In JSON Lines the row number is the line number less one. Raises DataError when the file as a whole cannot
-    be read: absent, an unknown format, a damaged archive.
+    In JSON Lines the row number is the line number less one. No more than a row of LONGEST_ROW is held at a time.
+    Raises DataError when the file as a whole cannot be read: absent, no file, an unknown format, a damaged archive,
+    two columns of one name.
     """
-    kind = file_format(path)
-    if kind is None:
-        raise DataError(f"{path}: not a data file; allowed: {', '.join(FORMATS)}, each also with .gz")
-    reader = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}[kind]
-    try:
-        with _open(path) as file:
-            yield from reader(file, path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: damaged gzip archive ({error})") from None
+    kind = known_format(path)
+    readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _tsv}
+    with open_file(path) as file:
+        if kind in readers:
+            yield from readers[kind](file, path)
+        else:
+            from dpo.data.arrow_rows import arrow_rows, parquet_rows
+
+            yield from {".parquet": parquet_rows, ".arrow": arrow_rows}[kind](whole(file, path), path)
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+def check_columns_differ(names: Sequence[str], path: Path) -> None:
+    """Raise DataError where two columns have one name: which of them was meant?"""
+    if twice := next((name for name in names if name and names.count(name) > 1), None):
+        raise DataError(f"{path}: two columns are named {twice!r:.60}; rename or remove one")
 
 
 def _json_lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(file):
+    for number, line in enumerate(Lines(file.readline, b"\n")):
+        if isinstance(line, Refusal):
+            yield number, line
+            continue
         if number == 0:
             line = line.removeprefix(b"\xef\xbb\xbf")
-        if not line.isspace():
-            yield number, _parse_json(line)
+        if line and not line.isspace():
+            yield number, parse_json(line)
 
 
-def _parse_json(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        return Refusal(Reason.invalid_utf8, "", f"byte 0x{error.object[error.start]:02x} at {error.start}")
-    except (ValueError, RecursionError) as error:
-        return Refusal(Reason.unparsable, "", f"{error}" if str(error) else type(error).__name__)
-
-
-def _json(file: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
+def _json(file: Any, path: Path) -> Iterator[tuple[int, Any]]:
     """One array of rows; or rows line by line, which some hub repositories also name .json."""
-    start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
-    file.seek(0)
-    if not start.startswith(b"["):
-        yield from _json_lines(file, path)
-        return
-    whole = _parse_json(file.read().removeprefix(b"\xef\xbb\xbf"))
-    if isinstance(whole, Refusal):
-        raise DataError(f"{path}: {whole}")
-    yield from enumerate(whole)
+    start = file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
+    yield from enumerate(array_rows(file, path)) if start.startswith(b"[") else _json_lines(file, path)
 
 
-def _csv(file: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(2**31 - 1)
+def _csv(file: IO[bytes], path: Path, delimiter: str = ",") -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(LONGEST_ROW)
     # Bytes that are not UTF-8 become lone surrogates here and are refused by the field that holds them.
     with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        yield from _csv_rows(csv.reader(text, strict=True))
+        lines = _TextLines(Lines(text.readline, "\n"))
+        yield from _csv_rows(csv.reader(lines, strict=True, delimiter=delimiter), path)
 
 
-def _csv_rows(lines: Any) -> Iterator[tuple[int, Any]]:
+def _tsv(file: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
+    return _csv(file, path, "\t")
+
+
+class _TooLong(Exception):
+    """A line of a CSV file longer than a row may be."""
+
+
+class _TextLines:
+    """Lines for csv.reader, which goes on behind an exception."""
+
+    def __init__(self, lines: Iterable[str | Refusal]) -> None:
+        self._lines = iter(lines)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        if isinstance(line, Refusal):
+            raise _TooLong
+        return line
+
+
+def _csv_rows(lines: Any, path: Path) -> Iterator[tuple[int, Any]]:
     header: list[str] | None = None
     number = 0
     while True:
@@ -94,48 +114,23 @@ def _csv_rows(lines: Any) -> Iterator[tuple[int, Any]]:
             cells = next(lines)
         except StopIteration:
             return
-        except csv.Error as error:
-            yield number, Refusal(Reason.unparsable, "", f"{error} near line {lines.line_num}")
+        except (csv.Error, _TooLong) as error:
+            refusal = (
+                TOO_LONG
+                if isinstance(error, _TooLong)
+                else Refusal(Reason.unparsable, "", f"{error} near line {lines.line_num}")
+            )
+            if header is None:
+                raise DataError(f"{path}: its header: {refusal}") from None
+            yield number, refusal
             number += 1
             continue
         if header is None:
             header = cells
+            check_columns_differ(header, path)
         elif cells:
             if len(cells) == len(header):
                 yield number, CsvRow(zip(header, cells, strict=True))
             else:
                 yield number, Refusal(Reason.unparsable, "", f"{len(cells)} cells under {len(header)} columns")
             number += 1
-
-
-def _parquet(file: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(io.BytesIO(file.read()) if path.name.lower().endswith(".gz") else file)
-        number = 0
-        for batch in table.iter_batches(batch_size=BATCH_ROWS):
-            for row in _batch_rows(batch):
-                yield number, row
-                number += 1
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-
-
-def _batch_rows(batch: Any) -> list[Any]:
-    try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:
-        return [
-            {name: _cell(batch.column(name)[index]) for name in batch.schema.names} for index in range(batch.num_rows)
-        ]
-
-
-def _cell(scalar: Any) -> Any:
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError:
-        if not hasattr(scalar, "as_buffer"):
-            return "\udcff"  # somewhere inside a nested value: refused as invalid UTF-8, like the plain case
-        return scalar.as_buffer().to_pybytes().decode(errors="surrogateescape")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from dpo.config.datasets import Dataset, HhRlhf, Shp
 from dpo.config.nearest import nearest
-from dpo.data.files import file_format
+from dpo.data.files import file_format, known_format
+from dpo.data.open_file import check_file
 from dpo.errors import ConfigError, DataError
 
 SPLIT_WORDS = {"test": "test", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "train": "train"}
-NOT_DATA = {"dataset_infos.json", "dataset_info.json"}
+NOT_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
 
 
 def split_of(name: str) -> str:
@@ -65,14 +67,30 @@ def _plain(name: str) -> str:
 
 
 def find_files(path: Path, dataset: Dataset) -> dict[str, list[Path]]:
-    """Files of each split under `path`; a single file holds rows to train on, whatever its name."""
+    """Files of each split under `path`; a single file holds rows to train on, whatever its name.
+
+    A folder may be one that `datasets` wrote with save_to_disk. Raises DataError for what cannot be read.
+    """
     path = path.expanduser()
-    if path.is_file():
-        return {"train": [path]}
     if not path.is_dir():
-        raise DataError(f"dataset.path={path}: no such file or folder")
-    names = [str(p.relative_to(path).as_posix()) for p in path.rglob("*") if p.is_file()]
+        if not path.exists():
+            raise DataError(f"dataset.path={path}: no such file or folder")
+        check_file(path)
+        known_format(path)
+        return {"train": [path]}
+    names = [str(p.relative_to(path).as_posix()) for p in path.rglob("*") if p.is_file() and not _stale(p)]
     chosen = choose(names, dataset)
     if "train" not in chosen:
         raise DataError(f"{path}: no training rows in it; expected files like train.jsonl, .json, .csv or .parquet")
     return {split: [path / name for name in files] for split, files in chosen.items()}
+
+
+def _stale(path: Path) -> bool:
+    """Whether an Arrow file lies in a folder of save_to_disk without belonging to what was saved last."""
+    state = path.parent / "state.json"
+    if path.suffix.lower() != ".arrow" or not state.is_file():
+        return False
+    try:
+        return path.name not in {file["filename"] for file in json.loads(state.read_text())["_data_files"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        raise DataError(f"{state}: damaged; save the dataset again with save_to_disk") from None

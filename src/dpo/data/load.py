@@ -89,6 +89,18 @@ def load_files(dataset: Dataset, files: Files, folder: Path) -> Splits:
     return _Loading(dataset, files, folder).run()
 
 
+def nothing_to_train_on(report: DataReport) -> DataError:
+    """The error of a dataset that leaves no training pair, with what can be done about it."""
+    held = report.kept.get("dev", 0) + report.kept.get("test", 0)
+    what = f"{report.origin}: no pair to train on\n{report.summary()}"
+    if not held:
+        return DataError(what)
+    return DataError(
+        f"{what}; held out: {report.kept['dev']} dev, {report.kept['test']} test\n"
+        "whole prompts are held out, by a hash: give more prompts, or dataset.dev_fraction=0 dataset.test_fraction=0"
+    )
+
+
 class _Loading:
     """One pass over all rows, held-out splits first, so that a prompt in two splits is dropped from train."""
 
@@ -117,7 +129,7 @@ class _Loading:
         train, dev, test = (self._pairs(split) for split in SPLITS)
         splits = Splits(train, dev, test, self.report)
         if not splits.train:
-            raise DataError(f"{self.files.origin}: no pair to train on\n{self.report.summary()}")
+            raise nothing_to_train_on(self.report)
         return splits
 
     def _read(self, split: str) -> None:
@@ -152,6 +164,8 @@ class _Loading:
         self.places.append((split, len(self.writers[split].starts)))
         self.writers[split].write(result)
         self.kept[split] += 1
+        for note in result.notes:
+            self.report.note(row_id, note)
 
     def _split(self, pair: Pair, read_from: str) -> str:
         if read_from != "train":

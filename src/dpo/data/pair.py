@@ -20,6 +20,7 @@ class Pair:
 
     `id` is source:split:row. `strength` in [0.5, 1] is the probability that chosen is better (1 unless the
     source says less). Pairs that share a `group` (post, question, prompt) never sit in different splits.
+    `notes` is what the report is to say about its row.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Pair:
     group: str
     strength: float = 1.0
     meta: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,21 @@ from typing import Any
 import dpo
 from dpo.config.datasets import Dataset
 from dpo.data.entry import file_digest, get_or_build
+from dpo.data.files import file_format
 from dpo.data.lengths import length_bias, quantiles
-from dpo.data.load import Files, Splits, load_files, locate
+from dpo.data.load import Files, Splits, load_files, locate, nothing_to_train_on
+from dpo.data.open_file import packing
 from dpo.data.pair_file import PairFile, PairWriter, from_line
 from dpo.data.parallel import encode_all
 from dpo.data.refusal import Refusal
 from dpo.data.report import SPLITS, DataReport, Faults
 from dpo.data.token_file import TokenFile, TokenWriter
 from dpo.data.tokens import Encoder
-from dpo.errors import DataError
 from dpo.modeling.cache import cache_folder
 from dpo.records.files import write_json
 
 # Raised when the same rows would give other ids, so that entries of older versions are not used.
-VERSION = 3
+VERSION = 4
 # Keys that say where rows come from or are judged elsewhere; the rows themselves are in the key by their content.
 PLACES = ("path", "dev_path", "test_path", "hub", "revision")
 
@@ -83,7 +84,10 @@ def prepare(dataset: Dataset, tokenizer: Any, cache_dir: Path | None = None) -> 
 def cache_key(dataset: Dataset, files: Files, encoder: Encoder) -> str:
     """Hex digest of everything that decides the entry: rows by content, recipe, tokenizer and template."""
     recipe = {name: value for name, value in asdict(dataset).items() if name not in PLACES}
-    rows = {split: [file_digest(path) for path in paths] for split, paths in files.splits.items()}
+    rows = {
+        split: [(file_format(path), packing(path), file_digest(path)) for path in paths]
+        for split, paths in files.splits.items()
+    }
     facts = {"version": VERSION, "recipe": recipe, "rows": rows, "encoder": encoder.key}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=_plain).encode()).hexdigest()[:40]
 
@@ -103,7 +107,7 @@ def _build(dataset: Dataset, files: Files, encoder: Encoder, folder: Path) -> No
         fingerprint = writer.close()
     faults.settle(dataset.on_bad, sum(splits.report.rows.values()))
     if not splits.report.kept["train"]:
-        raise DataError(f"{files.origin}: no pair to train on\n{splits.report.summary()}")
+        raise nothing_to_train_on(splits.report)
     write_json(folder / "report.json", _report(dataset, splits, encoder, folder, fingerprint))
 
 

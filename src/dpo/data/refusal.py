@@ -10,6 +10,7 @@ class Reason(Enum):
     """One name a fault. `structural` ones are mistakes in the rows; the others are choices of the recipe."""
 
     unparsable = "unparsable"
+    too_long = "longer than a row may be"
     invalid_utf8 = "invalid UTF-8"
     lone_surrogate = "lone surrogate"
     missing = "missing"
@@ -20,6 +21,7 @@ class Reason(Enum):
     empty_rejected = "empty rejected"
     identical = "chosen equals rejected"
     prompts_differ = "prompts differ"
+    given_twice = "given twice, differently"
     roles = "roles cannot be parsed"
     label_unknown = "label not understood"
     label_disagrees = "label and scores disagree"

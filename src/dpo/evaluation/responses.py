@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpo.data.entry import file_digest
 from dpo.data.files import read_rows
+from dpo.data.open_file import check_file
 from dpo.data.pair import Message
 from dpo.data.refusal import Refusal
 from dpo.errors import DataError
@@ -136,4 +137,5 @@ def _label(where: str, row: Row, gold: Sequence[str]) -> float | None:
 
 def digest(path: Path) -> str:
     """Ten hex digits over the contents of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:10]
+    check_file(path)
+    return file_digest(path)[:10]

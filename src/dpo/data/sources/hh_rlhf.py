@@ -30,6 +30,22 @@ def parse_transcript(transcript: str, field: str) -> list[Message]:
     return turns
 
 
+def is_transcript(text: str) -> bool:
+    """Whether a text begins with a Human turn and holds an Assistant's, as prompts of this form do."""
+    # Nearly no text begins like this, so nearly all are told apart by two look-ups.
+    start = text.lstrip("\n")
+    return start.startswith("Human:") and any(found[1] == "Assistant" for found in TURN.finditer(text))
+
+
+def prompt_of_transcript(transcript: str, field: str) -> list[Message]:
+    """The turns of a transcript that ends where the assistant is to speak."""
+    last = TURN.findall(f"\n\n{transcript}")[-1]
+    turns = parse_transcript(transcript if last == "Assistant" else f"{transcript}\n\nAssistant:", field)
+    if turns[-1].content:
+        raise RowRefused(Reason.roles, field, "a transcript that ends with words of the assistant")
+    return turns[:-1]
+
+
 def split_transcripts(chosen: str, rejected: str) -> tuple[list[Message], str, str]:
     """The prompt two transcripts share and their last answers; refused when the prompts differ."""
     better, worse = parse_transcript(chosen, "chosen"), parse_transcript(rejected, "rejected")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dpo.config.datasets import Local
 from dpo.data.pair import Message, Pair
 from dpo.data.refusal import Reason, Refusal, RowRefused
-from dpo.data.sources.conversation import answer, split_conversations
-from dpo.data.sources.fields import build_pair, messages, refusals_returned, text, value
-from dpo.data.sources.hh_rlhf import TURN, split_transcripts
+from dpo.data.sources.conversation import answer, same_turns, split_conversations
+from dpo.data.sources.fields import build_pair, messages, refusals_returned, same_text, text, value
+from dpo.data.sources.hh_rlhf import TURN, is_transcript, prompt_of_transcript, split_transcripts
 
 COLUMNS = (
     "prompt",
@@ -26,6 +27,10 @@ COLUMNS = (
     "system",
     "strength",
 )
+SIDES = ("chosen", "rejected")
+# Those of them that hold text for the model.
+TEXTS = {"prompt", "question", "conversations", "response_a", "response_b", *SIDES}
+TRANSCRIPT = "prompt read as a transcript of Human and Assistant"
 
 
 class CsvRow(dict[str, Any]):
@@ -34,38 +39,74 @@ class CsvRow(dict[str, Any]):
 
 @refusals_returned
 def to_pair(row: Mapping[str, Any], row_id: str, dataset: Local) -> Pair | Refusal:
-    """One row of any shape -> Pair; the group is the prompt, everything else in the row goes to `meta`."""
+    """One row of any shape -> Pair; the group is the prompt, everything else in the row goes to `meta`.
+
+    A text in a column that has a meaning and is not read is a note of the pair.
+    """
     row = _renamed(row, dataset.columns)
     if isinstance(row, CsvRow):
         row = _with_lists(row)
-    prompt, chosen, rejected, strength = _read(row, dataset)
+    read, (prompt, chosen, rejected, strength) = _read(row, dataset)
     if row.get("strength") not in (None, ""):
         strength = _strength(row, dataset)
-    system = row.get("system")
-    if system and prompt and prompt[0].role != "system":
-        prompt = [Message("system", text(system, "system")), *prompt]
-    meta = {key: found for key, found in row.items() if key not in COLUMNS and isinstance(found, (str, int, float))}
-    return build_pair(row_id, prompt, chosen, rejected, None, strength, meta)
+    if row.get("system") not in (None, ""):
+        prompt = _with_system(prompt, text(row["system"], "system"))
+    unread = [key for key in row if key not in read and key not in ("system", "strength")]
+    notes = tuple(f"column {key} not read" for key in unread if key in TEXTS and row[key] not in (None, "", []))
+    meta = {key: row[key] for key in unread if key not in TEXTS and isinstance(row[key], (str, int, float))}
+    if any(isinstance(row[key], str) and is_transcript(row[key]) for key in read & {"prompt", "question"} & row.keys()):
+        notes = (*notes, TRANSCRIPT)
+    return replace(build_pair(row_id, prompt, chosen, rejected, None, strength, meta), notes=notes)
 
 
-def _read(row: Mapping[str, Any], dataset: Local) -> tuple[list[Message], str, str, float]:
+Parts = tuple[list[Message], str, str, float]
+
+
+def _read(row: Mapping[str, Any], dataset: Local) -> tuple[set[str], Parts]:
+    """The columns of the shape a row has, and what they say."""
+    answers = {"chosen", "rejected"}
     if "conversations" in row:
         prompt = messages(value(row, "conversations"), "conversations", "from", "value")
-        return prompt, *_answers(row, prompt), 1.0
-    if "prompt" in row or "question" in row:
-        prompt = _prompt(row, "prompt" if "prompt" in row else "question")
-        if any(name in row for name in ("response_a", "response_b", "label")):
-            return prompt, *_labelled(row, prompt, dataset)
-        return prompt, *_answers(row, prompt), 1.0
-    if "chosen" not in row and "rejected" not in row:
+        return {"conversations", *answers}, (prompt, *_answers(row, prompt), 1.0)
+    name = next((name for name in ("prompt", "question") if name in row), None)
+    if name is not None:
+        both = {"response_a", "response_b"}
+        if both & row.keys() or ("label" in row and not answers & row.keys()):
+            prompt = _prompt(row, name)
+            return {name, "label", *both}, (prompt, *_labelled(row, prompt, dataset))
+        return {name, *answers}, (*_asked(row, name), 1.0)
+    if not answers & row.keys():
         seen = ", ".join(str(key) for key in row) or "none"
         raise RowRefused(Reason.missing, "prompt", f"columns are {seen}; name yours in dataset.columns")
     chosen, rejected = value(row, "chosen"), value(row, "rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
         if not TURN.search("\n\n" + chosen) and not TURN.search("\n\n" + rejected):
             raise RowRefused(Reason.missing, "prompt")
-        return *split_transcripts(text(chosen, "chosen"), text(rejected, "rejected")), 1.0
-    return *split_conversations(chosen, rejected), 1.0
+        return answers, (*split_transcripts(text(chosen, "chosen"), text(rejected, "rejected")), 1.0)
+    return answers, (*split_conversations(chosen, rejected), 1.0)
+
+
+def _asked(row: Mapping[str, Any], name: str) -> tuple[list[Message], str, str]:
+    """Prompt and answers of a row; where the prompt is a transcript, answers may repeat it."""
+    prompt = _prompt(row, name)
+    if isinstance(row[name], str) and is_transcript(row[name]):
+        sides = [text(value(row, side), side) if isinstance(value(row, side), str) else "" for side in SIDES]
+        if all(is_transcript(side) for side in sides):
+            shared, chosen, rejected = split_transcripts(*sides)
+            if not same_turns(shared, prompt):
+                raise RowRefused(Reason.prompts_differ, "chosen")
+            return prompt, chosen, rejected
+        if all(sides):
+            return prompt, *(side.strip() for side in sides)  # type: ignore[return-value]
+    return prompt, *_answers(row, prompt)
+
+
+def _with_system(prompt: list[Message], system: str) -> list[Message]:
+    if prompt and prompt[0].role == "system":
+        if not same_text(prompt[0].content, system):
+            raise RowRefused(Reason.given_twice, "system", "the prompt begins with another system message")
+        return prompt
+    return [Message("system", system), *prompt]
 
 
 def _strength(row: Mapping[str, Any], dataset: Local) -> float:
@@ -84,7 +125,8 @@ def _strength(row: Mapping[str, Any], dataset: Local) -> float:
 def _prompt(row: Mapping[str, Any], name: str) -> list[Message]:
     found = value(row, name)
     if isinstance(found, str):
-        return [Message("user", text(found, name))]
+        whole = text(found, name)
+        return prompt_of_transcript(whole, name) if is_transcript(whole) else [Message("user", whole)]
     share_gpt = isinstance(found, Sequence) and bool(found) and isinstance(found[0], Mapping) and "from" in found[0]
     return messages(found, name, *(("from", "value") if share_gpt else ("role", "content")))
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
+from dpo.data.json_rows import parse_json
+from dpo.data.open_file import Lines, open_file
+from dpo.data.refusal import Refusal
 from dpo.errors import DataError
 
 
@@ -43,38 +43,45 @@ def shipped() -> list[Prompt]:
 
 
 def from_file(path: Path) -> list[Prompt]:
-    """One prompt a line, gzipped or not: plain text, or JSON with `prompt`. Raises DataError.
+    """One prompt a line, packed (.gz, .zst) or not: plain text, or JSON with `prompt`. Raises DataError.
 
     The JSON may also give `subject`, `group` and whatever a judge reads, such as IFEval's instruction_id_list and
     kwargs.
     """
-    if not path.is_file():
-        raise DataError(f"prompts={path}: no such file")
-    whole = path.read_bytes()
-    if path.name.lower().endswith(".gz"):
-        try:
-            whole = gzip.decompress(whole)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{path}: damaged gzip archive ({error})") from None
-    prompts = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            text = line.decode().strip()
-            row = json.loads(text) if text.startswith("{") else {"prompt": text}
-            prompt, subject = row["prompt"], row.get("subject", row["prompt"])
-            if not (isinstance(prompt, str) and prompt.strip() and isinstance(subject, str)):
-                raise ValueError
-            prompt.encode()
-        except (ValueError, KeyError):
-            raise DataError(f"{path}:{number}: needs UTF-8 text, or JSON with a text `prompt`") from None
-        group = None if row.get("group") is None else str(row["group"])
-        meta = {key: value for key, value in row.items() if key not in ("prompt", "subject", "group")}
-        prompts.append(Prompt(prompt, subject, group, meta))
+    prompts: list[Prompt] = []
+    with open_file(path) as file:
+        for number, line in enumerate(_lines(file), 1):
+            if isinstance(line, Refusal):
+                raise DataError(f"{path}:{number}: {line}")
+            if line.strip():
+                prompts.append(_prompt(line, f"{path}:{number}"))
     if not prompts:
         raise DataError(f"prompts={path}: no prompt in it")
     return prompts
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes | Refusal]:
+    """Lines, whatever ends them."""
+    for line in Lines(file.readline, b"\n"):
+        yield from [line] if isinstance(line, Refusal) else line.splitlines()
+
+
+def _prompt(line: bytes, where: str) -> Prompt:
+    try:
+        text = line.decode().strip()
+        row = parse_json(line.strip()) if text.startswith("{") else {"prompt": text}
+        if isinstance(row, Refusal):
+            raise ValueError(str(row))
+        prompt, subject = row["prompt"], row.get("subject", row["prompt"])
+        if not (isinstance(prompt, str) and prompt.strip() and isinstance(subject, str)):
+            raise ValueError
+        prompt.encode()
+    except (ValueError, KeyError) as error:
+        why = f" ({error})" if type(error) is ValueError and str(error) else ""
+        raise DataError(f"{where}: needs UTF-8 text, or JSON with a text `prompt`{why}"[:300]) from None
+    group = None if row.get("group") is None else str(row["group"])
+    meta = {key: value for key, value in row.items() if key not in ("prompt", "subject", "group")}
+    return Prompt(prompt, subject, group, meta)
 
 
 def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
