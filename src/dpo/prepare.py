@@ -37,22 +37,28 @@ def prepare(config: Prepare) -> None:
     quiet()
     from dpo.data.page import write_page
     from dpo.data.prepare import prepare as prepare_pairs
+    from dpo.data.remarks import check_positions
     from dpo.data.review import write_pairs
     from dpo.data.screen import show
-    from dpo.modeling.policy import templates
+    from dpo.modeling.policy import model_config, templates
+    from dpo.modeling.positions import positions
     from dpo.modeling.tokenizer import load_tokenizer
     from dpo.modeling.weights import resolve
     from dpo.records.files import write_json
 
     weights = resolve(config.model.path, config.model.revision, config.model.trust_remote_code)
     tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates(), weights.remote_code)
+    longest = positions(model_config(weights))
     data = prepare_pairs(config.dataset, tokenizer)
+    beyond = check_positions(data.report, longest, weights.source)
     folder = Path(config.output).expanduser() / f"{config.dataset.source}-{data.fingerprint[:10]}"
     folder.mkdir(parents=True, exist_ok=True)
     write_pairs(data, folder, config.format.name)
     write_json(folder / "data.json", data.report)
     write_page(data, folder / "data.html")
     show(data, folder)
+    if beyond:
+        print(beyond, flush=True)
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ def train(config: Config) -> Path:
         data = stages.load_data(job, base)
         checkpoint = stages.find_checkpoint(job)
         trainer = stages.build_trainer(job, base, data, checkpoint)
-        wanted = stages.needed_pairs(job, data) + trainer.dev_pairs
+        wanted = stages.needed_pairs(job, data)
         stages.add_reference(job, base, trainer, wanted)
         if checkpoint is None:
             stages.check_start(job, trainer, wanted, base.compute)

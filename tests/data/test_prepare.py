@@ -23,8 +23,9 @@ from dpo.data.load import load_splits
 from dpo.data.pair_file import PairFile
 from dpo.data.prepare import Prepared, prepare
 from dpo.data.review import write_pairs
+from dpo.data.token_file import Selection
 from dpo.data.tokens import Encoder
-from dpo.errors import DataError
+from dpo.errors import CheckpointError, DataError
 
 
 @pytest.fixture
@@ -137,6 +138,75 @@ def test_a_damaged_entry_is_named_and_built_again(
     assert again.fingerprint == first.fingerprint
     assert f"is damaged ({path.name}: " in capsys.readouterr().err
     assert prepared(rows, tmp_path / "cache").cached
+
+
+@pytest.mark.parametrize(
+    "content", [b"{}", b"[]", b"7", b'{"tokens.bin": 3}', b'{"tokens.bin": {"size": 1}}', b"[" * 100_000, b"\xff", None]
+)
+def test_a_manifest_that_is_none_is_damage(content: bytes | None, rows: Path, tmp_path: Path) -> None:
+    first = prepared(rows, tmp_path / "cache")
+    manifest = first.folder / "manifest.json"
+    manifest.unlink()
+    manifest.mkdir() if content is None else manifest.write_bytes(content)
+    again = prepared(rows, tmp_path / "cache")
+    assert not again.cached
+    assert again.fingerprint == first.fingerprint
+
+
+def test_a_manifest_that_leaves_out_a_file_is_damage(rows: Path, tmp_path: Path) -> None:
+    first = prepared(rows, tmp_path / "cache")
+    manifest = json.loads((first.folder / "manifest.json").read_text())
+    del manifest["tokens.bin"]
+    (first.folder / "manifest.json").write_text(json.dumps(manifest))
+    assert not prepared(rows, tmp_path / "cache").cached
+
+
+def test_what_stands_where_an_entry_belongs_is_replaced(tmp_path: Path) -> None:
+    def build(into: Path) -> None:
+        (into / "whole").write_text("x")
+
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / ".file-left").write_text("no folder either")
+    for key in ("file", "link"):
+        folder, cached = get_or_build(tmp_path, key, build, print)
+        assert (cached, (folder / "whole").read_text()) == (False, "x")
+        assert get_or_build(tmp_path, key, build, print)[1]
+    assert not (tmp_path / ".file-left").exists()
+
+
+def test_a_cache_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "key.lock").mkdir()
+    (tmp_path / "root").write_text("no folder")
+    for root in (tmp_path, tmp_path / "root"):
+        with pytest.raises(CheckpointError, match="set DPO_CACHE to another folder"):
+            get_or_build(root, "key", lambda into: None, print)
+
+
+def test_a_selection_reads_pairs_as_they_are_asked_for(rows: Path, tmp_path: Path) -> None:
+    data = prepared(rows, tmp_path / "cache")
+    order = [5, 2, 2, 7]
+    chosen = Selection((data.train, order), (data.dev, range(2)), (data.test, range(0)))
+    expected = [*(data.train[i] for i in order), data.dev[0], data.dev[1]]
+    assert list(chosen) == expected
+    assert chosen[-2:] == expected[-2:]
+    assert len(chosen) == 6
+
+
+def test_the_same_bytes_under_another_format_are_other_rows(rows: Path, tmp_path: Path) -> None:
+    prepared(rows, tmp_path / "cache")
+    other = rows.with_suffix(".csv")
+    other.write_bytes(rows.read_bytes())
+    with pytest.raises(DataError):
+        prepared(other, tmp_path / "cache")
+    same = rows.with_name("again.jsonl")
+    same.write_bytes(rows.read_bytes())
+    assert prepared(same, tmp_path / "cache").cached
+
+
+def test_nothing_need_be_held_out(rows: Path, tmp_path: Path) -> None:
+    data = prepared(rows, tmp_path / "cache", dev_fraction=0, test_fraction=0)
+    assert [len(data.train), len(data.dev), len(data.test)] == [80, 0, 0]
 
 
 def test_a_build_that_died_leaves_nothing_that_looks_ready(tmp_path: Path) -> None:

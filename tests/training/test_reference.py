@@ -11,6 +11,8 @@ import struct
 import subprocess
 import sys
 import time
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -252,3 +254,25 @@ def test_each_key_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ReferenceCache(tmp_path / "r.sqlite").fill(make_pairs(100), CONTEXT, compute, chunk=4)
     assert len(compute.seen) == len(set(compute.seen)) == 100
     assert len(looked) == len(set(looked)) == 100
+
+
+def test_pairs_are_read_as_they_are_computed_and_not_kept(tmp_path: Path) -> None:
+    made: list[weakref.ref[TokenPair]] = []
+    most = 0
+
+    class OnDisk(Sequence):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return 300
+
+        def __getitem__(self, index: int) -> TokenPair:  # type: ignore[override]
+            if index >= 300:
+                raise IndexError
+            pair = make_pairs(1, index % 290)[0]
+            made.append(weakref.ref(pair))
+            nonlocal most
+            most = max(most, sum(ref() is not None for ref in made[-100:]))
+            return pair
+
+    found = ReferenceCache(tmp_path / "r.sqlite").fill(OnDisk(), CONTEXT, Computer(), chunk=8)
+    assert found == {pair.id: value_of(pair) for pair in make_pairs(290)}
+    assert most <= 2 * 8 + 2

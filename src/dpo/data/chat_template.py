@@ -18,7 +18,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, kwargs: Mapping[str, Any]) -> None:
         if not tokenizer.chat_template:
-            raise ConfigError("the tokenizer has no chat template; name a fallback: model.chat_template=chatml")
+            raise ConfigError("the tokenizer has no chat template; name one: model.chat_template=chatml")
         self._tokenizer = tokenizer
         self.source: str = tokenizer.get_chat_template()
         self.kwargs = dict(kwargs)

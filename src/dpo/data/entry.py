@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dpo.errors import CheckpointError
 from dpo.records.files import sync_folder, write_json
@@ -26,39 +27,64 @@ def damage(folder: Path) -> str | None:
     """What is wrong with an entry, naming the file, or None when every byte is as it was written."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"{MANIFEST}: {error}"
+    if not isinstance(manifest, dict) or not all(_describes_a_file(one) for one in manifest.values()):
+        return f"{MANIFEST}: not a list of files"
     for name, expected in manifest.items():
         path = folder / name
         if not path.is_file():
-            return f"{name}: missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{name}: {path.stat().st_size} bytes, expected {expected['size']}"
-        if file_digest(path) != expected["sha256"]:
-            return f"{name}: its bytes have changed"
-    return None
+            return f"{name}: not a file"
+        try:
+            if path.stat().st_size != expected["size"]:
+                return f"{name}: {path.stat().st_size} bytes, expected {expected['size']}"
+            if file_digest(path) != expected["sha256"]:
+                return f"{name}: its bytes have changed"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+    more = {path.name for path in folder.iterdir()} - {MANIFEST, *manifest}
+    return f"{MANIFEST}: says nothing of {min(more)}" if more else None
+
+
+def _describes_a_file(found: Any) -> bool:
+    return isinstance(found, dict) and found.keys() == {"size", "sha256"}
+
+
+def _remove(path: Path) -> None:
+    """Remove whatever stands there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def get_or_build(root: Path, key: str, build: Callable[[Path], None], say: Callable[[str], None]) -> tuple[Path, bool]:
     """The verified folder of `key` under `root`, and whether it was there already.
 
     One process builds while others wait for it; the lock falls with its owner. A damaged entry is named through
-    `say` and built again once. `build` fills an empty folder. Raises CheckpointError if what was just written
-    cannot be read back.
+    `say` and built again once. `build` fills an empty folder. Raises CheckpointError if the folder cannot be used, or
+    what was just written cannot be read back.
     """
     from filelock import FileLock
 
-    root.mkdir(parents=True, exist_ok=True)
-    entry = root / key
-    with FileLock(root / f"{key}.lock"):
+    entry, lock = root / key, FileLock(root / f"{key}.lock")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        # Whatever else the system refuses is said where all of it is.
+        raise CheckpointError(
+            f"{error.filename}: {error.strerror}; remove it, or set DPO_CACHE to another folder"
+        ) from None
+    try:
         if os.path.lexists(entry):
             fault = damage(entry)
             if fault is None:
                 return entry, True
             say(f"cache entry {entry} is damaged ({fault}); building it again")
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            _remove(entry)
         for left in root.glob(f".{key[:12]}-*"):  # by a builder that was killed: the lock is ours now
-            shutil.rmtree(left)
+            _remove(left)
         aside = Path(tempfile.mkdtemp(prefix=f".{key[:12]}-", dir=root))
         try:
             build(aside)
@@ -74,3 +100,5 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], None], say: Calla
         if (fault := damage(entry)) is not None:
             raise CheckpointError(f"{entry}: {fault}, right after it was written; check the disk")
         return entry, False
+    finally:
+        lock.release()

@@ -19,6 +19,11 @@ def quantiles(lengths: np.ndarray) -> dict[str, dict[str, int]]:
     }
 
 
+def longest(lengths: np.ndarray) -> int:
+    """Tokens of the longest sequence, a prompt with one of its answers."""
+    return int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max()) if len(lengths) else 0
+
+
 def length_bias(lengths: np.ndarray) -> dict[str, Any] | None:
     """Mean of chosen minus rejected tokens and the share of pairs whose chosen is longer, with 95% intervals.
 

@@ -15,7 +15,7 @@ import dpo
 from dpo.config.datasets import Dataset
 from dpo.data.entry import file_digest, get_or_build
 from dpo.data.files import file_format
-from dpo.data.lengths import length_bias, quantiles
+from dpo.data.lengths import length_bias, longest, quantiles
 from dpo.data.load import Files, Splits, load_files, locate, nothing_to_train_on
 from dpo.data.open_file import packing
 from dpo.data.pair_file import PairFile, PairWriter, from_line
@@ -152,10 +152,12 @@ def _report(dataset: Dataset, splits: Splits, encoder: Encoder, folder: Path, fi
         **report.as_dict(),
         "fingerprint": fingerprint,
         "max_length": dataset.max_length,
+        "longest": max(longest(part.lengths) for part in tokens.values()),
         "soft_labels": sum(int((part.strengths < 1).sum()) for part in tokens.values()),
         "lengths": {split: quantiles(part.lengths) for split, part in tokens.items()},
         "length_bias": {split: length_bias(part.lengths) for split, part in tokens.items()},
         "truncation": encoder.ledger.as_dict(),
+        "warnings": [*encoder.warnings, *_rendered_already(encoder, sum(report.kept.values()))],
         "template": {
             "sha256": hashlib.sha256(encoder.template.source.encode()).hexdigest(),
             "kwargs": encoder.template.kwargs,
@@ -166,6 +168,15 @@ def _report(dataset: Dataset, splits: Splits, encoder: Encoder, folder: Path, fi
         "examples": [encoder.visible(tokens["train"][i]) for i in _spread(len(tokens["train"]), 3)],
         "version": dpo.__version__,
     }
+
+
+def _rendered_already(encoder: Encoder, kept: int) -> list[str]:
+    typed = len(encoder.ledger.control_text)
+    if typed < 10 or 2 * typed < kept:
+        return []
+    return [
+        f"control tokens stand in {typed} of {kept} pairs and are read as text: give texts without a template's marks"
+    ]
 
 
 def _spread(count: int, wanted: int) -> list[int]:

@@ -26,6 +26,8 @@ class Reason(Enum):
     label_unknown = "label not understood"
     label_disagrees = "label and scores disagree"
     template = "the chat template refuses it"
+    altered = "the chat template alters the answer"
+    same_tokens = "chosen and rejected are the same tokens"
     tie = "tie"
     weak = "weak preference"
     post_cap = "more pairs of one post than wanted"

@@ -33,7 +33,7 @@ def show(data: Prepared, folder: Path, console: Console | None = None) -> None:
     )  # fmt: skip
     console.print(table)
     console.print(_lengths(report))
-    for line in [*_bias(report), *_cuts(report)]:
+    for line in [*_bias(report), *_cuts(report), *map(clean, report["warnings"])]:
         console.print(line, markup=False)
     for example in report["examples"]:
         console.print(_one_line(f"{clean(example['id'])}  ", example["prompt"], "dim", console.width, 0.2))

@@ -6,7 +6,7 @@ import hashlib
 import os
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -103,12 +103,31 @@ class TokenFile(Sequence[TokenPair]):
             float(self.strengths[index]),
         )
 
-    def __add__(self, other: Sequence[TokenPair]) -> list[TokenPair]:
-        return [*self, *other]
-
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenFile, (self._folder, self._split)
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
+
+
+class Selection(Sequence[TokenPair]):
+    """Pairs of some files, each with the indices wanted of it, in that order; read as asked for, 8 bytes a pair."""
+
+    def __init__(self, *parts: tuple[Sequence[TokenPair], Iterable[int]]) -> None:
+        self._files = [file for file, _ in parts]
+        chosen = [np.fromiter(indices, dtype=np.int32) for _, indices in parts]
+        self._indices = np.concatenate(chosen)
+        self._file = np.repeat(np.arange(len(parts), dtype=np.int32), [len(indices) for indices in chosen])
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenPair]: ...
+    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._files[self._file[index]][int(self._indices[index])]

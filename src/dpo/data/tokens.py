@@ -11,11 +11,13 @@ from typing import Any
 from dpo.config.datasets import Keep
 from dpo.data.chat_template import ChatTemplate, Turns, join_turns
 from dpo.data.control_tokens import Codec
+from dpo.data.coverage import Coverage, stands
 from dpo.data.packed import WIDTH, PackedPair, pack
 from dpo.data.pair import Message, Pair, TokenPair
 from dpo.data.refusal import Reason, Refusal, RowRefused
 from dpo.data.truncation import Ledger
 from dpo.errors import ConfigError
+from dpo.modeling.tokenizer import begins_with_bos
 
 
 @dataclass
@@ -33,6 +35,7 @@ class _Plan:
     joined: bool = False
     typed: bool = False
     forced: bool = False
+    lost: set[str] = field(default_factory=set)
     ids: dict[str, bytes] = field(default_factory=dict)
 
     def over(self, max_length: int) -> int:
@@ -69,11 +72,13 @@ class Encoder:
             self.template = ChatTemplate(tokenizer, chat_template_kwargs or {})
         except RowRefused as refused:
             raise ConfigError(f"chat template: {refused.refusal}") from None
+        self._coverage = Coverage(self.template.prompt)
         self._tails: dict[tuple[str, bool], bytes] = {}
         probe = self.codec.encode(self.template.probe)
         bos = tokenizer.bos_token_id
         if bos is not None and probe[:2] == [bos, bos]:
             raise ConfigError("chat template: it begins with the begin-of-text token twice")
+        self.warnings = _about_bos(tokenizer, probe[:1] == [bos], "bos_token" in self.template.source)
         # The answer ends with the first control token behind it: what a model emits to hand over the turn.
         end = self.codec.end_of_first_control(self.template.suffix)
         self.ending = self.template.suffix if end is None else self.template.suffix[:end]
@@ -105,10 +110,24 @@ class Encoder:
         return self.encode_batch([pair])[0]
 
     def encode_prompt(self, prompt: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation up to where the model answers, uncut: what generation starts from."""
+        """Token ids of a conversation up to where the model answers, uncut: what generation starts from.
+
+        Control tokens typed in its texts stay text. Raises ConfigError when the template refuses the conversation or
+        leaves out its system message or the question.
+        """
         turns, lead, _ = join_turns(prompt)
-        sealed = any(self.codec.needs_sealing(turn["content"]) for turn in turns)
-        text = self.template.prompt(self._hidden(turns) if sealed else turns) + lead
+        sealed = any(self.codec.needs_sealing(text) for text in (lead, *(turn["content"] for turn in turns)))
+        turns, lead = (self._hidden(turns), self.codec.hide(lead)) if sealed else (turns, lead)
+        try:
+            text = self.template.prompt(turns)
+            lost = {index: turns[index]["role"] for index in self._coverage.lost(turns, text)}
+        except RowRefused as refused:
+            raise ConfigError(f"chat template: {refused.refusal}") from None
+        for index, role in lost.items():
+            # What an assistant said before may lose its reasoning: models were trained to see it so.
+            if role == "system" or index == len(turns) - 1:
+                raise ConfigError(f"chat template: the {role} message is not, or not whole, in what it renders")
+        text += lead
         return self.codec.encode(self.codec.seal(text) if sealed else text, sealed)
 
     def visible(self, pair: TokenPair) -> dict[str, str]:
@@ -136,7 +155,7 @@ class Encoder:
         texts = [pair.chosen, pair.rejected, lead, *(turn["content"] for turn in turns)]
         plan = _Plan(pair, turns, lead, any(self.codec.needs_sealing(text) for text in texts), joined=joined)
         try:
-            self._render(plan)
+            self._render(plan, check=True)
         except RowRefused as refused:
             return refused.refusal
         plan.typed = plan.sealed and any(self.codec.hide(text) != text for text in texts)
@@ -145,13 +164,18 @@ class Encoder:
     def _hidden(self, turns: Turns) -> Turns:
         return [{"role": turn["role"], "content": self.codec.hide(turn["content"])} for turn in turns]
 
-    def _render(self, plan: _Plan) -> None:
+    def _render(self, plan: _Plan, check: bool = False) -> None:
         turns, (chosen, rejected) = plan.turns, (plan.lead + plan.pair.chosen, plan.lead + plan.pair.rejected)
         if plan.sealed:
             turns, chosen, rejected = self._hidden(turns), self.codec.hide(chosen), self.codec.hide(rejected)
         plan.prompt = self.template.prompt(turns)
         plan.chosen = self.template.answered(turns, plan.prompt, chosen) + self.ending
         plan.rejected = self.template.answered(turns, plan.prompt, rejected) + self.ending
+        if check:
+            for side, answer in (("chosen", chosen), ("rejected", rejected)):
+                if not stands(answer, getattr(plan, side)):
+                    raise RowRefused(Reason.altered, side, "name another with model.chat_template")
+            plan.lost = {turns[index]["role"] for index in self._coverage.lost(turns, plan.prompt)}
         # From its last control token on, the prompt is encoded again in front of each answer: control tokens cut
         # the text before anything else looks at it, so the answer's ids are those it has in the whole conversation.
         plan.tail = plan.prompt[self.codec.last_control(plan.prompt) :]
@@ -195,8 +219,16 @@ class Encoder:
         except RowRefused as refused:
             return refused.refusal
         if plan.ids["chosen"] == plan.ids["rejected"]:
-            return Refusal(Reason.equal_after_cutting, "rejected")
-        self.ledger.record(plan.pair.id, cuts, plan.joined, plan.typed, forced)
+            cut = any(cuts.get(f"cut_{side}", 0) > 0 for side in ("chosen", "rejected"))
+            return Refusal(Reason.equal_after_cutting if cut else Reason.same_tokens, "rejected")
+        met = {
+            "joined_turns": plan.joined,
+            "control_text": plan.typed,
+            "forced_boundary": forced,
+            "system_left_out": "system" in plan.lost,
+            "turn_altered": bool(plan.lost - {"system"}),
+        }
+        self.ledger.record(plan.pair.id, cuts, [name for name, is_so in met.items() if is_so])
         return PackedPair(id=plan.pair.id, strength=plan.pair.strength, **plan.ids)
 
     def _cut(self, plan: _Plan) -> dict[str, int]:
@@ -237,9 +269,19 @@ class Encoder:
             size = max(self.floor, size - over)
             start = self.keep is Keep.start
             left = content[: offsets[size - 1][1]] if start else content[offsets[-size][0] :]
-            plan.turns = [*plan.turns[:-1], {"role": "user", "content": left}]
+            plan.turns = [*plan.turns[:-1], {**plan.turns[-1], "content": left}]
             self._again(plan)
 
     def _again(self, plan: _Plan) -> None:
         self._render(plan)
         self._encode([plan], plan.sealed)
+
+
+def _about_bos(tokenizer: Any, begins: bool, named: bool) -> list[str]:
+    """Whether the template begins as the tokenizer's own encoding does; a begin token can be a turn's start as well."""
+    bos, own = tokenizer.bos_token, begins_with_bos(tokenizer)
+    if own and not begins:
+        return [f"the chat template begins without {bos}, with which the tokenizer's own encoding of any text begins"]
+    if begins and named and not own:
+        return [f"the chat template begins with {bos}, with which the tokenizer's own encoding does not begin"]
+    return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,15 +18,16 @@ class Ledger:
     joined_turns: list[str] = field(default_factory=list)
     control_text: list[str] = field(default_factory=list)
     forced_boundary: list[str] = field(default_factory=list)
+    system_left_out: list[str] = field(default_factory=list)
+    turn_altered: list[str] = field(default_factory=list)
 
-    def record(self, pair_id: str, cuts: dict[str, int], joined: bool, typed: bool, forced: bool) -> None:
-        """Note a pair that is used: tokens cut by head, and what else was met on the way."""
+    def record(self, pair_id: str, cuts: dict[str, int], met: Iterable[str]) -> None:
+        """Note a pair that is used: tokens cut by head, and what else was met on the way, by the lists' names."""
         for head, tokens in cuts.items():
             if tokens > 0:
                 getattr(self, head)[pair_id] = tokens
-        for met, ids in ((joined, self.joined_turns), (typed, self.control_text), (forced, self.forced_boundary)):
-            if met:
-                ids.append(pair_id)
+        for name in met:
+            getattr(self, name).append(pair_id)
 
     @property
     def truncated_prompts(self) -> set[str]:
@@ -63,4 +65,6 @@ class Ledger:
             "turns of one role joined": self.joined_turns,
             "control token typed in text": self.control_text,
             "answer begins inside a token": self.forced_boundary,
+            "system message left out by the chat template": self.system_left_out,
+            "turn altered by the chat template": self.turn_altered,
         }

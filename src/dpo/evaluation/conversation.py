@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo.config.export import Chat
+from dpo.data.pair import Message
+from dpo.data.tokens import Encoder
 from dpo.errors import ConfigError
 from dpo.evaluation.generate import Sampling, stream
 from dpo.evaluation.sides import BASELINE, POLICY, Sides
@@ -36,6 +38,7 @@ class Conversation:
         self.sides, self.config, self.run = sides, config, run
         self.sampling = Sampling(config.temperature, config.top_k, config.max_new_tokens, config.seed)
         self.system = config.system
+        self._encoder = Encoder(sides.tokenizer, 2**20, chat_template_kwargs=sides.config.dataset.chat_template_kwargs)
         self.turns: dict[str, list[Turn]] = {side: [] for side in ORDER}
 
     def reset(self, system: str | None) -> None:
@@ -44,22 +47,16 @@ class Conversation:
         self.turns = {side: [] for side in ORDER}
 
     def prompt(self, side: str, text: str) -> list[int]:
-        """Token ids of a side's conversation with `text` as the user's next turn; ConfigError when it is too long."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        turns = [*system, *self.turns[side], {"role": "user", "content": text}]
-        kwargs = self.sides.config.dataset.chat_template_kwargs
-        try:
-            ids = self.sides.tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, return_dict=True, **kwargs
-            )["input_ids"]
-        except Exception as error:
-            if not type(error).__module__.startswith("jinja2"):
-                raise
-            raise ConfigError(f"the model's chat template refuses this: {error}") from None
+        """Token ids of a side's conversation with `text` as the user's next turn; ConfigError when it is too long.
+
+        What is typed stays text, control tokens too; the template may refuse it, or leave out the system message."""
+        system = [Message("system", self.system)] if self.system else []
+        said = [Message(turn["role"], turn["content"]) for turn in self.turns[side]]
+        ids = self._encoder.encode_prompt([*system, *said, Message("user", text)])
         longest = getattr(self.sides.policy.config, "max_position_embeddings", None)
         if longest is not None and len(ids) + self.sampling.max_new_tokens > longest:
             raise ConfigError(f"the conversation has grown to {len(ids)} of {longest} tokens; /reset begins anew")
-        return list(ids)
+        return ids
 
     def ask(self, text: str, show: Callable[[dict[str, Answer]], None]) -> dict[str, Answer]:
         """Let both sides answer, a token each in turn, with the same random numbers; `show` is called as they grow.

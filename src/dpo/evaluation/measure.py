@@ -15,6 +15,7 @@ from dpo.config.evaluation import Evaluate, Evaluation, Split
 from dpo.config.parse import plain
 from dpo.data.pair import Message, Pair, TokenPair
 from dpo.data.prepare import prepare
+from dpo.data.tokens import Encoder
 from dpo.errors import DataError
 from dpo.evaluation.answers import Drawer, Prompt, batch_size, draw_answers, local_drawer, prompts_of
 from dpo.evaluation.baseline import BaselineAnswers, baseline_context
@@ -114,12 +115,11 @@ def _prompts(config: Evaluation, sides: Sides, pairs: Sequence[Pair], tokens: Se
         return prompts_of(pairs, tokens, config.prompts)
     from dpo.data.synthetic.prompts import from_file
 
+    encoder = Encoder(sides.tokenizer, 2**20, chat_template_kwargs=sides.config.dataset.chat_template_kwargs)
     found = []
     for number, prompt in enumerate(from_file(Path(config.prompts_file).expanduser())[: config.prompts]):
         message = Message("user", prompt.text)
-        ids = sides.tokenizer.apply_chat_template(
-            [asdict(message)], add_generation_prompt=True, return_dict=True, **sides.config.dataset.chat_template_kwargs
-        )["input_ids"]
+        ids = encoder.encode_prompt([message])
         subject = prompt.subject if prompt.subject != prompt.text else None
         found.append(Prompt(f"prompt:{number}", (message,), ids, subject, prompt.group, prompt.meta))
     return found

@@ -30,12 +30,12 @@ def today() -> str:
 
 def load_tokenizer(
     folder: Path,
-    fallback_template: str | None,
+    template: str | None,
     templates: Path,
     remote_code: bool = False,
     date: str | None = None,
 ) -> Any:
-    """Load a folder's tokenizer; `fallback_template` names a file of `templates`, used only when it has none.
+    """Load a folder's tokenizer; `template` names a file of `templates`, which goes before its own.
 
     Templates that print the date print `date` (ISO, default today's), whenever they are rendered.
 
@@ -52,19 +52,26 @@ def load_tokenizer(
     if tokenizer.pad_token is None:
         # Padding is masked everywhere, so any token will do; the end token is the field's habit.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.chat_template is None:
-        if fallback_template is None:
-            raise ConfigError(
-                f"{folder}: its tokenizer has no chat template\n"
-                f"name a fallback: model.chat_template=NAME, one of {', '.join(_names(templates))}"
-            )
-        path = templates / f"{fallback_template}.jinja"
+    if template is not None:
+        path = templates / f"{template}.jinja"
         if not path.is_file():
-            near = nearest(fallback_template, _names(templates))
-            raise ConfigError(f"model.chat_template={fallback_template}: no such template{near}")
-        tokenizer.chat_template = path.read_text()
+            near = nearest(template, _names(templates))
+            raise ConfigError(f"model.chat_template={template}: no such template{near}")
+        # Those files say nothing of the begin token: models differ in whether they were trained with one.
+        tokenizer.chat_template = ("{{ bos_token }}" if begins_with_bos(tokenizer) else "") + path.read_text()
+    if tokenizer.chat_template is None:
+        raise ConfigError(
+            f"{folder}: its tokenizer has no chat template\n"
+            f"name a fallback: model.chat_template=NAME, one of {', '.join(_names(templates))}"
+        )
     pin_date(tokenizer, date or today())
     return tokenizer
+
+
+def begins_with_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer's own encoding of a text begins with its begin token."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and list(tokenizer("x")["input_ids"])[:1] == [bos]
 
 
 def pin_date(tokenizer: Any, iso: str) -> None:

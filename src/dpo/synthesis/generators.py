@@ -48,6 +48,7 @@ class LocalGenerator(Generator):
 
     def draw(self, asked: Sequence[Prompt], done: set[int], progress: Callable[[int], None]) -> Iterator[Drawn]:
         """See Generator. Cost is device time, shared evenly by the answers of a batch."""
+        from dpo.data.pair import Message
         from dpo.data.tokens import Encoder
         from dpo.evaluation.generate import Sampling, sample
         from dpo.modeling.device import choose_compute
@@ -60,18 +61,14 @@ class LocalGenerator(Generator):
             self._weights.folder, self._config.generator.chat_template, templates(), self._weights.remote_code
         )
         model = load_base(self._weights, None, compute, hardware.attention).eval()
-        ids = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": p.text}], add_generation_prompt=True, return_dict=True
-            )["input_ids"]
-            for p in asked
-        ]
+        encoder = Encoder(tokenizer, 2**20)
+        ids = [encoder.encode_prompt([Message("user", prompt.text)]) for prompt in asked]
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))  # as `sample` takes them
         whole = 0
         while whole < len(order) and done.issuperset(order[whole : whole + sampling.batch_size]):
             whole += sampling.batch_size
         drawing = Sampling(sampling.temperature, sampling.top_k, sampling.max_new_tokens, self._config.seed)
-        stops = stop_tokens(model, tokenizer, Encoder(tokenizer, 2**20).end_id)
+        stops = stop_tokens(model, tokenizer, encoder.end_id)
         batches = sample(
             model,
             ids,

@@ -120,8 +120,13 @@ class ReferenceCache:
         Raises:
             DiskFull, CheckpointError: the file cannot be written or opened.
         """
-        keys = {entry_key(context, pair): pair for pair in reversed(pairs)}
-        order = list(dict.fromkeys(entry_key(context, pair) for pair in pairs))
+        # Pairs may lie on disk: only their keys are kept, and where the first of each is.
+        names: list[tuple[str, bytes]] = []
+        keys: dict[bytes, int] = {}
+        for index, pair in enumerate(pairs):
+            names.append((pair.id, entry_key(context, pair)))
+            keys.setdefault(names[-1][1], index)
+        order = list(keys)
         found: dict[bytes, LogProbs] = {}
         with Owner() as owner:
             self._file.once(lambda db: self._touch(db, context))
@@ -141,13 +146,14 @@ class ReferenceCache:
                     )
                     unread += others
                     if mine:
-                        found.update(self._compute(mine, keys, context, compute, owner))
+                        part = [pairs[keys[key]] for key in mine]
+                        found.update(self._compute(mine, part, context, compute, owner))
                         if progress is not None:
                             progress(len(found), len(order))
                 if not known and len(unread) == len(missing):
                     time.sleep(self._poll)
                     self.counters.wait_seconds += self._poll
-        return {pair.id: found[entry_key(context, pair)] for pair in pairs}
+        return {name: found[key] for name, key in names}
 
     def contexts(self) -> list[tuple[str, int, float]]:
         """(context, entries, time of last use) of everything kept, the most recently used first."""
@@ -176,14 +182,14 @@ class ReferenceCache:
     def _compute(
         self,
         mine: list[bytes],
-        keys: dict[bytes, TokenPair],
+        pairs: list[TokenPair],
         context: str,
         compute: Callable[[list[TokenPair]], list[LogProbs]],
         owner: Owner,
     ) -> dict[bytes, LogProbs]:
         began = time.monotonic()
         try:
-            values = compute([keys[key] for key in mine])
+            values = compute(pairs)
             if len(values) != len(mine):
                 raise AssertionError(f"compute returned {len(values)} values for {len(mine)} pairs")
         except BaseException:

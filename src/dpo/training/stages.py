@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +17,8 @@ from dpo.config.lora import FullTraining, Lora
 from dpo.config.parse import plain
 from dpo.data.pair import TokenPair
 from dpo.data.prepare import Prepared, prepare
+from dpo.data.remarks import check_positions, remarks
+from dpo.data.token_file import Selection
 from dpo.errors import CheckpointError, DiskFull, is_disk_full
 from dpo.modeling.adapter import Adapter, load_into
 from dpo.modeling.cache import cache_folder
@@ -24,6 +26,7 @@ from dpo.modeling.device import Compute, card_uuid, choose_compute, describe
 from dpo.modeling.facts import built, final_files
 from dpo.modeling.footprint import footprint
 from dpo.modeling.policy import load_base, lora_config, model_config, templates
+from dpo.modeling.positions import positions
 from dpo.modeling.tokenizer import load_tokenizer, tokenizer_fingerprint
 from dpo.modeling.weights import Weights, resolve
 from dpo.records.card import model_card
@@ -58,6 +61,8 @@ class Base:
     adapter: Adapter | None
     tokenizer: Any
     compute: Compute
+    positions: int | None
+    """How long a sequence the model was made for; None where nothing bounds it."""
 
 
 def find_base(job: Job) -> Base:
@@ -71,7 +76,7 @@ def find_base(job: Job) -> Base:
         began = datetime.fromtimestamp(job.run.record["created"], UTC).date().isoformat()
         date = job.run.record.setdefault("date", began)
         tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates(), weights.remote_code, date)
-        model_config(weights)
+        longest = positions(model_config(weights))
         adapter = find_adapter(job)
     job.interrupts.check()
     if compute.device == "cuda":
@@ -95,7 +100,7 @@ def find_base(job: Job) -> Base:
         if config.hardware.parallel is not Parallel.ddp:
             job.run.record["fingerprints"]["parallel"] = config.hardware.parallel.name
     job.run.update(device=describe(compute), processes=job.ranks.size, revision=weights.revision)
-    return Base(weights, adapter, tokenizer, compute)
+    return Base(weights, adapter, tokenizer, compute, longest)
 
 
 def load_data(job: Job, base: Base) -> Prepared:
@@ -108,6 +113,9 @@ def load_data(job: Job, base: Base) -> Prepared:
     job.run.record["end_of_turn"] = data.report["template"]["end_of_turn"]
     job.run.save()
     job.say(f"{len(data.train)} training pairs, {len(data.dev)} dev, {len(data.test)} test")
+    beyond = check_positions(data.report, base.positions, base.weights.source)
+    for line in [*remarks(data.report), *([beyond] if beyond else [])]:
+        job.say(line)
     return data
 
 
@@ -167,7 +175,7 @@ def build_trainer(job: Job, base: Base, data: Prepared, checkpoint: checkpoints.
             job,
             base.compute,
             trainer,
-            needed_pairs(job, data) + trainer.dev_pairs,
+            needed_pairs(job, data),
             base.tokenizer.pad_token_id,
             read_split(checkpoint.folder) if checkpoint is not None else None,
         )
@@ -188,16 +196,20 @@ def trainer_class(parallel: Parallel, size: int) -> Callable[..., trainers.Train
     return functools.partial(ShardedTrainer, plugin=fsdp_plugin(parallel))
 
 
-def needed_pairs(job: Job, data: Prepared) -> list[TokenPair]:
-    """The training pairs this run will read: all, or the first of its order when max_steps ends sooner."""
+def needed_pairs(job: Job, data: Prepared) -> Selection:
+    """The pairs this run will read: of train all, or the first of its order when max_steps ends sooner; then of dev.
+
+    They stay on disk: a full dataset as Python integers would fill the memory of each rank.
+    """
     dpo = job.config.dpo
+    dev = range(len(data.dev))[: dpo.eval_limit]
     if dpo.max_steps is None or dpo.max_steps * dpo.batch_size >= len(data.train):
-        return list(data.train)
+        return Selection((data.train, range(len(data.train))), (data.dev, dev))
     order = epoch_order(len(data.train), job.config.seed, 0)
-    return [data.train[i] for i in order[: dpo.max_steps * dpo.batch_size]]
+    return Selection((data.train, order[: dpo.max_steps * dpo.batch_size]), (data.dev, dev))
 
 
-def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[TokenPair]) -> None:
+def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: Sequence[TokenPair]) -> None:
     """Give the trainer the reference's log-probs of every pair it will read.
 
     The reference is the starting policy: adapters off; or, as this comes before a checkpoint is loaded, the model as
@@ -233,9 +245,9 @@ def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: list[T
     job.say(f"reference: {max(0, hits)} pairs from the cache, {misses} computed")
 
 
-def check_start(job: Job, trainer: trainers.Trainer, pairs: list[TokenPair], compute: Compute) -> None:
+def check_start(job: Job, trainer: trainers.Trainer, pairs: Sequence[TokenPair], compute: Compute) -> None:
     """Before step 1 the policy is the reference: the log-ratios of the last `IDENTITY_PAIRS` pairs are 0."""
-    pairs = pairs[-IDENTITY_PAIRS:]
+    pairs = list(pairs[-IDENTITY_PAIRS:])
     with trainer.accelerator.autocast():
         scores = sequence_log_probs(trainer.model, pairs, REFERENCE_TOKENS, ld_alpha=trainer.ld_alpha)
     policy = {pair.id: score for pair, score in zip(pairs, scores, strict=True)}

@@ -65,13 +65,16 @@ Parts = tuple[list[Message], str, str, float]
 def _read(row: Mapping[str, Any], dataset: Local) -> tuple[set[str], Parts]:
     """The columns of the shape a row has, and what they say."""
     answers = {"chosen", "rejected"}
-    if "conversations" in row:
+    if row.get("conversations") is not None:
         prompt = messages(value(row, "conversations"), "conversations", "from", "value")
         return {"conversations", *answers}, (prompt, *_answers(row, prompt), 1.0)
-    name = next((name for name in ("prompt", "question") if name in row), None)
+    name = next((name for name in ("prompt", "question") if row.get(name) is not None), None)
+    name = name or next((name for name in ("prompt", "question") if name in row), None)
     if name is not None:
         both = {"response_a", "response_b"}
-        if both & row.keys() or ("label" in row and not answers & row.keys()):
+        # Tables hold a null in each column that a row does not have.
+        filled = any(row.get(side) is not None for side in both)
+        if filled or ({"label", *both} & row.keys() and not answers & row.keys()):
             prompt = _prompt(row, name)
             return {name, "label", *both}, (prompt, *_labelled(row, prompt, dataset))
         return {name, *answers}, (*_asked(row, name), 1.0)

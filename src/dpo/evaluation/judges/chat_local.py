@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dpo.config.judges import JudgeModel
+from dpo.errors import ConfigError
 from dpo.evaluation.judges.chat import Reply
 from dpo.evaluation.judges.loading import resolve_judge
 from dpo.evaluation.judges.rubric import Question
@@ -40,7 +41,10 @@ class LocalChat:
         longest = getattr(model.config, "max_position_embeddings", None)
         fitting: dict[int, list[int]] = {}
         for index, question in enumerate(questions):
-            found = encoder.encode_prompt(question.messages)
+            try:
+                found = encoder.encode_prompt(question.messages)
+            except ConfigError as error:
+                raise ConfigError(f"judge.llm.local.path={self._config.path}: {error}") from None
             if longest is not None and len(found) + self._max_tokens + MARGIN > longest:
                 yield index, Reply(None, f"{len(found)} tokens to read, the model takes {longest}", final=True)
             else:

@@ -77,6 +77,7 @@ class _Scorer:
         Control tokens typed in a text stay text: an answer cannot end its own turn and write another.
         """
         from dpo.data.chat_template import join_turns
+        from dpo.data.coverage import stands
 
         turns, lead, _ = join_turns(item.prompt)
         answer = lead + item.answer
@@ -90,6 +91,9 @@ class _Scorer:
         if sealed:
             turns = [{**turn, "content": self._codec.hide(turn["content"])} for turn in turns]
         text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        for turn in turns:
+            if not stands(turn["content"], text):
+                raise ConfigError(f"{KEY}: its chat template leaves out or alters a text of role {turn['role']}")
         return {"input_ids": self._codec.encode(self._codec.seal(text) if sealed else text, sealed)}
 
 

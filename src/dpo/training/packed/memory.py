@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def plan(
     room = int(SHARE[kind] * (free_memory(device) if free is None else free))
     itemsize = torch.empty((), dtype=dtype).element_size()
     config: Any = base.config.get_text_config()
-    longest = cost(sorted(pairs, key=lambda pair: cost([pair], engine))[-together:], engine) or 1
+    longest = cost(heapq.nlargest(together, pairs, key=lambda pair: cost([pair], engine)), engine) or 1
 
     # Half of a sequence's keys, on average.
     kept = min(KEPT_KEYS, longest) // 2 if kind == "cpu" else 0

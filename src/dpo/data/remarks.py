@@ -1,0 +1,33 @@
+"""What a run says of its data: the lines `dpo.train` prints, of which `dpo.prepare` shows the whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpo.errors import DataError
+
+# Said of every dataset in which a question is asked twice: nothing to act on.
+QUIET = ("prompt seen before",)
+
+
+def remarks(report: dict[str, Any]) -> list[str]:
+    """Lines on a report (data.json): rows refused, what was noted, and warnings."""
+    lines = []
+    for what, key in (("refused", "refused"), ("noted", "noted")):
+        found = {name: one["count"] for name, one in report[key].items() if one["count"] and name not in QUIET}
+        if found:
+            lines.append(f"{what}: {', '.join(f'{count} {name}' for name, count in found.items())} (ids in data.json)")
+    return [*lines, *report["warnings"]]
+
+
+def check_positions(report: dict[str, Any], positions: int | None, model: str) -> str | None:
+    """None, or a line where `dataset.max_length` is more than a model's positions; DataError where a pair is longer."""
+    most, longest = report["max_length"], report["longest"]
+    if positions is None or most <= positions:
+        return None
+    if longest > positions:
+        raise DataError(
+            f"dataset.max_length={most}: the longest pair has {longest} tokens, {model} was made for {positions}\n"
+            f"set dataset.max_length={positions}, which cuts longer pairs, or take a model of more positions"
+        )
+    return f"dataset.max_length={most} is more than the {positions} positions of {model}; no pair is longer"

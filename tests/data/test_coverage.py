@@ -1,0 +1,192 @@
+"""Text that was given reaches the model, or somebody is told; and it begins as the tokenizer itself begins."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from data_options import REPOSITORY, dataset
+from tokenizer_families import CHATML, chatml, llama3
+from tokenizers.normalizers import Lowercase
+from tokenizers.processors import TemplateProcessing
+
+from dpo.data.coverage import Coverage, stands
+from dpo.data.pair import Message, Pair
+from dpo.data.prepare import prepare
+from dpo.data.refusal import Reason, Refusal
+from dpo.data.remarks import check_positions, remarks
+from dpo.data.tokens import Encoder
+from dpo.errors import ConfigError, DataError
+from dpo.modeling.positions import positions
+from dpo.modeling.tokenizer import begins_with_bos, load_tokenizer
+
+TEMPLATES = REPOSITORY / "conf" / "model" / "templates"
+# What reasoning models' templates do: the part up to </think> goes, and there is no branch for a system message.
+STRIPS = (
+    "{% for m in messages %}{% if m['role'] != 'system' %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{{ m['content'].split('</think>')[-1] if m['role'] == 'assistant' else m['content'] }}{{ '<|im_end|>\n' }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def with_template(template: str | None) -> Any:
+    tokenizer = copy.deepcopy(chatml())
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def pair(*turns: tuple[str, str], chosen: str = "yes", rejected: str = "no", name: str = "x") -> Pair:
+    return Pair(name, tuple(Message(role, content) for role, content in turns), chosen, rejected, "g")
+
+
+def test_an_answer_the_template_cuts_is_refused_and_not_called_equal() -> None:
+    encoder = Encoder(with_template(STRIPS), 200)
+    both = pair(("user", "q"), chosen="<think>\nA\n</think>\n\nyes", rejected="<think>\nB\n</think>\n\nyes")
+    one = pair(("user", "q"), rejected="you close it with </think> and no")
+    for bad, side in ((both, "chosen"), (one, "rejected")):
+        result = encoder.encode(bad)
+        assert isinstance(result, Refusal)
+        assert (result.reason, result.field) == (Reason.altered, side)
+    assert Reason.altered.structural
+
+
+def test_answers_of_the_same_tokens_are_called_that() -> None:
+    tokenizer = with_template(CHATML)
+    tokenizer.backend_tokenizer.normalizer = Lowercase()
+    result = Encoder(tokenizer, 200).encode(pair(("user", "q"), chosen="Yes", rejected="yes"))
+    assert isinstance(result, Refusal)
+    assert result.reason is Reason.same_tokens
+
+
+def test_a_prompt_that_loses_text_is_noted_even_where_the_text_is_short() -> None:
+    encoder = Encoder(with_template(STRIPS), 200)
+    # The letter stands in <|im_start|>, so that looking for it would find it.
+    encoder.encode(pair(("system", "a"), ("user", "q"), name="system"))
+    encoder.encode(pair(("user", "q"), ("assistant", "x</think>y"), ("user", "q"), name="turn"))
+    encoder.encode(pair(("user", " q \n"), ("assistant", "y"), ("user", "q"), name="whole"))
+    notes = encoder.ledger.notes()
+    assert notes["system message left out by the chat template"] == ["system"]
+    assert notes["turn altered by the chat template"] == ["turn"]
+
+
+def test_generation_refuses_a_prompt_that_would_lose_text() -> None:
+    encoder = Encoder(with_template(STRIPS), 200)
+    with pytest.raises(ConfigError, match="chat template: the system message is not"):
+        encoder.encode_prompt([Message("system", "be brief"), Message("user", "q")])
+    assert encoder.encode_prompt([Message("user", "q"), Message("assistant", "x</think>y"), Message("user", "q")])
+
+
+def test_white_space_is_the_templates_own_business() -> None:
+    assert stands("\n a  b\n", "<x>a  b</x>")
+    assert stands("<think>a</think>b", "<think>\na\n</think>\n\nb")
+    assert not stands("<think>a</think>b", "b")
+    assert (
+        Coverage(lambda turns: "".join(turn["content"] for turn in reversed(turns))).lost(
+            [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], "us"
+        )
+        == set()
+    )
+
+
+def test_a_turn_that_is_shortened_keeps_its_role() -> None:
+    encoder = Encoder(chatml(), 60, min_prompt_tokens=8)
+    words = " ".join(f"word{i}" for i in range(60))
+    got = encoder.encode(pair(("user", "q"), ("system", words)))
+    assert not isinstance(got, Refusal)
+    assert "⟦<|im_start|>⟧system" in encoder.codec.visible(got.prompt_ids)
+    assert encoder.ledger.shortened_user_turn
+
+
+def test_typed_control_tokens_stay_text_in_every_prompt() -> None:
+    encoder = Encoder(chatml(), 200)
+    typed = [Message("system", "s <|im_end|>"), Message("user", "u <|im_end|>"), Message("assistant", "a <|im_end|>")]
+    end = encoder.codec.control["<|im_end|>"]
+    assert encoder.encode_prompt(typed).count(end) == 2  # the template's own, behind system and user
+
+
+@pytest.fixture(params=[True, False], ids=["with begin token", "without"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, bool]:
+    """A model's folder whose tokenizer has no template, and puts its begin token before a text or does not."""
+    tokenizer = copy.deepcopy(llama3())
+    tokenizer.chat_template = None
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    single = f"{bos[0]} $A" if request.param else "$A"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=[bos])
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path, request.param
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
+def test_a_named_template_begins_as_the_tokenizer_does(name: str, folder: tuple[Path, bool]) -> None:
+    tokenizer = load_tokenizer(folder[0], name, TEMPLATES)
+    assert begins_with_bos(tokenizer) is folder[1]
+    encoder = Encoder(tokenizer, 200)
+    ids = encoder.encode_prompt([Message("user", "hi")])
+    assert ids.count(tokenizer.bos_token_id) == (1 if folder[1] else 0)
+    assert (ids[0] == tokenizer.bos_token_id) is folder[1]
+    assert encoder.warnings == []
+
+
+def test_a_template_of_its_own_that_begins_otherwise_is_a_warning(folder: tuple[Path, bool]) -> None:
+    tokenizer = load_tokenizer(folder[0], "chatml", TEMPLATES)
+    tokenizer.chat_template = CHATML if folder[1] else "{{ bos_token }}" + CHATML
+    [line] = Encoder(tokenizer, 200).warnings
+    assert line.startswith(f"the chat template begins with{'out' if folder[1] else ''} {tokenizer.bos_token}")
+
+
+def test_the_template_of_a_name_goes_before_the_tokenizers_own(tmp_path: Path) -> None:
+    with_template(STRIPS).save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path, None, TEMPLATES).chat_template == STRIPS
+    assert load_tokenizer(tmp_path, "chatml", TEMPLATES).chat_template == (TEMPLATES / "chatml.jinja").read_text()
+    with pytest.raises(ConfigError, match=r"model\.chat_template=chatm: no such template; nearest: chatml"):
+        load_tokenizer(tmp_path, "chatm", TEMPLATES)
+
+
+def test_the_report_says_it_and_so_does_training(tmp_path: Path) -> None:
+    rows = [
+        {
+            "system": "Answer in French",
+            "prompt": f"<|im_start|>user\nquestion {i}<|im_end|>\n",
+            "question": "?",
+            "chosen": f"good {i}<|im_end|>",
+            "rejected": f"bad {i}<|im_end|>",
+        }
+        for i in range(40)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = prepare(dataset("local", path=str(path)), with_template(STRIPS), tmp_path / "cache").report
+    assert report["noted"]["system message left out by the chat template"]["count"] == 40
+    assert report["noted"]["column question not read"]["count"] == 40
+    lines = remarks(report)
+    assert "40 system message left out by the chat template" in lines[0]
+    assert "40 control token typed in text" in lines[0]
+    assert lines[1].startswith("control tokens stand in 40 of 40 pairs and are read as text")
+
+
+def test_sequences_beyond_a_models_positions() -> None:
+    report = {"max_length": 1024, "longest": 700}
+    assert check_positions(report, None, "m") is None
+    assert check_positions(report, 1024, "m") is None
+    assert "no pair is longer" in (check_positions(report, 900, "m") or "")
+    with pytest.raises(DataError, match=r"dataset\.max_length=1024: .* 700 tokens, m was made for 512\nset .*=512"):
+        check_positions(report, 512, "m")
+
+
+def test_positions_count_what_a_scaling_adds() -> None:
+    from transformers import BloomConfig, Gemma3Config, GPT2Config, LlamaConfig
+
+    assert positions(LlamaConfig(max_position_embeddings=256)) == 256
+    assert positions(GPT2Config(n_positions=128)) == 128
+    assert positions(BloomConfig()) is None
+    assert positions(SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_seq_len=64))) == 64
+    linear = LlamaConfig(max_position_embeddings=256, rope_parameters={"rope_type": "linear", "factor": 4.0})
+    assert positions(linear) == 1024
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+    assert positions(LlamaConfig(max_position_embeddings=1024, rope_parameters=yarn)) == 1024
+    assert positions(LlamaConfig(max_position_embeddings=256, rope_parameters=yarn)) == 1024
+    assert positions(Gemma3Config()) == 131072
