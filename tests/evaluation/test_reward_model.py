@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,3 +194,18 @@ def test_a_model_without_a_template_needs_a_fallback_by_name(folder: Path, tmp_p
         _judged(build(replace(SETTINGS, path=str(copy))), _items(1))
     named = build(replace(SETTINGS, path=str(copy), chat_template="chatml"))
     assert _judged(named, _items(1))["0"].score is not None
+
+
+def test_an_answer_its_template_alters_is_undecided(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    template = (copy / "chat_template.jinja").read_text()
+    strips = template.replace("m['content']", "m['content'].split('</think>')[-1]")
+    assert strips != template
+    (copy / "chat_template.jinja").write_text(strips)
+    judge = build(replace(SETTINGS, path=str(copy)))
+    items = [Item("0", (Message("user", "the cat"),), "on </think> mat"), Item("1", (Message("user", "a"),), "mat")]
+    found = _judged(judge, items)
+    assert found["0"].score is None
+    assert found["0"].reason.startswith("the chat template alters the text")
+    assert found["1"].score is not None

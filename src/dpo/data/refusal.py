@@ -26,7 +26,7 @@ class Reason(Enum):
     label_unknown = "label not understood"
     label_disagrees = "label and scores disagree"
     template = "the chat template refuses it"
-    altered = "the chat template alters the answer"
+    altered = "the chat template alters the text"
     same_tokens = "chosen and rejected are the same tokens"
     tie = "tie"
     weak = "weak preference"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def choose_engine(
     job: Job,
     compute: Compute,
     trainer: Trainer,
-    pairs: list[TokenPair],
+    pairs: Sequence[TokenPair],
     pad_id: int,
     split_before: tuple[int, int] | None = None,
 ) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from dpo.config.judges import Reading, RewardModelJudge
+from dpo.data.refusal import Reason, RowRefused
 from dpo.errors import ConfigError
 from dpo.evaluation.judges.classifier import Classifier
 from dpo.evaluation.judges.interface import Item, Judge, Verdict
@@ -33,15 +34,23 @@ class RewardJudge(Judge):
         )
 
     def judge(self, items: Sequence[Item]) -> Iterator[list[Verdict]]:
-        """See Judge. An answer too long for the model is undecided, never cut."""
+        """See Judge. An answer too long for the model is undecided, never cut; so is one whose text, or whose prompt's,
+        the model's chat template alters."""
         scorer = self._loaded = self._loaded or _Scorer(self._settings, self._weights)
-        encoded = [scorer.encode(item) for item in items]
         longest = scorer.classifier.longest
-        fitting = [i for i, row in enumerate(encoded) if longest is None or len(row["input_ids"]) <= longest]
-        for index in sorted(set(range(len(items))) - set(fitting)):
-            reason = f"{len(encoded[index]['input_ids'])} tokens, the model takes {longest}"
-            yield [Verdict(items[index].id, None, None, reason, 0.0, self.provenance)]
-        rows = [encoded[i] for i in fitting]
+        fitting, rows = [], []
+        for index, item in enumerate(items):
+            try:
+                row = scorer.encode(item)
+            except RowRefused as refused:
+                yield [Verdict(item.id, None, None, str(refused.refusal), 0.0, self.provenance)]
+                continue
+            if longest is None or len(row["input_ids"]) <= longest:
+                fitting.append(index)
+                rows.append(row)
+            else:
+                reason = f"{len(row['input_ids'])} tokens, the model takes {longest}"
+                yield [Verdict(item.id, None, None, reason, 0.0, self.provenance)]
         for part, logits in scorer.classifier.batches(rows, self._settings.batch_size):
             yield [
                 Verdict(items[fitting[i]].id, reward, None, "", 0.0, self.provenance)
@@ -91,9 +100,9 @@ class _Scorer:
         if sealed:
             turns = [{**turn, "content": self._codec.hide(turn["content"])} for turn in turns]
         text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
-        for turn in turns:
+        for turn in (turns[0], *turns[-2:]):
             if not stands(turn["content"], text):
-                raise ConfigError(f"{KEY}: its chat template leaves out or alters a text of role {turn['role']}")
+                raise RowRefused(Reason.altered, turn["role"], f"text of role {turn['role']}")
         return {"input_ids": self._codec.encode(self._codec.seal(text) if sealed else text, sealed)}
 
 
