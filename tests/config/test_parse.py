@@ -10,6 +10,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from dpo.config.arguments import arguments
 from dpo.config.failures import report
 from dpo.config.folder import conf_folder, options
 from dpo.config.parse import fingerprint, plain
@@ -228,3 +229,8 @@ def run_train(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_failed_allocation_anywhere_is_exit_6_and_no_traceback(error, line, capsys):
     assert report(error) == 6
     assert capsys.readouterr().err.splitlines()[0] == line
+
+
+@pytest.mark.parametrize("word", ["dataset.columns={prompt: question}", "dpo.trainer={adam_beta2: 0.95}"])
+def test_a_free_mapping_can_be_given_as_a_whole(word: str) -> None:
+    assert arguments([word], None) == [f"++{word}"]

@@ -16,7 +16,7 @@ SECRET = re.compile(
     re.IGNORECASE,
 )
 
-FREE_KEY = re.compile(r"^(?=(dpo\.trainer|dataset\.chat_template_kwargs|dataset\.columns|sweep\.evaluation)\.)")
+FREE_KEY = re.compile(r"^(?=(dpo\.trainer|dataset\.chat_template_kwargs|dataset\.columns|sweep\.evaluation)(\.|=\{))")
 
 # Hydra's flags that take the next word, which is then no folder.
 WITH_VALUE = (

@@ -11,13 +11,23 @@ QUIET = ("prompt seen before",)
 
 
 def remarks(report: dict[str, Any]) -> list[str]:
-    """Lines on a report (data.json): rows refused, what was noted, and warnings."""
+    """Lines on a report (data.json): rows refused, what was noted or cut, and warnings."""
     lines = []
     for what, key in (("refused", "refused"), ("noted", "noted")):
         found = {name: one["count"] for name, one in report[key].items() if one["count"] and name not in QUIET}
         if found:
             lines.append(f"{what}: {', '.join(f'{count} {name}' for name, count in found.items())} (ids in data.json)")
-    return [*lines, *report["warnings"]]
+    return [*lines, *cuts(report), *report["warnings"]]
+
+
+def cuts(report: dict[str, Any]) -> list[str]:
+    """What was cut to fit `dataset.max_length`, in a line; no line where nothing was."""
+    found = [
+        f"{name} {cut['tokens']} tokens in {cut['pairs']} pairs"
+        for name, cut in report["truncation"].items()
+        if cut["pairs"]
+    ]
+    return [f"cut to fit {report['max_length']} tokens: {', '.join(found)}"] if found else []
 
 
 def check_positions(report: dict[str, Any], positions: int | None, model: str) -> str | None:

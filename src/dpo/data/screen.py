@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dpo.data.prepare import Prepared
+from dpo.data.remarks import cuts
 from dpo.data.report import SPLITS
 from dpo.records.tables import clean, terminal, to_table
 
@@ -33,7 +34,7 @@ def show(data: Prepared, folder: Path, console: Console | None = None) -> None:
     )  # fmt: skip
     console.print(table)
     console.print(_lengths(report))
-    for line in [*_bias(report), *_cuts(report), *map(clean, report["warnings"])]:
+    for line in [*_bias(report), *_cut(report), *map(clean, report["warnings"])]:
         console.print(line, markup=False)
     for example in report["examples"]:
         console.print(_one_line(f"{clean(example['id'])}  ", example["prompt"], "dim", console.width, 0.2))
@@ -77,13 +78,8 @@ def _bias(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def _cuts(report: dict[str, Any]) -> list[str]:
-    cuts = [
-        f"{name} {cut['tokens']} tokens in {cut['pairs']} pairs"
-        for name, cut in report["truncation"].items()
-        if cut["pairs"]
-    ]
-    return [f"cut to fit {report['max_length']} tokens: {', '.join(cuts) or 'nothing'}"]
+def _cut(report: dict[str, Any]) -> list[str]:
+    return cuts(report) or [f"cut to fit {report['max_length']} tokens: nothing"]
 
 
 def _one_line(name: str, text: str, style: str, width: int, front: float) -> Text:
