@@ -25,13 +25,14 @@ def train(config: Config) -> Path:
     use_huge_pages()
     quiet()
     from dpo.training import stages
+    from dpo.training.continuing import find_checkpoint
     from dpo.training.job import open_job
     from dpo.training.ranks import joined
 
     with joined(place, config.hardware.device) as ranks, open_job(config, ranks) as job:
         base = stages.find_base(job)
         data = stages.load_data(job, base)
-        checkpoint = stages.find_checkpoint(job)
+        checkpoint = find_checkpoint(job, data.report)
         trainer = stages.build_trainer(job, base, data, checkpoint)
         wanted = stages.needed_pairs(job, data)
         stages.add_reference(job, base, trainer, wanted)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -15,6 +13,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dpo.config import judges
 from dpo.config.combinations import check_combinations
+from dpo.config.identity import identity
 from dpo.config.nearest import nearest
 from dpo.config.places import make_absolute
 from dpo.config.schema import Config
@@ -22,8 +21,6 @@ from dpo.errors import ConfigError
 
 SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Schema = TypeVar("Schema")
-# Keys of a Config that do not shape the trained weights.
-RUN_ONLY = ("name", "resume", "resume_anyway", "tracking", "sweep")
 
 # key -> (holds, what is allowed). A key the chosen option does not have is skipped; null passes.
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -129,10 +126,5 @@ def plain(config: Any) -> Any:
 
 
 def fingerprint(config: Config) -> str:
-    """Ten hex digits over everything that shapes the trained weights; not name, tracking, resume or price."""
-    data = plain(config)
-    for key in RUN_ONLY:
-        del data[key]
-    del data["hardware"]["hourly_rate"]
-    del data["dpo"]["keep_checkpoints"]
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:10]
+    """Ten hex digits over everything that decides what is computed; see `identity`."""
+    return identity(plain(config))

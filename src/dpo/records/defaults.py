@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from dpo.config.identity import flat
+
 T = TypeVar("T")
 Row = dict[str, Any]
 # Not settings: how the file is read back, and names that differ for every run.
@@ -40,16 +42,6 @@ def composed(config_name: str, schema: type[T], overrides: list[str]) -> T:
         return parse(found, schema)
     except Exception as error:
         raise translate(error) or ConfigError(str(error).splitlines()[0]) from error
-
-
-def flat(node: Any, prefix: str = "") -> Row:
-    """Nested mappings to dotted keys; lists and empty mappings are values."""
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    found: Row = {}
-    for key, value in node.items():
-        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
 
 
 def changed_settings(config: Row, defaults: Row) -> list[list[str]]:

@@ -26,17 +26,15 @@ class Ledger:
     While a phase is open, the file is written every few seconds, so that a kill at any moment loses no more than that.
     """
 
-    def __init__(self, folder: Path, hourly_rate: float) -> None:
+    def __init__(self, folder: Path, hourly_rate: float, say: Callable[[str], None] = print) -> None:
         self.path = folder / "ledger.json"
         self.hourly_rate = hourly_rate
         self.devices = 0
         self.device_peak_mb: Callable[[], float] | None = None
         self.energy = EnergyMeter(processor_counters())
-        self.phases: dict[str, dict[str, float]] = {}
+        self.phases = _phases(self.path, say)
         self._open: list[tuple[str, float]] = []
         self._lock = threading.RLock()
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            self.phases = json.loads(self.path.read_text())["phases"]
 
     def count_energy_of(self, cards: Iterable[str]) -> None:
         """Add the counters of these cards (UUIDs) to those of the processors."""
@@ -123,3 +121,24 @@ class Ledger:
             return self.device_peak_mb()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _phases(path: Path, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+    """What earlier attempts cost. A damaged file stops no run: it is said, and counting starts anew."""
+    try:
+        found = json.loads(path.read_text())["phases"]
+        phases = {str(name): {str(k): _amount(v) for k, v in phase.items()} for name, phase in found.items()}
+        if all("seconds" in phase for phase in phases.values()):
+            return phases
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    say(f"{path}: not readable; what earlier attempts cost is not in it any more")
+    return {}
+
+
+def _amount(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise ValueError(value)
+    return value

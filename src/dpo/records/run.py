@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,11 +24,25 @@ from typing import Any
 import psutil
 
 from dpo.errors import CheckpointError, ConfigError
-from dpo.records.files import naming, read_regular, write_json, write_text
+from dpo.records.files import read_regular, write_json, write_text
+from dpo.records.metrics import Metrics
 from dpo.records.owner import Lost, Owner
 from dpo.records.process import is_alive, is_alive_elsewhere, process_mark
 from dpo.records.redaction import redact
+from dpo.records.rows import Mark
 
+METRICS = "metrics.jsonl"
+# What continuing and showing a run read from a run.json that may be damaged.
+FORM: dict[str, tuple[type, ...]] = {
+    "attempts": (list,),
+    "fingerprints": (dict,),
+    "metrics": (dict,),
+    "step": (int, float, type(None)),
+    "max_steps": (int, type(None)),
+    "token_budget": (int, type(None)),
+    "at_once": (int, type(None)),
+}
+RECORDED = ("fingerprints", "device", "processes", "revision", "adapter_revision", "built", "end_of_turn", "seed")
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "hydra-core", "wandb")
 LEFTOVER_SECONDS = 3600.0
 
@@ -53,6 +67,11 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not readable as JSON") from None
     if not isinstance(record, dict) or not isinstance(record.get("status"), str):
         raise CheckpointError(f"{path}: not a run's record")
+    for key, kinds in FORM.items():
+        if key in record and not isinstance(record[key], kinds):
+            raise CheckpointError(f"{path}: not a run's record: {key} is damaged")
+    if not all(isinstance(attempt, dict) for attempt in record.get("attempts", [])):
+        raise CheckpointError(f"{path}: not a run's record: attempts is damaged")
     return record
 
 
@@ -79,6 +98,10 @@ class Run:
     folder: Path
     record: dict[str, Any] = field(default_factory=dict)
     owner: Owner | None = None
+    config_yaml: str = ""
+    recorded: dict[str, Any] = field(default_factory=dict)
+    """What an earlier attempt recorded of itself; it stays on disk until this one is known to continue it."""
+    metrics: Metrics | None = None
 
     def __post_init__(self) -> None:
         self._writing = threading.RLock()
@@ -95,7 +118,7 @@ class Run:
         sweep_up(root, now)
         aside = root / f".starting-{uuid.uuid4().hex}"
         aside.mkdir(parents=True)
-        run = cls(aside, {"created": now, "attempts": [], "fingerprints": {}}, Owner(aside))
+        run = cls(aside, {"id": uuid.uuid4().hex, "created": now, "attempts": [], "fingerprints": {}}, Owner(aside))
         try:
             run._attempt(facts, now)
             run.folder = run._named(root, name, facts, now)
@@ -124,14 +147,16 @@ class Run:
     def go_on(cls, folder: Path, owner: Owner | None, facts: Facts) -> Run:
         """Continue a run that this process owns, or (`owner` None) that its parent has just begun or continued."""
         run = cls(folder, read_record(folder), owner)
-        for key, kind in (("attempts", list), ("fingerprints", dict)):
-            if not isinstance(run.record.get(key), kind):
-                raise CheckpointError(f"{folder}/run.json: not a run's record: {key} is damaged")
+        for key in ("attempts", "fingerprints"):
+            if key not in run.record:
+                raise CheckpointError(f"{folder}/run.json: not a run's record: {key} is missing")
         if owner is None:
             run.record["attempts"].pop()
         else:
             for left in folder.glob(".*.tmp"):  # by a write that was killed: all of the folder is ours now
                 left.unlink()
+        run.record.setdefault("id", uuid.uuid4().hex)
+        run.recorded = {key: run.record[key] for key in RECORDED if key in run.record}
         run._attempt(facts, time.time())
         return run
 
@@ -158,16 +183,20 @@ class Run:
             "versions": {"python": platform.python_version(), **_versions()},
             "parent": os.environ.get("DPO_SWEEP"),
         }
-        record["fingerprints"]["config"] = facts.fingerprint
+        record["fingerprints"] = {"config": facts.fingerprint}
         record["attempts"].append({"started": now, "ended": None, "status": "running", "from_step": 0})
-        write_text(self.folder / "config.yaml", facts.config_yaml)
+        self.config_yaml = facts.config_yaml
+        if not self.recorded:
+            write_text(self.folder / "config.yaml", facts.config_yaml)
         self._write()
 
     def _write(self) -> None:
         with self._writing:
             self.record["updated"] = time.time()
-            self._written = json.dumps(self.record)
-            write_json(self.folder / "run.json", self.record)
+            if self.metrics is not None:
+                self.record["metrics"] = self.metrics.mark()
+            self._written = json.dumps(self.record | self.recorded)
+            write_json(self.folder / "run.json", json.loads(self._written))
 
     def save(self) -> None:
         """Write run.json; raises Lost when the run has been taken over."""
@@ -203,33 +232,27 @@ class Run:
 
     def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl."""
-        line = {"step": step, "kind": kind, "time": round(time.time(), 3), **values}
-        path = self.folder / "metrics.jsonl"
-        with naming(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
+        assert self.metrics is not None
+        self.metrics.log(kind, step, values)
 
     def evaluated(self, step: int) -> bool:
         """Whether metrics.jsonl has the evaluation of `step`."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        return any(_step(line) == step and json.loads(line).get("kind") == "eval" for line in lines)
+        return Metrics(self.folder / METRICS).evaluated(step)
 
-    def rewind(self, step: int) -> None:
-        """Drop metrics after `step`: a run that continues there will write them again."""
-        path = self.folder / "metrics.jsonl"
-        if path.is_file():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
-            write_text(path, "".join(f"{line}\n" for line in kept))
+    def continue_at(self, step: int, mark: Mark, anyway: bool, say: Callable[[str], None]) -> None:
+        """Continue at `step`, whose checkpoint remembers `mark` (-1 and no lines for a start at 0): later metrics are
+        dropped, as they will be written again, and what this attempt found of itself is recorded.
+
+        Raises CheckpointError, leaving the record of the earlier attempt, when metrics.jsonl is not what it was.
+        """
+        metrics = Metrics(self.folder / METRICS)
+        drop = metrics.rewind(step, mark, self.record.get("metrics") or {}, anyway, say)
+        self.metrics, self.recorded = metrics, {}
         self.record["attempts"][-1]["from_step"] = step
+        write_text(self.folder / "config.yaml", self.config_yaml)
+        # The mark first: it fits the file before the lines are dropped and after.
         self.update(step=step)
-
-
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a line torn by a kill
-        return float("inf")
+        drop()
 
 
 def sweep_up(root: Path, now: float) -> None:

@@ -1,8 +1,9 @@
 """Verified, atomic checkpoints.
 
 A checkpoint is written to `.tmp-step-N`, every file fsynced, a manifest with size and SHA-256 of each file and the
-run's fingerprints added, then renamed to `step-N` and the folder fsynced. A kill at any moment leaves either the
-whole checkpoint or none. Only folders whose manifest verifies are resumed from or counted.
+facts of the run added, then renamed to `step-N` and the folder fsynced. A kill at any moment leaves either the
+whole checkpoint or none. The manifest is sealed with a hash over its own content, and what it says must agree with
+the folder's name and the trainer's state. Only folders that verify are resumed from or counted.
 """
 
 from __future__ import annotations
@@ -10,43 +11,58 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpo.config.identity import Role, changes
 from dpo.errors import CheckpointError, DiskFull, is_disk_full
 from dpo.records.files import sync_folder
 
 MANIFEST = "manifest.json"
+TRAINER_STATE = "trainer_state.json"
+NAME = re.compile(r"step-(0|[1-9][0-9]*)")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint belongs to: the run's id, the fingerprints and `settings` it was made with, and the mark of
+    metrics.jsonl as it stood."""
+
+    run: str = ""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint folder and the optimizer step it stands at."""
+    """A verified checkpoint folder, the optimizer step it stands at, and its facts."""
 
     folder: Path
     step: int
+    facts: Facts = field(default_factory=Facts)
 
 
-def write(root: Path, step: int, fingerprints: Mapping[str, str], fill: Callable[[Path], None]) -> Checkpoint:
+def write(root: Path, step: int, facts: Facts, fill: Callable[[Path], None]) -> Checkpoint:
     """Write checkpoint `step`; `fill` puts the files into the folder it is given. Raises DiskFull."""
     final, aside = root / f"step-{step}", root / f".tmp-step-{step}"
     root.mkdir(parents=True, exist_ok=True)
     for left in root.glob(".tmp-step-*"):
-        shutil.rmtree(left)
+        _remove(left)
     _check_room(root)
     try:
         aside.mkdir()
         fill(aside)
-        manifest = {"step": step, "fingerprints": dict(fingerprints), "files": _digest(aside)}
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        manifest = {"step": step, "facts": asdict(facts), "files": _digest(aside)}
+        (aside / MANIFEST).write_text(json.dumps(manifest | {"seal": _seal(manifest)}, indent=2))
         for path in aside.rglob("*"):
-            if path.is_file():
-                _sync(path)
-        if final.exists():
-            shutil.rmtree(final)
+            sync_folder(path) if path.is_dir() else _sync(path)
+        sync_folder(aside)
+        _remove(final)
         aside.rename(final)
         sync_folder(root)
     except Exception as error:
@@ -54,7 +70,7 @@ def write(root: Path, step: int, fingerprints: Mapping[str, str], fill: Callable
         if is_disk_full(error):
             raise _full(root) from None
         raise
-    return Checkpoint(final, step)
+    return Checkpoint(final, step, facts)
 
 
 def _full(root: Path) -> DiskFull:
@@ -66,18 +82,40 @@ def _full(root: Path) -> DiskFull:
 
 def _check_room(root: Path) -> None:
     """Refuse early when the last checkpoint's size would not fit."""
-    sizes = [sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) for folder in root.glob("step-*")]
+    sizes = [sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) for folder in _newest_first(root)]
     if sizes and shutil.disk_usage(root).free < 1.1 * max(sizes):
         raise _full(root)
 
 
+def _newest_first(root: Path) -> list[Path]:
+    """Everything in `root` with a checkpoint's name. Other names, like a copy somebody keeps there, are left alone."""
+    named = [path for path in root.iterdir() if NAME.fullmatch(path.name)] if root.is_dir() else []
+    return sorted(named, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if not path.is_dir() or path.is_symlink())
+
+
 def _digest(folder: Path) -> dict[str, dict[str, Any]]:
     files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+    for path in _files(folder):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": digest}
     return files
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """Hash over the content of a manifest, in one form."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -88,42 +126,74 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """Return the manifest of an intact checkpoint; raise CheckpointError naming the file that is not."""
+def verify(folder: Path, run: str | None = None, contents: bool = True) -> Checkpoint:
+    """The checkpoint in `folder`, intact and of the run with this id; raises CheckpointError naming what is not.
+
+    `contents=False` believes the content of files whose sizes are right: for what this process has written or verified.
+    """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        expected, step = manifest["files"], int(manifest["step"])
-        known = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in expected.items()}
-        fingerprints = dict(manifest["fingerprints"])
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder}: no {MANIFEST}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{folder}/{MANIFEST}: not readable") from None
-    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
-    for name in sorted(found - set(known)):
-        raise CheckpointError(f"{folder}/{name}: not part of this checkpoint")
-    for name, (size, digest) in known.items():
+        return _verified(folder, run, contents)
+    except OSError as error:
+        where = error.filename or folder
+        raise CheckpointError(f"{where}: {os.strerror(error.errno or errno.EIO)}") from None
+
+
+def _verified(folder: Path, run: str | None, contents: bool) -> Checkpoint:
+    step, facts, files = _read_manifest(folder / MANIFEST)
+    if folder.name != f"step-{step}":
+        raise CheckpointError(f"{folder}/{MANIFEST}: is that of step {step}")
+    if run is not None and facts.run != run:
+        raise CheckpointError(f"{folder}/{MANIFEST}: is that of another run: its id is not the one in run.json")
+    for path in _files(folder):
+        name = str(path.relative_to(folder))
+        if name not in files and name != MANIFEST:
+            raise CheckpointError(f"{path}: not part of this checkpoint")
+    for name, (size, digest) in files.items():
         path = folder / name
-        if not path.is_file():
+        if not path.is_file() or path.is_symlink():
             raise CheckpointError(f"{path}: missing")
         if path.stat().st_size != size:
             raise CheckpointError(f"{path}: {path.stat().st_size} bytes, should be {size}")
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise CheckpointError(f"{path}: content does not match its SHA-256")
-    return {"step": step, "fingerprints": fingerprints}
+        if contents:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise CheckpointError(f"{path}: content does not match its SHA-256")
+    if contents and TRAINER_STATE in files and json.loads((folder / TRAINER_STATE).read_text())["global_step"] != step:
+        raise CheckpointError(f"{folder}/{TRAINER_STATE}: is not that of step {step}")
+    return Checkpoint(folder, step, facts)
 
 
-def newest(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None when there is none at all.
+def _read_manifest(path: Path) -> tuple[int, Facts, dict[str, tuple[int, str]]]:
+    """(step, facts, file -> (size, SHA-256)) of a manifest whose seal holds."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent}: no {MANIFEST}") from None
+    except ValueError:
+        raise CheckpointError(f"{path}: not readable") from None
+    try:
+        manifest = json.loads(text)
+        if not isinstance(manifest, dict):
+            raise CheckpointError(f"{path}: not readable")
+        if "seal" not in manifest:
+            raise CheckpointError(f"{path}: has no seal, as one of an earlier version; nothing in it is sure")
+        if manifest.pop("seal") != _seal(manifest):
+            raise CheckpointError(f"{path}: content does not match its seal")
+        files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+        return int(manifest["step"]), Facts(**manifest["facts"]), files
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{path}: not readable") from None
+
+
+def newest(root: Path, say: Callable[[str], None], run: str | None = None) -> Checkpoint | None:
+    """The newest checkpoint that verifies as one of this run, or None when there is none at all.
 
     Damaged ones are named through `say` and passed over; when all are damaged, raises CheckpointError.
     """
     damaged = []
-    folders = sorted(root.glob("step-*"), key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
-    for folder in folders:
+    for folder in _newest_first(root):
         try:
-            return Checkpoint(folder, verify(folder)["step"])
+            return verify(folder, run)
         except CheckpointError as error:
             damaged.append(str(error))
             say(f"damaged checkpoint passed over: {error}")
@@ -135,31 +205,42 @@ def newest(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-def check_belongs(
-    checkpoint: Checkpoint, fingerprints: Mapping[str, str], anyway: bool, say: Callable[[str], None]
-) -> None:
-    """Refuse to continue on other data, base weights or settings than the checkpoint's, unless `anyway`."""
-    written = verify(checkpoint.folder)["fingerprints"]
+def check_belongs(checkpoint: Checkpoint, now: Facts, anyway: bool, say: Callable[[str], None]) -> None:
+    """Refuse to continue on other data, base weights or settings than the checkpoint's, unless `anyway`.
+
+    What only says how or when something is computed may differ, and is said.
+    """
+    before = checkpoint.facts
+    written, fingerprints = before.fingerprints, now.fingerprints
     differing = [key for key in sorted(set(written) | set(fingerprints)) if written.get(key) != fingerprints.get(key)]
-    if not differing:
-        return
-    what = "; ".join(f"{key} was {written.get(key)}, now {fingerprints.get(key)}" for key in differing)
-    if not anyway:
-        raise CheckpointError(
-            f"{checkpoint.folder}: {what}\nresume_anyway=true continues all the same; resume=never starts anew"
-        )
-    say(f"continuing although {what}")
+    if differing:
+        what = "; ".join(f"{key} was {written.get(key)}, now {fingerprints.get(key)}" for key in differing)
+        keys = changes(before.settings, now.settings, Role.what)
+        if keys and "config" in differing:
+            what += f": {', '.join(keys)}"
+        if not anyway:
+            raise CheckpointError(
+                f"{checkpoint.folder}: {what}\nresume_anyway=true continues all the same; resume=never starts anew"
+            )
+        say(f"continuing although {what}")
+    if changed := changes(before.settings, now.settings, Role.how, Role.when):
+        say(f"continued with {', '.join(changed)}")
 
 
-def rotate(root: Path, keep: int) -> None:
-    """Delete the oldest checkpoints beyond `keep`; only intact ones count."""
+def rotate(root: Path, keep: int, known: set[Path], run: str | None = None) -> None:
+    """Delete the oldest checkpoints beyond `keep`; only intact ones of this run count.
+
+    `known` are those this process has written or verified: their files are not read again. Others are added to it.
+    """
     intact = 0
-    for folder in sorted(root.glob("step-*"), key=lambda p: int(p.name.removeprefix("step-")), reverse=True):
+    for folder in _newest_first(root):
         if intact >= keep:
-            shutil.rmtree(folder)
+            _remove(folder)
+            known.discard(folder)
             continue
         try:
-            verify(folder)
+            verify(folder, run, contents=folder not in known)
+            known.add(folder)
             intact += 1
         except CheckpointError:
             continue

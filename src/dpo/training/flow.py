@@ -17,7 +17,9 @@ class Flow(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The evaluation of the checkpoint's own step, when the run was stopped before it was logged."""
+        """The cadences asked for now, not those of the checkpoint; and the evaluation of its own step, when the run was
+        stopped before it was logged."""
+        state.compute_steps(args, state.max_steps)
         if self.trainer.lacks_evaluation():
             self.trainer.evaluate_now()
 

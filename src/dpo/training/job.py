@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from dpo.config.schema import Config
 from dpo.records.ledger import Ledger
 from dpo.records.opening import join, open_given, open_run
 from dpo.records.owner import Lost, signs_of_life
+from dpo.records.rows import Mark
 from dpo.records.run import Facts, Run
 from dpo.training.interrupts import Interrupts
 from dpo.training.ranks import ALONE, LostRank, Ranks
@@ -55,7 +56,7 @@ class Follower(Run):
     def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Nothing."""
 
-    def rewind(self, step: int) -> None:
+    def continue_at(self, step: int, mark: Mark, anyway: bool, say: Callable[[str], None]) -> None:
         """Nothing."""
 
 

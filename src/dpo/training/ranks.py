@@ -170,13 +170,7 @@ class Ranks:
         """Entry by entry the sum over ranks of name -> [weighted total, weight]."""
         if self.size == 1:
             return window
-        total: dict[str, list[float]] = {}
-        for part in self.gather(window):
-            for name, (value, weight) in part.items():
-                entry = total.setdefault(name, [0.0, 0.0])
-                entry[0] += value
-                entry[1] += weight
-        return total
+        return summed(self.gather(window))
 
     def same_start(self, parameters: Iterable[Any]) -> None:
         """Give every rank rank 0's trainable values."""
@@ -218,6 +212,17 @@ def losing() -> Iterator[None]:
         if type(error).__name__ == "OutOfMemoryError":
             raise
         raise LostRank(f"another rank of this run is gone ({str(error).splitlines()[0][:120]})") from error
+
+
+def summed(windows: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """Entry by entry the sum of name -> [weighted total, weight]."""
+    total: dict[str, list[float]] = {}
+    for window in windows:
+        for name, (value, weight) in window.items():
+            entry = total.setdefault(name, [0.0, 0.0])
+            entry[0] += value
+            entry[1] += weight
+    return total
 
 
 def _buckets(tensors: list[Any], size: int) -> Iterator[list[Any]]:

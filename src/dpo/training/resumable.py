@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from dpo.modeling.trained_adapter import check_counted
 from dpo.training import checkpoints
 from dpo.training.engine import Engine
-from dpo.training.ranks import Ranks
+from dpo.training.ranks import Ranks, summed
 from dpo.training.window import Window
 
 WINDOW = "window.json"
@@ -35,7 +36,7 @@ class ResumableTrainer(DPOTrainer):
     model: Any
     ranks: Ranks
     checkpoint_root: Path
-    fingerprints: Mapping[str, str]
+    facts: Callable[[], checkpoints.Facts]
     on_saved: Callable[[int], None]
     engine: Engine
     _window: Window
@@ -59,7 +60,7 @@ class ResumableTrainer(DPOTrainer):
 
         self.collect()
         others = self.ranks.gather((json.dumps(self._window.sums), self._generators()))
-        self.ranks.lead(lambda: checkpoints.write(self.checkpoint_root, step, self.fingerprints, fill))
+        self.ranks.lead(lambda: checkpoints.write(self.checkpoint_root, step, self.facts(), fill))
         self.on_saved(step)
 
     def _generators(self) -> bytes:
@@ -71,7 +72,12 @@ class ResumableTrainer(DPOTrainer):
             return (Path(folder) / RNG_STATE).read_bytes()
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(None if checkpoint is None else str(self.ranks.own_folder(Path(checkpoint))))
+        own = None if checkpoint is None else self.ranks.own_folder(Path(checkpoint))
+        if own is not None and not own.is_dir():
+            # More ranks than the checkpoint has, at the user's explicit word: as this one would begin.
+            torch.manual_seed(self.args.seed + self.ranks.rank)
+            return
+        super()._load_rng_state(None if own is None else str(own))
 
     def collect(self) -> None:
         """Called on every rank before rank 0 saves: get there what other ranks hold."""
@@ -90,6 +96,10 @@ class ResumableTrainer(DPOTrainer):
             # PEFT and the Trainer leave a tensor that is not in the file as it was, and only warn.
             check_counted(whole, Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        window = self.ranks.own_folder(Path(resume_from_checkpoint)) / WINDOW
-        # Missing only where another number of ranks continues, at the user's explicit word.
-        self._window = Window(json.loads(window.read_text()) if window.is_file() else {})
+        parts = [Path(resume_from_checkpoint), *sorted(Path(resume_from_checkpoint).glob("rank-*"))]
+        windows = [json.loads((part / WINDOW).read_text()) for part in parts]
+        if len(windows) == self.ranks.size:
+            self._window = Window(windows[parts.index(self.ranks.own_folder(parts[0]))])
+        else:
+            # Another number of ranks, at the user's explicit word: what was not logged yet still counts once.
+            self._window = Window(summed(windows) if self.ranks.first else {})

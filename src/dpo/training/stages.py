@@ -19,7 +19,7 @@ from dpo.data.pair import TokenPair
 from dpo.data.prepare import Prepared, prepare
 from dpo.data.remarks import check_positions, remarks
 from dpo.data.token_file import Selection
-from dpo.errors import CheckpointError, DiskFull, is_disk_full
+from dpo.errors import DiskFull, is_disk_full
 from dpo.modeling.adapter import Adapter, load_into
 from dpo.modeling.cache import cache_folder
 from dpo.modeling.device import Compute, card_uuid, choose_compute, describe
@@ -30,12 +30,13 @@ from dpo.modeling.positions import positions
 from dpo.modeling.tokenizer import load_tokenizer, tokenizer_fingerprint
 from dpo.modeling.weights import Weights, resolve
 from dpo.records.card import model_card
-from dpo.records.files import sync_folder, write_json
+from dpo.records.files import sync_folder
 from dpo.records.progress import CountProgress, TrainingProgress
 from dpo.records.tracking import NoTracker, Tracker, build_tracker
 from dpo.training import checkpoints, guards
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments
+from dpo.training.continuing import facts_of, kept_split
 from dpo.training.engine import choose_engine
 from dpo.training.job import Job, exit_code
 from dpo.training.order import epoch_order
@@ -44,7 +45,6 @@ from dpo.training.packed.install import installed
 from dpo.training.packed.score import sequence_log_probs
 from dpo.training.plans import fsdp_plugin
 from dpo.training.reference import ReferenceCache, context_key
-from dpo.training.resumable import read_split
 from dpo.training.room import cap_device
 from dpo.training.start import check_device, find_adapter
 
@@ -94,21 +94,20 @@ def find_base(job: Job) -> Base:
     job.run.record["fingerprints"]["base"] = weights.fingerprint
     job.run.record["fingerprints"]["tokenizer"] = tokenizer_fingerprint(tokenizer)
     job.run.record["built"] = built(config)
-    if job.ranks.size > 1:
-        # Another number of ranks gives the same step up to rounding only, and other dropout masks.
-        job.run.record["fingerprints"]["processes"] = str(job.ranks.size)
-        if config.hardware.parallel is not Parallel.ddp:
-            job.run.record["fingerprints"]["parallel"] = config.hardware.parallel.name
+    job.run.record["fingerprints"] |= {"device": compute.device, "precision": str(compute.dtype)[6:]}
+    # Another number of ranks gives the same step up to rounding only, and other dropout masks.
+    job.run.record["fingerprints"]["processes"] = str(job.ranks.size)
+    if job.ranks.size > 1 and config.hardware.parallel is not Parallel.ddp:
+        job.run.record["fingerprints"]["parallel"] = config.hardware.parallel.name
     job.run.update(device=describe(compute), processes=job.ranks.size, revision=weights.revision)
     return Base(weights, adapter, tokenizer, compute, longest)
 
 
 def load_data(job: Job, base: Base) -> Prepared:
-    """Checked, tokenized pairs; what was found goes to data.json."""
+    """Checked, tokenized pairs."""
     with job.ledger.phase("tokenize"), job.ranks.in_turn():
         data = prepare(job.config.dataset, base.tokenizer)
     job.interrupts.check()
-    write_json(job.run.folder / "data.json", data.report)
     job.run.record["fingerprints"]["data"] = data.fingerprint
     job.run.record["end_of_turn"] = data.report["template"]["end_of_turn"]
     job.run.save()
@@ -117,25 +116,6 @@ def load_data(job: Job, base: Base) -> Prepared:
     for line in [*remarks(data.report), *([beyond] if beyond else [])]:
         job.say(line)
     return data
-
-
-def find_checkpoint(job: Job) -> checkpoints.Checkpoint | None:
-    """The verified checkpoint to continue from, or None to start at step 0; metrics after it are dropped."""
-    found: checkpoints.Checkpoint | None = None
-
-    def look() -> None:
-        nonlocal found
-        found = checkpoints.newest(job.run.folder / "checkpoints", job.say)
-        if found is not None:
-            checkpoints.check_belongs(found, job.run.record["fingerprints"], job.config.resume_anyway, job.say)
-            job.say(f"continuing at step {found.step}")
-
-    job.ranks.lead(look)
-    found = job.ranks.from_first(found)
-    if found is not None and not found.folder.is_dir():
-        raise CheckpointError(f"{found.folder}: not there on this machine; $DPO_OUTPUTS must be a disk they all share")
-    job.run.rewind(found.step if found is not None else -1)
-    return found
 
 
 def build_trainer(job: Job, base: Base, data: Prepared, checkpoint: checkpoints.Checkpoint | None) -> trainers.Trainer:
@@ -170,6 +150,7 @@ def build_trainer(job: Job, base: Base, data: Prepared, checkpoint: checkpoints.
         if base.adapter is not None:
             assert isinstance(config.lora, Lora)
             load_into(trainer.model, base.adapter, config.lora)
+        trainer.facts = lambda: facts_of(job)
         job.ranks.same_start(trainer.model.parameters())
         line = choose_engine(
             job,
@@ -177,7 +158,7 @@ def build_trainer(job: Job, base: Base, data: Prepared, checkpoint: checkpoints.
             trainer,
             needed_pairs(job, data),
             base.tokenizer.pad_token_id,
-            read_split(checkpoint.folder) if checkpoint is not None else None,
+            kept_split(job, checkpoint),
         )
     job.interrupts.check()
     job.say(f"{describe(base.compute)}, {str(base.compute.dtype)[6:]}, {line}")
@@ -267,6 +248,7 @@ def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Check
         trainer.evaluated_at = start
     job.run.update(max_steps=steps)
     counted = start  # the steps whose pairs stand in the ledger
+    known = set() if checkpoint is None else {checkpoint.folder}
     with (
         job.ledger.phase("train"),
         tracked(job) as tracker,
@@ -286,13 +268,17 @@ def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Check
             tracker.log(kind, step, values)
             progress.show(kind, step, values)
             job.run.record["step"] = step
+            if kind == "eval":
+                job.run.save()
             if kind == "train" and not job.run.record["footprint"]["measured"]:
                 job.run.update(footprint=asdict(footprint(trainer.model, trainer.optimizer)))
 
         def saved(step: int) -> None:
             job.ledger.flush()
             job.run.update(step=step)
-            checkpoints.rotate(job.run.folder / "checkpoints", job.config.dpo.keep_checkpoints)
+            root = job.run.folder / "checkpoints"
+            known.add(root / f"step-{step}")
+            checkpoints.rotate(root, job.config.dpo.keep_checkpoints, known, job.run.record["id"])
 
         if job.ranks.first:
             trainer.on_log, trainer.on_saved = log, saved

@@ -13,11 +13,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dpo.config.hardware import Parallel
-from dpo.config.parse import RUN_ONLY, plain
+from dpo.config.identity import Role, flat, role
+from dpo.config.parse import plain
 from dpo.config.schema import Config
 from dpo.config.sweeps import Grid
 from dpo.errors import ConfigError, DpoError, Interrupted
-from dpo.records.defaults import composed, flat
+from dpo.records.defaults import composed
 from dpo.records.run import outputs_root
 from dpo.records.sweeps import ending, label_of, read_job, read_sweep, spanning, word, write_sweep
 from dpo.training.launchers import LAUNCHERS
@@ -101,7 +102,7 @@ def plan(grid: Grid[Config]) -> Plan:
     if not keys and len(rows) > 1:
         raise ConfigError("all jobs of this sweep have the same settings")
     first = grid.jobs[0][0]
-    base = {key: value for key, value in rows[0].items() if key not in keys and not _run_only(key)}
+    base = {key: value for key, value in rows[0].items() if key not in keys and role(key) is Role.what}
     root = (outputs_root() / "sweeps" / f"{first.name}-{_hash([base, sorted(keys)])}").absolute()
     evaluation, evaluate = _evaluation(first)
     shown = spanning(keys, [{key: row.get(key) for key in keys} for row in rows])
@@ -157,10 +158,6 @@ def _evaluation(config: Config) -> tuple[str | None, tuple[str, ...]]:
 
 def _literal(value: Any) -> str:
     return f"'{value}'" if isinstance(value, str) and not re.fullmatch(r"\w+", value) else json.dumps(value).strip('"')
-
-
-def _run_only(key: str) -> bool:
-    return key.split(".")[0] in RUN_ONLY or key in ("hardware.hourly_rate", "dpo.keep_checkpoints")
 
 
 def _hash(data: Any) -> str:

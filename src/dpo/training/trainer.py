@@ -25,6 +25,7 @@ from trl.trainer.dpo_config import DPOConfig
 
 from dpo.data.pair import TokenPair
 from dpo.errors import Diverged, OutOfMemory, is_out_of_memory
+from dpo.training.checkpoints import Facts
 from dpo.training.engine import Engine
 from dpo.training.flow import Flow
 from dpo.training.guards import check_finite, check_gradients_arrive
@@ -89,7 +90,8 @@ class Trainer(ResumableTrainer):
         self.dev_pairs = dev_pairs
         self.interrupts = interrupts
         self.checkpoint_root = checkpoint_root
-        self.fingerprints = fingerprints
+        # A run binds more to its checkpoints; see stages.build_trainer.
+        self.facts = lambda: Facts(fingerprints=fingerprints)
         self.soft_labels = soft_labels
         self.ranks = ranks
         self.reference: Mapping[str, tuple[float, float]] = {}
