@@ -7,7 +7,6 @@ reads the file compares. A line torn by a kill lies behind every mark.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def content(path: Path) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        raise CheckpointError(f"{path}: {os.strerror(error.errno or 0)}") from None
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
 
 
 def check_rows(path: Path, mark: Mapping[str, Any], way_out: str, whole: bool = True) -> None:

@@ -135,7 +135,7 @@ def verify(folder: Path, run: str | None = None, contents: bool = True) -> Check
         return _verified(folder, run, contents)
     except OSError as error:
         where = error.filename or folder
-        raise CheckpointError(f"{where}: {os.strerror(error.errno or errno.EIO)}") from None
+        raise CheckpointError(f"{where}: {error.strerror or error}") from None
 
 
 def _verified(folder: Path, run: str | None, contents: bool) -> Checkpoint:
