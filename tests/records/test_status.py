@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -163,3 +164,50 @@ def test_watch_follows_a_run_until_interrupted(tmp_path: Path) -> None:
         seen += process.stdout.read()
     assert process.returncode == 0
     assert "complete" in seen
+
+
+BAD: dict[str, Any] = {
+    "nested": "[" * 200_000,
+    "list": "[1]",
+    "nan step": json.dumps({"status": "running", "step": float("nan")}),
+    "huge step": '{"status": "complete", "step": 1e400}',
+    "text step": '{"status": "complete", "step": "many"}',
+    "text time": '{"status": "running", "updated": "yesterday", "host": "elsewhere"}',
+    "odd time": '{"status": "running", "updated": 1e300, "host": "elsewhere", "pid": 1e300}',
+    "list status": '{"status": ["running"]}',
+    "odd steps in all": '{"status": "running", "max_steps": {"a": 1}}',
+    "not text": b"\xff\xfe\x00{",
+}
+
+
+def test_no_single_bad_folder_hides_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from dpo.config.evaluation import Status
+    from dpo.status import status as show
+
+    _write(tmp_path / "good", status="complete")
+    for name, text in BAD.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    for name in ("pipe", "circle", "folder", "bad metrics", "bad loss"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe" / "run.json")
+    (tmp_path / "circle" / "run.json").symlink_to("run.json")
+    (tmp_path / "circle" / "around").symlink_to(tmp_path)
+    (tmp_path / "folder" / "run.json").mkdir()
+    for name, row in (
+        ("bad metrics", {"step": float("nan"), "loss": 1, "time": 1}),
+        ("bad loss", {"step": 1, "loss": "x"}),
+    ):
+        _write(tmp_path / name, status="complete")
+        _log(tmp_path / name, {"kind": "train", **row})
+    states = {folder.name: run_status(folder).state for folder in find_runs(tmp_path)}
+    assert states.pop("good") == "complete"
+    assert set(states) == {*BAD, "pipe", "circle", "bad metrics", "bad loss"}
+    assert set(states.values()) == {"unreadable"}
+    for as_lines in (False, True):
+        show(Status(root=str(tmp_path), json=as_lines, watch=False, every=2.0, limit=None))
+        printed = capsys.readouterr().out
+        assert "good" in printed
+        assert printed.count("unreadable") >= len(states)
+    for line in printed.splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(name))

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpo.errors import DpoError
 from dpo.records.read import json_file, json_lines
-from dpo.records.run import state_of
+from dpo.records.run import read_record, state_of
 
 Row = dict[str, Any]
 # Folders of a run that hold no runs.
@@ -50,7 +51,7 @@ def find_runs(root: Path) -> list[Path]:
     for folder, names, files in os.walk(root):
         path = Path(folder)
         if "run.json" in files:
-            found.append(((path / "run.json").stat().st_mtime, path))
+            found.append(((path / "run.json").lstat().st_mtime, path))
             names.clear()
         elif len(path.parts) - base >= DEEPEST:
             names.clear()
@@ -60,39 +61,55 @@ def find_runs(root: Path) -> list[Path]:
 
 
 def run_status(folder: Path, now: float | None = None) -> RunStatus:
-    """Read one run; a torn or foreign run.json is a state of its own, never an error."""
+    """Read one run; what is torn, foreign or nonsense in it is a state of its own, never an error: others stand there
+    too."""
     now = time.time() if now is None else now
-    record = json_file(folder / "run.json")
-    if "status" not in record:
-        return RunStatus(folder, "unreadable", None, None, None, 0.0, None, None, None, None, "run.json is torn", None)
+    try:
+        return _read(folder, read_record(folder), now)
+    except DpoError as error:
+        why = str(error).splitlines()[0].removeprefix(f"{folder}/")
+    except Exception as error:  # noqa: BLE001 - whatever a file holds, the table has to come
+        why = f"its files hold what no run writes ({type(error).__name__}: {str(error)[:80]})"
+    return RunStatus(folder, "unreadable", None, None, None, 0.0, None, None, None, None, why, None)
+
+
+def _read(folder: Path, record: Row, now: float) -> RunStatus:
     metrics = json_lines(folder / "metrics.jsonl")
     train = [row for row in metrics if row.get("kind") == "train" and "loss" in row]
     dev = [row for row in metrics if row.get("kind") == "eval" and "rewards/accuracies" in row]
     best = max(dev, key=lambda row: row["rewards/accuracies"], default=None)
     state, note = _state(record, now)
-    step = max([0, int(record.get("step") or 0), *(int(row["step"]) for row in train[-1:])])
+    step = max([0, int(number(record.get("step") or 0)), *(int(number(row["step"])) for row in train)])
     last = train[-1] if train else None
+    most, parent = record.get("max_steps"), record.get("parent")
     return RunStatus(
         folder=folder,
         state=state,
         step=step,
-        max_steps=record.get("max_steps"),
+        max_steps=None if most is None else int(number(most)),
         eta=_eta(train, record.get("max_steps"), now) if state == "running" else None,
-        updated=max(float(record.get("updated") or 0), float(last["time"]) if last else 0.0),
-        loss=last["loss"] if last else None,
-        best_accuracy=best["rewards/accuracies"] if best else None,
-        best_step=best["step"] if best else None,
+        updated=max(number(record.get("updated") or 0), number(last["time"]) if last else 0.0),
+        loss=number(last["loss"]) if last else None,
+        best_accuracy=number(best["rewards/accuracies"]) if best else None,
+        best_step=int(number(best["step"])) if best else None,
         evaluated=_evaluated(folder),
         note=note or _doing(state, step, now, record, train),
-        parent=record.get("parent"),
+        parent=None if parent is None else str(parent),
     )
+
+
+def number(value: Any) -> float:
+    """A figure of a run as it stands in a file; raises ValueError for what is none, or beyond any time or step."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:
+        raise ValueError(f"{str(value)[:40]} is no figure")
+    return float(value)
 
 
 def _state(record: Row, now: float) -> tuple[str, str]:
     state = state_of(record)
     if record["status"] == "running" and record.get("host") != socket.gethostname():
         # Another machine's processes cannot be looked at from here, so neither running nor killed can be said.
-        quiet = _ago(now - float(record.get("updated") or 0))
+        quiet = _ago(now - number(record.get("updated") or 0))
         return "elsewhere", f"on {record.get('host')}, last sign of life {quiet} ago"
     if state == "killed":
         return state, "its process is gone; the same command continues it"
@@ -107,13 +124,14 @@ def _doing(state: str, step: int, now: float, record: Row, train: list[Row]) -> 
     if not train:
         return "before its first step"
     pace = _pace(train)
-    silence = now - max(float(train[-1]["time"]), float(record.get("updated") or 0))
+    # Not since `updated`: that is renewed for as long as the process lives.
+    silence = now - number(train[-1]["time"])
     return f"no step for {_ago(silence)}" if pace is not None and silence > max(60.0, 20 * pace) else ""
 
 
 def _pace(train: list[Row]) -> float | None:
     """Seconds a step over the latest steps."""
-    recent = train[-RECENT_STEPS:]
+    recent = [{name: number(row[name]) for name in ("step", "time")} for row in train[-RECENT_STEPS:]]
     steps = recent[-1]["step"] - recent[0]["step"]
     return (recent[-1]["time"] - recent[0]["time"]) / steps if steps > 0 else None
 
@@ -124,7 +142,7 @@ def _eta(train: list[Row], max_steps: Any, now: float) -> float | None:
     pace = _pace(train)
     if pace is None:
         return None
-    return max(0.0, (max_steps - train[-1]["step"]) * pace - (now - train[-1]["time"]))
+    return max(0.0, (max_steps - number(train[-1]["step"])) * pace - (now - train[-1]["time"]))
 
 
 def _evaluated(folder: Path) -> str | None:
@@ -140,7 +158,7 @@ def _evaluated(folder: Path) -> str | None:
             words.append(
                 f"{name} {before:.0%} to {after:.0%}" if judged["decides"] else f"{name} {after - before:+.2f}"
             )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return ", ".join(words)
 

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from dpo.errors import ConfigError
+from dpo.records.files import read_regular
 from dpo.records.run import read_record, state_of
 from dpo.records.tables import DASH
 
@@ -119,8 +120,8 @@ def read_pairs(run: Path, name: str) -> list[Row]:
 def json_file(path: Path) -> Row:
     """A JSON mapping; empty when the file is missing or torn."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_hook=Found)
-    except (OSError, ValueError):
+        found = json.loads(read_regular(path), object_hook=Found)
+    except (OSError, ValueError, RecursionError):
         return Found()
     return found if isinstance(found, Found) else Found()
 
@@ -129,13 +130,13 @@ def json_lines(path: Path) -> list[Row]:
     """Rows of a JSONL file; a line torn by a kill or still being written is left out."""
     rows = []
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_regular(path, 4 << 30).splitlines()
     except OSError:
         return []
     for line in lines:
         try:
             row = json.loads(line, object_hook=Found)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             rows.append(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ def build_tracker(
 ) -> Tracker:
     """The tracker a config names. One that cannot start never stops a run, unless going online was demanded."""
     if not isinstance(tracking, Tracked):
+        return NoTracker()
+    if tracking.backend == "wandb" and os.environ.get("WANDB_MODE") == "disabled":
+        print("tracking: WANDB_MODE=disabled", flush=True)
         return NoTracker()
     module, name, install = BACKENDS[tracking.backend]
     who = identify(folder, tracking.group or group, job_type)
