@@ -23,6 +23,7 @@ from dpo.config import schema as _schema
 from dpo.config.arguments import arguments, check_flags, overrides_first, quoted
 from dpo.config.failures import report, translate
 from dpo.config.folder import conf_folder, options
+from dpo.config.leftovers import drop_leftovers
 from dpo.config.parse import parse
 from dpo.config.search_path import UserConf
 from dpo.config.sweeps import Grid
@@ -76,6 +77,8 @@ def main(
         if not configs:
             return
         own = captured[0][1]
+        if left := drop_leftovers():
+            print(f"ignored, of a launcher that did not start this: {', '.join(left)}", file=sys.stderr)
         with signals.unwinding():
             if own.mode is not RunMode.MULTIRUN:
                 body(configs[0][0])

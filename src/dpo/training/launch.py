@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from dpo.config.entry import HYDRA
 from dpo.config.hardware import Device, Parallel
+from dpo.config.leftovers import RANK_VARIABLES, around
 from dpo.errors import ConfigError
 from dpo.records.process import is_alive
 from dpo.records.run import Run, read_record
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 GRACE = 30.0
 """Seconds the other ranks have to end by themselves once one has failed; a rank inside a collective cannot."""
 POLL = 0.1
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 STARTED = "DPO_RANK_OF"
 """Set to the parent's pid in ranks started here."""
 
@@ -47,11 +47,6 @@ class Place:
     size: int
     local_rank: int
     local_size: int
-
-
-def around() -> bool:
-    """Whether a launcher (torchrun, accelerate launch, ours) started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def starts_ranks(hardware: Hardware) -> bool:
