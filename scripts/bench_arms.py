@@ -16,14 +16,15 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo.data.pair import TokenPair
 from dpo.training import trainer as trainers
+from dpo.training.arguments import objective
 from dpo.training.engine import Engine
 from dpo.training.interrupts import Interrupts
 from dpo.training.packed.budget import split
-from dpo.training.packed.collate import pack
 from dpo.training.packed.install import install
 from dpo.training.packed.lean_linear import keep_unpacked
 from dpo.training.packed.memory import free_memory
 from dpo.training.packed.score import sequence_log_probs
+from dpo.training.part import packed_loss
 from dpo.training.reference import ReferenceCache, context_key
 from dpo.training.workers import Workers, most_at_once
 
@@ -153,9 +154,9 @@ def _ours(
         raise SystemExit(f"error: {options.model}: {refused}")
     if lean:
         keep_unpacked(model, getattr(torch, options.dtype), free_memory(trainer.args.device))
-    pad, budget = tokenizer.pad_token_id, options.token_budget
+    budget, loss = options.token_budget, packed_loss(objective(trainer.args))
     at_once = most_at_once(trainer.model, trainer.args.device.type, options.batch) if lean else 1
-    trainer.engine = Engine(lambda p: pack(p, pad), lambda p, b, n: split(p, b, at_once=n), budget, Workers.of(at_once))
+    trainer.engine = Engine(loss, lambda p, b, n: split(p, b, at_once=n), budget, Workers.of(at_once))
     store = ReferenceCache(cache or Path(tempfile.mkdtemp(prefix="bench-")) / "reference.sqlite")
     context = context_key(
         base=options.model, quantization=options.quant, adapter="none", precision=options.dtype,

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 from packed_models import gradients, random_pairs, separate_log_probs, tiny_model, with_lora
 
+from dpo.losses.completions import sums
 from dpo.training.packed import attention_cuda
 from dpo.training.packed.attention_pairs import by_pair
 from dpo.training.packed.collate import layout
@@ -74,13 +75,9 @@ def test_fp32_gradients_on_the_device() -> None:
 
 
 def _packed(model: torch.nn.Module, pairs: list) -> torch.Tensor:
-    from dpo.training.packed.collate import pack
-
-    batch = pack(pairs, pad_id=0)
-    labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100).to(DEVICE)
-    batch = {name: value.to(DEVICE) for name, value in batch.items()}
-    out = model(**batch, labels=labels, use_cache=False, fused_lm_head=True)
-    return out.log_probs.float().sum(dim=1).view(2, -1).t()
+    packed = layout(pairs).to(DEVICE)
+    lengths = torch.tensor([(chosen, rejected) for _, chosen, rejected in packed.lengths], device=DEVICE)
+    return sums(model(input_ids=packed.token_ids, packed=packed).log_probs, lengths.view(-1))
 
 
 def _scores(model: torch.nn.Module, pairs: list) -> torch.Tensor:

@@ -94,19 +94,19 @@ def separate_log_probs(model: torch.nn.Module, pairs: list[TokenPair]) -> torch.
 
 def packed_log_probs(model: torch.nn.Module, pairs: list[TokenPair]) -> torch.Tensor:
     """[B, 2] the way the trainer asks for it."""
-    from dpo.training.packed.collate import pack
+    from dpo.losses.completions import sums
+    from dpo.training.packed.collate import layout
 
-    return _from_batch(model, pack(pairs, pad_id=0))
+    packed = layout(pairs)
+    lengths = torch.tensor([(chosen, rejected) for _, chosen, rejected in packed.lengths])
+    return sums(model(input_ids=packed.token_ids, packed=packed).log_probs, lengths.view(-1))
 
 
 def padded_log_probs(model: torch.nn.Module, pairs: list[TokenPair]) -> torch.Tensor:
     """[B, 2] by TRL's own forward on its padded batch (needs its fused head on the model)."""
     from dpo.training.packed.collate import pad
 
-    return _from_batch(model, pad(pairs, pad_id=0))
-
-
-def _from_batch(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    batch: dict[str, Any] = pad(pairs, pad_id=0)
     completion_mask = batch.pop("completion_mask")
     labels = batch["input_ids"].masked_fill(completion_mask == 0, -100)
     out = model(**batch, labels=labels, use_cache=False, fused_lm_head=True)

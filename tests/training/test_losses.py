@@ -22,16 +22,16 @@ from dpo.config.losses import PARAMETERS, SINGLE, reads
 from dpo.config.schema import Config
 from dpo.data.pair import TokenPair
 from dpo.errors import ConfigError, Diverged
+from dpo.losses.objective import WHOLE_STEP
 from dpo.modeling.device import Compute
 from dpo.training import guards
 from dpo.training import trainer as trainers
-from dpo.training.arguments import build_arguments
+from dpo.training.arguments import build_arguments, objective
 from dpo.training.engine import Engine
 from dpo.training.interrupts import Interrupts
-from dpo.training.losses import is_coupled
-from dpo.training.packed.collate import pack, pad
-from dpo.training.packed.install import DEFAULT_OUTPUTS, install
+from dpo.training.packed.install import install
 from dpo.training.packed.score import sequence_log_probs
+from dpo.training.part import packed_loss, plain_loss
 
 CPU = Compute("cpu", torch.float32)
 PAIRS = [
@@ -77,14 +77,13 @@ def build(config: Config, folder: Path, engine: str, size: int, trained: bool = 
         interrupts=Interrupts(),
         checkpoint_root=folder / "checkpoints",
         fingerprints={},
-        soft_labels=config.dataset.soft_labels,
     )
     if engine == "packed":
-        assert install(trainer.model, (*DEFAULT_OUTPUTS, "log_sum_sq_probs")) is None
-    collate = pack if engine == "packed" else pad
-    trainer.engine = Engine(
-        lambda pairs: collate(pairs, 0), lambda pairs, *_: [pairs[i : i + size] for i in range(0, len(pairs), size)], 1
-    )
+        assert install(trainer.model) is None
+        loss = packed_loss(objective(trainer.args, config.dataset.soft_labels))
+    else:
+        loss = plain_loss(trainer, 0, config.dataset.soft_labels)
+    trainer.engine = Engine(loss, lambda pairs, *_: [pairs[i : i + size] for i in range(0, len(pairs), size)], 1)
     with trainer.model.disable_adapter():
         scores = sequence_log_probs(trainer.model, PAIRS, 1000, ld_alpha=trainer.ld_alpha)
     trainer.reference = {pair.id: score for pair, score in zip(PAIRS, scores, strict=True)}
@@ -106,8 +105,9 @@ def step_of(trainer: trainers.Trainer) -> tuple[float, dict[str, torch.Tensor]]:
     return float(loss), gradients(trainer.model)
 
 
-def trl_step(config: Config, folder: Path) -> tuple[float, dict[str, torch.Tensor]]:
-    """TRL's own trainer, all pairs in one padded batch, its reference computed by its own forward."""
+def trl_step(config: Config, folder: Path) -> tuple[tuple[float, dict[str, torch.Tensor]], dict[str, float]]:
+    """TRL's own trainer, all pairs in one padded batch, its reference computed by its own forward: the step, and what
+    it would log."""
     torch.manual_seed(5)
     rows = [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in PAIRS]
     theirs = SameOrder(
@@ -122,7 +122,8 @@ def trl_step(config: Config, folder: Path) -> tuple[float, dict[str, torch.Tenso
     theirs.model.train()
     loss = theirs.compute_loss(theirs.model, theirs.data_collator(rows))
     loss.backward()
-    return float(loss.detach()), gradients(theirs.model)
+    metrics = {name: values[-1] for name, values in theirs._metrics["train"].items() if name != "num_tokens"}
+    return (float(loss.detach()), gradients(theirs.model)), {**metrics, "loss": float(loss.detach())}
 
 
 def same(one: tuple[float, dict[str, torch.Tensor]], other: tuple[float, dict[str, torch.Tensor]]) -> None:
@@ -140,14 +141,15 @@ def test_a_step_is_trls_in_one_part_and_in_several_in_both_engines(
 ) -> None:
     # A beta at which no loss is flat; sppo_hard's own would drown everything else.
     config = compose(*overrides, "dpo.beta=0.3", "dpo.batch_size=7")
-    truth = trl_step(config, tmp_path / "trl")
+    truth, metrics = trl_step(config, tmp_path / "trl")
     for engine in ("packed", "plain"):
         whole = build(config, tmp_path / engine, engine, len(PAIRS))
         same(step_of(whole), truth)
-        if not is_coupled(config.dpo.loss):
+        assert whole._drain() == pytest.approx(metrics, rel=2e-4, abs=2e-4)
+        if not WHOLE_STEP & set(config.dpo.loss):
             size = 3
             whole.engine = Engine(
-                whole.engine.collate, lambda p, *_, n=size: [p[i : i + n] for i in range(0, len(p), n)], 1
+                whole.engine.loss, lambda p, *_, n=size: [p[i : i + n] for i in range(0, len(p), n)], 1
             )
             same(step_of(whole), truth)
             # The dev loss does not depend on the split either.
@@ -170,7 +172,7 @@ def test_soft_labels_are_the_hand_computed_loss(compose: Callable[..., Config], 
     hard = build(compose("dataset=shp", "dpo.beta=0.3"), tmp_path / "hard", engine, len(PAIRS))
     assert step_of(hard)[0] != pytest.approx(expected, rel=1e-2)
     # Its gradient is that of the same formula on autograd's own terms, and no split changes it.
-    trainer.engine = Engine(trainer.engine.collate, lambda p, *_: [p[:2], p[2:3], p[3:]], 1)
+    trainer.engine = Engine(trainer.engine.loss, lambda p, *_: [p[:2], p[2:3], p[3:]], 1)
     same(step_of(trainer), whole)
     assert trainer.evaluate_now()["loss"] == pytest.approx(expected, rel=1e-4)
     # Where all labels are certain, it is TRL's sigmoid.
@@ -245,4 +247,7 @@ def test_losses_that_cannot_be_are_refused(compose: Callable[..., Config], overr
 
 
 def test_a_sorting_loss_keeps_a_step_in_one_part(compose: Callable[..., Config]) -> None:
-    assert {name for name in options("dpo") if is_coupled(compose(f"dpo={name}").dpo.loss)} == {"aot", "aot_unpaired"}
+    assert {name for name in options("dpo") if WHOLE_STEP & set(compose(f"dpo={name}").dpo.loss)} == {
+        "aot",
+        "aot_unpaired",
+    }

@@ -16,16 +16,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from packed_models import random_pairs, tiny_model
 
 from dpo.training.packed.budget import cost, packed_tokens, plain_tokens, split
-from dpo.training.packed.collate import pack
+from dpo.training.packed.collate import layout, pad
 from dpo.training.packed.memory import bytes_per_token, plan
 
 
 def test_counts_are_those_of_the_batches() -> None:
     pairs = random_pairs(5)
-    batch = pack(pairs, 0)
+    batch, packed = pad(pairs, 0), layout(pairs)
     assert plain_tokens(pairs) == batch["input_ids"].numel()
-    assert packed_tokens(pairs) == batch["packed"].token_ids.numel()
-    assert batch["packed"].targets.numel() == batch["completion_mask"].sum()
+    assert packed_tokens(pairs) == packed.token_ids.numel()
+    assert packed.targets.numel() == batch["completion_mask"].sum()
 
 
 @given(st.integers(1, 30), st.integers(1, 300), st.integers(0, 5), st.sampled_from(["packed", "plain"]))

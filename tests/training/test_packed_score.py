@@ -22,9 +22,9 @@ from packed_models import (
     with_lora,
 )
 
-from dpo.training.packed.collate import pack
+from dpo.training.packed.collate import layout, pad, padded_index
 from dpo.training.packed.head import token_statistics
-from dpo.training.packed.install import DEFAULT_OUTPUTS, install
+from dpo.training.packed.install import install
 from dpo.training.packed.lean_linear import UNPACKED_SHARE, keep_unpacked
 from dpo.training.packed.modes import is_4bit, scoring_mode
 from dpo.training.packed.score import sequence_log_probs
@@ -47,23 +47,24 @@ def test_scores_are_those_of_separate_sequences(engine: str, budget: int) -> Non
 
 
 def test_every_figure_of_trl_s_fused_head() -> None:
-    """Same fields, same padded layout, same values as trl.trainer.utils.add_fused_lm_head."""
+    """Same names and values as trl.trainer.utils.add_fused_lm_head, without its padding."""
     from trl.trainer.utils import add_fused_lm_head
 
-    outputs = (*DEFAULT_OUTPUTS, "log_sum_sq_probs")
+    outputs = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
     for family in ("llama", "gemma3_text"):
         model, pairs = tiny_model(family, torch.float32), random_pairs(4)
         add_fused_lm_head(model, outputs=outputs)
-        batch = pack(pairs, 0)
+        batch, packed = pad(pairs, 0), layout(pairs)
         labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
-        layout = batch.pop("packed")
+        index = padded_index(pairs, labels.shape[1])
         with torch.no_grad():
             theirs = model(**batch, labels=labels, fused_lm_head=True)
-            assert install(model, outputs) is None
-            ours = model(**batch, labels=labels, fused_lm_head=True, packed=layout)
+            assert install(model) is None
+            ours = model(input_ids=packed.token_ids, packed=packed, figures=outputs)
             unpacked = model(**batch, labels=labels, fused_lm_head=True)
         for name in outputs:
-            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-4, msg=name)
+            expected = theirs[name].flatten()[index]
+            torch.testing.assert_close(getattr(ours, name), expected, rtol=1e-4, atol=1e-4, msg=name)
             torch.testing.assert_close(unpacked[name], theirs[name], rtol=1e-4, atol=1e-4, msg=name)
 
 
@@ -80,7 +81,14 @@ def test_head_in_tiles_against_log_softmax(
     rows, targets = torch.tensor([0, 0, 1, 2, 3, 5, 5]), torch.tensor([3, 1299, 512, 511, 7, 7, 1024])
     leaves = [x for x in (hidden, weight, bias) if x is not None]
     got = token_statistics(
-        hidden, weight, bias, rows, targets, logit_scale=0.7, softcap=softcap, outputs=(*DEFAULT_OUTPUTS,)
+        hidden,
+        weight,
+        bias,
+        rows,
+        targets,
+        logit_scale=0.7,
+        softcap=softcap,
+        outputs=("log_probs", "entropy", "mean_logits", "is_top1"),
     )
     z = hidden @ weight.t() if bias is None else hidden @ weight.t() + bias
     z = z * 0.7

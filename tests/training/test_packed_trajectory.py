@@ -19,13 +19,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from packed_models import VOCABULARY, random_pairs, tiny_model
 
 from dpo.training import trainer as trainers
+from dpo.training.arguments import objective
 from dpo.training.engine import Engine
 from dpo.training.interrupts import Interrupts
 from dpo.training.order import EpochOrder
 from dpo.training.packed.budget import split
-from dpo.training.packed.collate import pack
 from dpo.training.packed.install import install
 from dpo.training.packed.score import sequence_log_probs
+from dpo.training.part import packed_loss
 
 STEPS = 20
 
@@ -103,7 +104,7 @@ def test_twenty_steps_equal_trl(tmp_path: Path, family: str, loss: str) -> None:
     )
     assert install(ours.model) is None
     # A budget that cuts most steps in two or three.
-    ours.engine = Engine(lambda p: pack(p, 0), lambda p, b, n: split(p, b), 48)
+    ours.engine = Engine(packed_loss(objective(ours.args)), lambda p, b, n: split(p, b), 48)
     assert any(len(split(pairs[i : i + 4], 48)) > 1 for i in range(0, 24, 4))
     with ours.model.disable_adapter():
         scores = sequence_log_probs(ours.model, pairs, 100)

@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from packed_models import gradients, random_pairs, tiny_model, with_lora
 
 from dpo.training import trainer as trainers
-from dpo.training.arguments import build_arguments
-from dpo.training.engine import Engine
+from dpo.training.arguments import build_arguments, objective
+from dpo.training.engine import NO_ENGINE, Engine
 from dpo.training.interrupts import Interrupts
 from dpo.training.packed.budget import cost, packed_tokens, split
-from dpo.training.packed.collate import pack
 from dpo.training.packed.install import install
 from dpo.training.packed.score import sequence_log_probs
+from dpo.training.part import packed_loss
 from dpo.training.workers import Workers, most_at_once
 
 PAIRS = random_pairs(11, longest=30)
@@ -115,7 +115,9 @@ def test_a_step_is_the_same_as_alone_and_to_the_bit_the_same_again(
     move(trainer.model)
 
     def step(at_once: int) -> tuple[float, dict[str, torch.Tensor], dict[str, float], dict[str, float]]:
-        trainer.engine = Engine(lambda p: pack(p, 0), lambda p, b, n: split(p, b, at_once=n), 120, Workers.of(at_once))
+        trainer.engine = Engine(
+            packed_loss(objective(trainer.args)), lambda p, b, n: split(p, b, at_once=n), 120, Workers.of(at_once)
+        )
         trainer.model.train()
         value = float(trainer._forward_backward(trainer.model, PAIRS, 1))
         return value, gradients(trainer.model), trainer._drain(), trainer.evaluate_now()
@@ -172,7 +174,7 @@ def test_no_thread_outlives_what_it_was_made_for(two_threads: None) -> None:
 
 
 def test_less_memory_is_smaller_parts_and_then_fewer_at_once(two_threads: None) -> None:
-    engine = Engine(lambda p: {}, lambda p, b, n: split(p, b, at_once=n), 120, Workers.of(2))
+    engine = Engine(NO_ENGINE.loss, lambda p, b, n: split(p, b, at_once=n), 120, Workers.of(2))
     held = []
     while True:
         held.append(engine.held(PAIRS))

@@ -9,6 +9,7 @@ from typing import Any
 from dpo.config.lora import Lora
 from dpo.config.losses import PARAMETERS, Dpo, FDivergence
 from dpo.config.schema import Config
+from dpo.losses.objective import Objective
 from dpo.modeling.device import Compute
 
 NEVER = 10**9
@@ -60,6 +61,22 @@ def build_arguments(config: Config, compute: Compute, folder: Path) -> Any:
         remove_unused_columns=False,
         dataloader_pin_memory=compute.device == "cuda",
         **extra,
+    )
+
+
+def objective(arguments: Any, soft_labels: bool = False) -> Objective:
+    """What TRL's trainer would minimize with these arguments (a DPOConfig); soft labels are ours."""
+    return Objective(
+        losses=tuple(arguments.loss_type),
+        weights=tuple(arguments.loss_weights or ()),
+        beta=arguments.beta,
+        label_smoothing=arguments.label_smoothing,
+        discopop_tau=arguments.discopop_tau,
+        f_divergence_type=getattr(arguments.f_divergence_type, "value", arguments.f_divergence_type),
+        f_alpha_divergence_coef=arguments.f_alpha_divergence_coef,
+        ld_alpha=arguments.ld_alpha,
+        use_weighting=arguments.use_weighting,
+        soft_labels=soft_labels,
     )
 
 

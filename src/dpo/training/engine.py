@@ -11,13 +11,14 @@ import torch
 from dpo.config.hardware import Checkpointing, Parallel
 from dpo.config.hardware import Engine as EngineOption
 from dpo.data.pair import TokenPair
-from dpo.training.losses import is_coupled
+from dpo.losses.objective import LOSSES, WHOLE_STEP
+from dpo.training.arguments import objective
 from dpo.training.packed.attention import describe_kernel
 from dpo.training.packed.budget import cost, split
-from dpo.training.packed.collate import pack, pad
-from dpo.training.packed.install import DEFAULT_OUTPUTS, install
+from dpo.training.packed.install import install
 from dpo.training.packed.lean_linear import keep_unpacked
 from dpo.training.packed.memory import MemoryPlan, free_memory, plan
+from dpo.training.part import PartLoss, packed_loss, plain_loss
 from dpo.training.room import held_bytes, room
 from dpo.training.workers import Workers, most_at_once
 
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Engine:
-    """How pairs become batches: `collate` gives the tensors of a micro-batch, `split` the micro-batches of a step,
-    `workers` computes them.
+    """How pairs become a loss: `split` gives the micro-batches of a step, `loss` what is minimized of each, `workers`
+    computes them.
 
     `split(pairs, budget, at_once)` returns at least one part; a part of one pair may exceed the budget.
     """
 
-    collate: Callable[[list[TokenPair]], dict[str, Any]]
+    loss: PartLoss
     split: Callable[[list[TokenPair], int, int], list[list[TokenPair]]]
     budget: int
     workers: Workers = field(default_factory=Workers)
@@ -65,6 +66,13 @@ class Engine:
         return found
 
 
+def _none(*_: Any) -> Any:
+    raise AssertionError("no engine was chosen")
+
+
+NO_ENGINE = Engine(_none, _none, 1)
+
+
 def choose_engine(
     job: Job,
     compute: Compute,
@@ -81,12 +89,10 @@ def choose_engine(
     hardware = job.config.hardware
     name, why = "plain", ""
     if hardware.engine is EngineOption.packed:
-        # The weights of WPO take one figure more per token.
-        outputs = (*DEFAULT_OUTPUTS, "log_sum_sq_probs") if trainer.use_weighting else DEFAULT_OUTPUTS
-        refused = install(trainer.model, outputs)
+        unknown = sorted(set(job.config.dpo.loss) - LOSSES.keys())
+        refused = f"it has no loss {unknown[0]}" if unknown else install(trainer.model)
         name, why = ("packed", "") if refused is None else ("plain", f" because {refused}")
-    collate = pack if name == "packed" else pad
-    coupled = is_coupled(job.config.dpo.loss)
+    coupled = bool(WHOLE_STEP & set(job.config.dpo.loss))
     together = job.config.dpo.batch_size if coupled else 1
     asked = hardware.activation_checkpointing
     begun = (job.run.record.get("token_budget"), job.run.record.get("at_once"))
@@ -134,7 +140,12 @@ def choose_engine(
             return [pairs[i : i + together] for i in range(0, len(pairs), together)]
         return split(pairs, budget, name, at_once)
 
-    trainer.engine = Engine(lambda p: collate(p, pad_id), parts, budget, Workers.of(at_once), name)
+    soft_labels = job.config.dataset.soft_labels
+    if name == "packed":
+        loss = packed_loss(objective(trainer.args, soft_labels))
+    else:
+        loss = plain_loss(trainer, pad_id, soft_labels)
+    trainer.engine = Engine(loss, parts, budget, Workers.of(at_once), name)
     job.run.update(token_budget=budget, at_once=at_once, engine=name)
     unsplit = f", steps of {together} pairs in one part" if coupled else ""
     beside = f", {at_once} micro-batches at once" if at_once > 1 else ""

@@ -139,7 +139,6 @@ def build_trainer(job: Job, base: Base, data: Prepared, checkpoint: checkpoints.
             interrupts=job.interrupts,
             checkpoint_root=job.run.folder / "checkpoints",
             fingerprints=job.run.record["fingerprints"],
-            soft_labels=config.dataset.soft_labels,
             ranks=job.ranks,
         )
         # TRL casts the adapters of a quantized base to bf16, where a small update is rounded away. In fp32 they

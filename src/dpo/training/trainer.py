@@ -1,6 +1,6 @@
 """TRL's DPOTrainer on our token ids: one batch is one optimizer step, split by memory, checked, and resumable.
 
-The loss, its metrics and the optimizer are TRL's and the Trainer's own. What differs: pairs arrive as token ids
+Losses and metrics have the values of TRL's, the optimizer is the Trainer's own. What differs: pairs arrive as token ids
 with their reference log-probs; a step is split into micro-batches under a token budget, each weighted by its
 pairs, so the step does not depend on the split; checkpoints are ours; nothing that is not finite gets stepped on.
 """
@@ -8,10 +8,8 @@ pairs, so the step does not depend on the split; checkpoints are ours; nothing t
 from __future__ import annotations
 
 import math
-import threading
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +24,17 @@ from trl.trainer.dpo_config import DPOConfig
 from dpo.data.pair import TokenPair
 from dpo.errors import Diverged, OutOfMemory, is_out_of_memory
 from dpo.training.checkpoints import Facts
-from dpo.training.engine import Engine
+from dpo.training.engine import NO_ENGINE
 from dpo.training.flow import Flow
 from dpo.training.guards import check_finite, check_gradients_arrive
 from dpo.training.interrupts import Interrupts
-from dpo.training.losses import Watched, part_weights, soft_label_term
 from dpo.training.order import EpochOrder
+from dpo.training.part import Part, Reference
 from dpo.training.ranks import ALONE, Ranks
 from dpo.training.resumable import ResumableTrainer
 from dpo.training.window import Window
 
 OUT_OF_MEMORY = "out of memory"
-
-
-@dataclass(frozen=True)
-class Part:
-    """One micro-batch of a step, computed."""
-
-    loss: torch.Tensor
-    """Mean over its pairs, with its graph."""
-    figures: dict[str, float]
-    """TRL's metrics and the loss."""
-    counted: int
-    """Pairs it counts for in the means of a step."""
 
 
 class NoReference(torch.nn.Module):
@@ -80,11 +66,10 @@ class Trainer(ResumableTrainer):
         interrupts: Interrupts,
         checkpoint_root: Path,
         fingerprints: Mapping[str, str],
-        soft_labels: bool = False,
         ranks: Ranks = ALONE,
     ) -> None:
         # The engine patches the model this constructor builds, so it is set afterwards.
-        self.engine = Engine(lambda pairs: {}, lambda pairs, budget, at_once: [pairs], 1)
+        self.engine = NO_ENGINE
         self.on_log: Callable[[str, int, dict[str, float]], None] = lambda kind, step, values: None
         self.on_saved: Callable[[int], None] = lambda step: None
         self.dev_pairs = dev_pairs
@@ -92,15 +77,12 @@ class Trainer(ResumableTrainer):
         self.checkpoint_root = checkpoint_root
         # A run binds more to its checkpoints; see stages.build_trainer.
         self.facts = lambda: Facts(fingerprints=fingerprints)
-        self.soft_labels = soft_labels
         self.ranks = ranks
-        self.reference: Mapping[str, tuple[float, float]] = {}
+        self.reference: Reference = {}
         self.check_gradients_at = 1
         # The step whose evaluation has been logged last; a continued run begins with its checkpoint's if it lacks one.
         self.evaluated_at: int | None = None
         self._window = Window()
-        # TRL's loss keeps its state on the trainer: one micro-batch at a time, forwards and backwards excepted.
-        self._turn = threading.Lock()
         self._step_rows: list[str] = []
         # Without an adapter TRL would load a reference of its own, from whatever the config's name is then.
         no_reference: Any = None if peft_config is not None else NoReference(model.config)
@@ -115,7 +97,6 @@ class Trainer(ResumableTrainer):
             train_dataset=Dataset.from_dict({"row": list(range(len(train_pairs)))}),
             eval_dataset=Dataset.from_dict({"row": list(range(len(dev_pairs)))}),
         )
-        self._step_weights = list(self.loss_weights)
         # Reference log-probs come with each pair; set after the init, which would otherwise compute them itself.
         self.precompute_ref_logps = True
         self.ref_model = None
@@ -236,41 +217,9 @@ class Trainer(ResumableTrainer):
         return [(part, len(part)) for part in parts]
 
     def _pair_loss(self, model: Any, part: list[TokenPair], step: Sequence[TokenPair], counted: int) -> Part:
-        """TRL's loss and metrics on one part of a step, which counts for `counted` pairs."""
-        mode = "train" if self.model.training else "eval"
-
-        def forward(**inputs: Any) -> Any:
-            self._turn.release()
-            try:
-                output = model(**inputs)
-            finally:
-                self._turn.acquire()
-            # All that TRL's loss reads from the trainer and writes to it, it does after this call.
-            self._metrics[mode] = defaultdict(list)
-            self.loss_weights = part_weights(self.loss_types, self._step_weights, part, step)
-            return output
-
-        with self._turn:
-            batch = self._prepare_inputs(self.tensors(part))
-            watched = Watched(forward)
-            loss: torch.Tensor = self._compute_loss(watched, batch, False)
-            if self.soft_labels:
-                assert watched.log_probs is not None
-                reference = torch.stack([batch["ref_chosen_logps"], batch["ref_rejected_logps"]])
-                strengths = torch.tensor([pair.strength for pair in part], device=reference.device)
-                loss = loss + soft_label_term(watched.log_probs, reference, strengths, self.beta)
-            figures = {name: float(values[-1]) for name, values in self._metrics[mode].items()}
-            figures["loss"] = float(loss.detach())
-        return Part(loss, figures, counted)
-
-    def tensors(self, part: list[TokenPair]) -> dict[str, Any]:
-        """The tensors TRL's loss reads, reference log-probs included when they are known."""
-        batch = self.engine.collate(part)
-        if self.reference:
-            chosen, rejected = zip(*(self.reference[pair.id] for pair in part), strict=True)
-            batch["ref_chosen_logps"] = torch.tensor(chosen, dtype=torch.float32)
-            batch["ref_rejected_logps"] = torch.tensor(rejected, dtype=torch.float32)
-        return batch
+        """Loss and metrics of one part of a step, which counts for `counted` pairs."""
+        loss, figures = self.engine.loss(model, part, step, self.reference)
+        return Part(loss, {**figures, "loss": float(loss.detach())}, counted)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -358,9 +307,7 @@ class Trainer(ResumableTrainer):
 
     def _drain(self) -> dict[str, float]:
         sums = self.ranks.sum_figures(self._window.drain())
-        metrics = {name: total / weight for name, (total, weight) in sums.items()}
-        metrics.pop("num_tokens", None)
-        return metrics
+        return {name: total / weight for name, (total, weight) in sums.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """One logged step: the window's means in place of the Trainer's own."""

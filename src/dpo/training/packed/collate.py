@@ -1,4 +1,4 @@
-"""Pairs to a batch: TRL's padded tensors, and the packed layout beside them."""
+"""Pairs to a batch: TRL's padded tensors, or the packed layout."""
 
 from __future__ import annotations
 
@@ -13,12 +13,9 @@ if TYPE_CHECKING:
 
     from dpo.data.pair import TokenPair
 
-LAYOUT_KEY = "packed"
-"""Batch key of the layout; it travels through TRL to the model's forward."""
 
-
-def pack(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, Any]:
-    """The batch that TRL's loss reads, with the packed layout under `packed`.
+def pad(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, Any]:
+    """What TRL's own forward computes on.
 
     Args:
         pairs: B pairs, none empty on either side.
@@ -26,23 +23,12 @@ def pack(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, Any]:
 
     Returns:
         `input_ids`, `attention_mask`, `completion_mask`: int64 [2B, L], chosen rows first, then rejected (the layout
-        of TRL's DataCollatorForPreference); `packed`: a `PackedLayout`.
+        of TRL's DataCollatorForPreference).
 
     Raises:
         ValueError: no pairs, or an empty prompt or completion.
     """
-    batch = pad(pairs, pad_id)
-    batch[LAYOUT_KEY] = layout(pairs, columns=batch["input_ids"].shape[1])
-    return batch
-
-
-def pad(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, Any]:
-    """The padded tensors of `pack` alone: what the plain engine computes on."""
-    if not pairs:
-        raise ValueError("a batch needs at least one pair")
-    for pair in pairs:
-        if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
-            raise ValueError(f"{pair.id}: prompt, chosen and rejected each need at least one token")
+    _check(pairs)
     rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
     columns = max(len(prompt) + len(completion) for prompt, completion in rows)
     input_ids = torch.full((len(rows), columns), pad_id, dtype=torch.long)
@@ -56,19 +42,27 @@ def pad(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, Any]:
     return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
 
 
-def layout(pairs: Sequence[TokenPair], columns: int | None = None) -> PackedLayout:
-    """The packed layout of `pairs` against padded rows of `columns` tokens (default: the longest sequence)."""
-    if columns is None:
-        columns = max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
+def padded_index(pairs: Sequence[TokenPair], columns: int) -> torch.Tensor:
+    """[N] where each completion token of the packed layout lies in flattened [2B, columns - 1] padded figures."""
     width = columns - 1
+    index: list[int] = []
+    for row, pair in enumerate(pairs):
+        for side, completion in enumerate((pair.chosen_ids, pair.rejected_ids)):
+            first = (side * len(pairs) + row) * width + len(pair.prompt_ids) - 1
+            index += range(first, first + len(completion))
+    return torch.tensor(index)
+
+
+def layout(pairs: Sequence[TokenPair]) -> PackedLayout:
+    """The packed layout of `pairs`; raises ValueError as `pad` does."""
+    _check(pairs)
     token_ids: list[int] = []
     positions: list[int] = []
     predictor_rows: list[int] = []
     target_rows: list[int] = []
     targets: list[int] = []
-    padded: list[int] = []
     lengths: list[tuple[int, int, int]] = []
-    for index, pair in enumerate(pairs):
+    for pair in pairs:
         prompt, chosen, rejected = len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)
         start = len(token_ids)
         token_ids += pair.prompt_ids + pair.chosen_ids + pair.rejected_ids
@@ -82,10 +76,6 @@ def layout(pairs: Sequence[TokenPair], columns: int | None = None) -> PackedLayo
             *range(shared + chosen, shared + chosen + rejected - 1),
         ]
         targets += pair.chosen_ids + pair.rejected_ids
-        first = index * width + prompt - 1
-        padded += range(first, first + chosen)
-        first += len(pairs) * width
-        padded += range(first, first + rejected)
         lengths.append((prompt, chosen, rejected))
     return PackedLayout(
         token_ids=torch.tensor(token_ids).unsqueeze(0),
@@ -93,7 +83,13 @@ def layout(pairs: Sequence[TokenPair], columns: int | None = None) -> PackedLayo
         predictor_rows=torch.tensor(predictor_rows),
         target_rows=torch.tensor(target_rows),
         targets=torch.tensor(targets),
-        padded_index=torch.tensor(padded),
-        padded_shape=(2 * len(pairs), width),
         lengths=tuple(lengths),
     )
+
+
+def _check(pairs: Sequence[TokenPair]) -> None:
+    if not pairs:
+        raise ValueError("a batch needs at least one pair")
+    for pair in pairs:
+        if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
+            raise ValueError(f"{pair.id}: prompt, chosen and rejected each need at least one token")

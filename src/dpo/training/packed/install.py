@@ -18,20 +18,17 @@ from dpo.training.packed.support import refusal, unwrapped
 if TYPE_CHECKING:
     from dpo.training.packed.layout import PackedLayout
 
-DEFAULT_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
-_MARK = "_dpo_packed_outputs"
+_MARK = "_dpo_packed"
 
 
-def install(model: torch.nn.Module, outputs: tuple[str, ...] = DEFAULT_OUTPUTS, *, lean: bool = True) -> str | None:
-    """Let `model(**batch, labels=..., fused_lm_head=True)` use `batch["packed"]`.
+def install(model: torch.nn.Module, *, lean: bool = True) -> str | None:
+    """Let `model(input_ids=layout.token_ids, packed=layout, figures=(...))` give a layout's `head.TokenStatistics`.
 
-    Call it after `trl.trainer.utils.add_fused_lm_head` (the trainer's constructor does that), with the same
-    `outputs`. Calls without `packed`, generation included, run the forward found here. Installing twice only
-    updates `outputs`.
+    Call it after `trl.trainer.utils.add_fused_lm_head` (the trainer's constructor does that). Calls without `packed`,
+    generation included, run the forward found here.
 
     Args:
         model: a causal LM, plain or wrapped by PEFT.
-        outputs: per-token figures to return, of log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1.
         lean: also swap norms, MLPs and LoRA layers for the functions of `lean`; False is for comparisons.
 
     Returns:
@@ -53,38 +50,33 @@ def install(model: torch.nn.Module, outputs: tuple[str, ...] = DEFAULT_OUTPUTS, 
         make_lean(base)
     else:
         undo_lean(base)
-    setattr(base, _MARK, tuple(outputs))
+    setattr(base, _MARK, True)
     return None
 
 
 def installed(model: torch.nn.Module) -> bool:
     """True if `install` has been done on `model` or on the model inside it."""
-    return getattr(unwrapped(model), _MARK, None) is not None
+    return getattr(unwrapped(model), _MARK, False)
 
 
 def _forward_with_layout(base: torch.nn.Module) -> Any:
     original = base.forward
 
-    # `generate` checks its arguments against the signature, so it has to look like the class's own.
+    # `generate` checks its arguments against the signature, so it has to look like the class's own. Wrappers of the
+    # model (PEFT, autocast, FSDP) see this call as any other.
     @functools.wraps(type(base).forward)
-    def forward(self: Any, *args: Any, packed: PackedLayout | None = None, **kwargs: Any) -> Any:
-        if packed is None or not kwargs.get("fused_lm_head", False):
+    def forward(
+        self: Any,
+        *args: Any,
+        packed: PackedLayout | None = None,
+        figures: tuple[str, ...] = ("log_probs",),
+        **kwargs: Any,
+    ) -> Any:
+        if packed is None:
             return original(*args, **kwargs)
-        return _packed_forward(self, packed, args[0] if args else kwargs["input_ids"])
+        return completion_statistics(base, packed, figures)
 
     return forward
-
-
-def _packed_forward(base: Any, layout: PackedLayout, input_ids: torch.Tensor) -> Any:
-    """TRL's per-token figures in its padded layout, computed on the packed one."""
-    from trl.trainer.utils import FusedCausalLMOutput
-
-    if input_ids.shape[0] != layout.padded_shape[0] or input_ids.shape[1] != layout.padded_shape[1] + 1:
-        raise ValueError(f"packed layout is for {layout.padded_shape}, the batch has {tuple(input_ids.shape)}")
-    values = completion_statistics(base, layout.to(input_ids.device), getattr(base, _MARK))
-    layout = layout.to(input_ids.device)
-    padded = {name: None if x is None else layout.scatter(x) for name, x in values._asdict().items()}
-    return FusedCausalLMOutput(loss=-values.log_probs.mean(), **padded)
 
 
 def completion_statistics(base: Any, layout: PackedLayout, outputs: tuple[str, ...]) -> head.TokenStatistics:

@@ -9,10 +9,10 @@ import torch
 
 @dataclass
 class PackedLayout:
-    """Where every token of a micro-batch lies in the packed row and in TRL's padded batch.
+    """Where every token of a micro-batch lies in the packed row.
 
     B pairs, T = sum(P + C + R) packed tokens, N = sum(C + R) completion tokens, U = N - B rows that predict them
-    (the last prompt row predicts the first token of both sides), L the longest prompt + completion.
+    (the last prompt row predicts the first token of both sides).
 
     Not frozen: distributed wrappers copy such arguments field by field.
     """
@@ -27,10 +27,6 @@ class PackedLayout:
     """[N] index into `predictor_rows` of the row that predicts each completion token."""
     targets: torch.Tensor
     """[N] completion token ids: all chosen tokens of pair 0, its rejected tokens, then pair 1, ..."""
-    padded_index: torch.Tensor
-    """[N] where each completion token lies in the flattened padded layout [2B, L - 1]."""
-    padded_shape: tuple[int, int]
-    """(2B, L - 1)."""
     lengths: tuple[tuple[int, int, int], ...]
     """(P, C, R) of each pair, as Python ints so that no kernel launch has to wait for them."""
     cache: dict[object, object] = field(default_factory=dict, repr=False, compare=False)
@@ -51,12 +47,5 @@ class PackedLayout:
             predictor_rows=self.predictor_rows.to(device, non_blocking=non_blocking),
             target_rows=self.target_rows.to(device, non_blocking=non_blocking),
             targets=self.targets.to(device, non_blocking=non_blocking),
-            padded_index=self.padded_index.to(device, non_blocking=non_blocking),
-            padded_shape=self.padded_shape,
             lengths=self.lengths,
         )
-
-    def scatter(self, values: torch.Tensor) -> torch.Tensor:
-        """[N] values of completion tokens as TRL's padded [2B, L - 1], zero elsewhere; gradients flow through."""
-        rows, columns = self.padded_shape
-        return values.new_zeros(rows * columns).scatter(0, self.padded_index, values).view(rows, columns)

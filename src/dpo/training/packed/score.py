@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dpo.losses.completions import length_weights, sums
 from dpo.training.packed.budget import cost, split
 from dpo.training.packed.collate import layout as lay_out
-from dpo.training.packed.collate import pad
+from dpo.training.packed.collate import pad, padded_index
 from dpo.training.packed.install import completion_statistics, head_statistics, installed
 from dpo.training.packed.modes import scoring_mode
 from dpo.training.packed.support import unwrapped
@@ -60,13 +61,10 @@ def sequence_log_probs(
             else:
                 log_probs = _padded_log_probs(base, group, device)
         log_probs = log_probs.cpu()
+        lengths = [(chosen, rejected) for _, chosen, rejected in layout.lengths]
         if ld_alpha is not None:
-            log_probs = log_probs * _length_weights(layout.lengths, ld_alpha, log_probs.dtype)
-        owner = torch.arange(2 * len(group)).repeat_interleave(
-            torch.tensor([n for _, chosen, rejected in layout.lengths for n in (chosen, rejected)])
-        )
-        sums = torch.zeros(2 * len(group), dtype=log_probs.dtype).index_add_(0, owner, log_probs)
-        scores: list[list[float]] = sums.view(-1, 2).tolist()
+            log_probs = log_probs * length_weights(lengths, ld_alpha, log_probs)
+        scores: list[list[float]] = sums(log_probs, torch.tensor(lengths).view(-1)).tolist()
         return scores
 
     results: list[tuple[float, float]] = []
@@ -79,23 +77,13 @@ def sequence_log_probs(
     return [in_order[i] for i in range(len(pairs))]
 
 
-def _length_weights(lengths: Sequence[tuple[int, int, int]], alpha: float, dtype: torch.dtype) -> torch.Tensor:
-    """[N] 1 for tokens within the shorter completion of their pair, `alpha` beyond (LD-DPO, arXiv:2409.06411)."""
-    weights: list[float] = []
-    for _, chosen, rejected in lengths:
-        shared = min(chosen, rejected)
-        for length in (chosen, rejected):
-            weights += [1.0] * shared + [alpha] * (length - shared)
-    return torch.tensor(weights, dtype=dtype)
-
-
 def _padded_log_probs(base: Any, group: Sequence[TokenPair], device: torch.device) -> torch.Tensor:
     batch = pad(group, pad_id=0)
-    layout = lay_out(group)
+    layout, index = lay_out(group), padded_index(group, batch["input_ids"].shape[1])
     hidden = base.base_model(
         input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device), use_cache=False
     ).last_hidden_state
-    states = hidden[:, :-1].reshape(-1, hidden.shape[-1]).index_select(0, layout.padded_index.to(device))
+    states = hidden[:, :-1].reshape(-1, hidden.shape[-1]).index_select(0, index.to(device))
     # In the padded layout every completion token has a row of its own.
     layout.target_rows = torch.arange(layout.targets.shape[0])
     return head_statistics(base, states, layout.to(device), ("log_probs",)).log_probs
