@@ -129,7 +129,9 @@ def asked(monkeypatch, tmp_path):
         config = compose_here(*overrides)
         given.clear()
         ledger = SimpleNamespace(phase=lambda name: contextlib.nullcontext())
-        run = SimpleNamespace(folder=tmp_path, record={"fingerprints": {}}, update=lambda **values: None)
+        run = SimpleNamespace(
+            folder=tmp_path, record={"fingerprints": {}, "created": 0.0}, update=lambda **values: None
+        )
         job: Any = SimpleNamespace(config=config, ledger=ledger, run=run, ranks=ALONE, say=lambda line: None)
         base = stages.find_base(job)
         data: Any = SimpleNamespace(train=[], dev=[])
