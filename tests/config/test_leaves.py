@@ -113,6 +113,7 @@ def asked(monkeypatch, tmp_path):
     fake(stages, "resolve", weights)
     fake(stages, "load_tokenizer", SimpleNamespace(pad_token_id=0))
     fake(stages, "model_config")
+    fake(stages, "positions", 10**6)
     fake(start, "resolve_adapter", Adapter(tmp_path, "some/adapter", None, "f", {}))
     fake(start, "check_agrees")
     fake(start, "keep_copy")
@@ -132,7 +133,8 @@ def asked(monkeypatch, tmp_path):
         run = SimpleNamespace(
             folder=tmp_path, record={"fingerprints": {}, "created": 0.0}, update=lambda **values: None
         )
-        job: Any = SimpleNamespace(config=config, ledger=ledger, run=run, ranks=ALONE, say=lambda line: None)
+        interrupts = SimpleNamespace(check=lambda: None)
+        job: Any = SimpleNamespace(config=config, ledger=ledger, run=run, ranks=ALONE, say=lambda line: None, interrupts=interrupts)
         base = stages.find_base(job)
         data: Any = SimpleNamespace(train=[], dev=[])
         trainer: Any = SimpleNamespace(model=model, use_weighting=False, args=SimpleNamespace())
