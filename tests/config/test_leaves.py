@@ -112,6 +112,7 @@ def asked(monkeypatch, tmp_path):
     fake(stages, "choose_compute", Compute("cpu", torch.float32))
     fake(stages, "resolve", weights)
     fake(stages, "load_tokenizer", SimpleNamespace(pad_token_id=0))
+    fake(stages, "tokenizer_fingerprint", "t")
     fake(stages, "model_config")
     fake(stages, "positions", 10**6)
     fake(start, "resolve_adapter", Adapter(tmp_path, "some/adapter", None, "f", {}))
@@ -134,7 +135,8 @@ def asked(monkeypatch, tmp_path):
             folder=tmp_path, record={"fingerprints": {}, "created": 0.0}, update=lambda **values: None
         )
         interrupts = SimpleNamespace(check=lambda: None)
-        job: Any = SimpleNamespace(config=config, ledger=ledger, run=run, ranks=ALONE, say=lambda line: None, interrupts=interrupts)
+        job: Any = SimpleNamespace(config=config, ledger=ledger, run=run, ranks=ALONE, interrupts=interrupts)
+        job.say = lambda line: None
         base = stages.find_base(job)
         data: Any = SimpleNamespace(train=[], dev=[])
         trainer: Any = SimpleNamespace(model=model, use_weighting=False, args=SimpleNamespace())
