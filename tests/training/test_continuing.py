@@ -12,6 +12,7 @@ import tiny
 
 from dpo.errors import CheckpointError
 from dpo.records.ledger import Ledger
+from dpo.records.read import read_run
 from dpo.records.rows import Running
 from dpo.records.run import Facts, Run, read_record
 
@@ -129,6 +130,16 @@ def test_every_damage_to_logged_lines_is_refused_and_may_be_accepted(tmp_path, d
     run.log("train", 7, {"loss": 0.1})
     assert run.metrics is not None
     go_on(run, run.metrics.mark())
+
+
+def test_metrics_of_a_finished_run_are_what_it_logged(tmp_path):
+    run, _ = begun(tmp_path)
+    run.finish("complete", None, 0)
+    assert len(read_run(run.folder).train) == 6
+    path = run.folder / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"0.25", b"0.35"))
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: not as it was written"):
+        read_run(run.folder)
 
 
 def test_damaged_records_are_lines_not_tracebacks(tmp_path, capsys):

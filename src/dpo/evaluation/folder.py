@@ -17,6 +17,8 @@ from dpo.config.evaluation import Evaluation
 from dpo.config.parse import plain
 from dpo.errors import ConfigError
 from dpo.records.files import write_json, write_text
+from dpo.records.read import json_file, read_rows
+from dpo.records.rows import Mark, Running
 
 # Keys that change what is shown or how it is computed, not the rows.
 PRESENTATION = ("show", "again", "batch_size", "resamples", "confidence")
@@ -75,12 +77,30 @@ class EvaluationFolder:
 
     def append(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows to a stage, at once on disk."""
+        self._unmark(stage)
         with (self.path / f"{stage}.jsonl").open("a", encoding="utf-8") as file:
             file.write(_lines(rows))
 
     def rewrite(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the rows of a stage, for those that are put together from others."""
+        self._unmark(stage)
         write_text(self.path / f"{stage}.jsonl", _lines(rows))
+
+    def marks(self) -> dict[str, Mark]:
+        """The mark of every file of rows, for the summary that is made from them."""
+        return {path.stem: Running(path.read_bytes()).mark() for path in sorted(self.path.glob("*.jsonl"))}
+
+    def check(self) -> None:
+        """Raise CheckpointError when rows are not those the summary was made from."""
+        for stage in json_file(self.path / "summary.json").get("rows") or {}:
+            read_rows(self.path.parents[1], self.path.name, stage)
+
+    def _unmark(self, stage: str) -> None:
+        """A summary does not vouch for rows that are about to change, so that a kill leaves none that look damaged."""
+        summary = json_file(self.path / "summary.json")
+        if stage in (summary.get("rows") or {}):
+            del summary["rows"][stage]
+            write_json(self.path / "summary.json", summary)
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> str:

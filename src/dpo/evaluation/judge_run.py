@@ -32,6 +32,7 @@ def judge_run(run: Path, evaluation: str, judges: Sequence[AnyJudge], interval: 
         for row in samples
     ]
     with folder.locked():
+        folder.check()
         judged = judge_all(folder, judges, prompts, answers)
         benchmarks = [judge for judge in judges if isinstance(judge, Benchmark)]
         measured = measure_all(folder, benchmarks, load_sides(run)) if benchmarks else []
@@ -45,7 +46,7 @@ def judge_run(run: Path, evaluation: str, judges: Sequence[AnyJudge], interval: 
             kept = {name: entry for name, entry in summary[part].items() if name not in names}
             summary[part] = kept | entries
         folder.rewrite("samples", samples)
-        write_json(folder.path / "summary.json", summary)
+        write_json(folder.path / "summary.json", summary | {"rows": folder.marks()})
     return folder.path
 
 

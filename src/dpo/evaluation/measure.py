@@ -58,6 +58,7 @@ def measure(config: Evaluate) -> Path:
     _watch_device(ledger, sides)
     began = time.monotonic()
     with folder.locked(), ledger.phase("evaluate"):
+        folder.check()
         context = baseline_context(sides, record)
         before = {"pairs": len(folder.rows("pairs")), "tokens": _tokens(folder.rows("answers"))}
         rows = _pair_rows(folder, sides, pairs, tokens, context)
@@ -87,7 +88,7 @@ def measure(config: Evaluate) -> Path:
         **summarise_judges(answers, judged, measured, by_id, interval(settings)),
         "divergence": _summarise_divergence(divergence, settings),
     }
-    write_json(folder.path / "summary.json", summary)
+    write_json(folder.path / "summary.json", summary | {"rows": folder.marks()})
     return folder.path
 
 

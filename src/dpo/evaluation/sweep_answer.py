@@ -17,7 +17,7 @@ from dpo.evaluation.comparison import Entry, check_comparable, differing
 from dpo.evaluation.paired import Floats, over_seeds, seeds_and_items
 from dpo.evaluation.statistics import wilson
 from dpo.evaluation.sweep_choice import Criterion, choose_by_dev, choose_setting
-from dpo.records.read import json_lines, read_pairs, read_samples
+from dpo.records.read import read_pairs, read_rows, read_samples
 from dpo.records.sweeps import JobFiles, SweepFiles, label_of, spanning
 
 Row = dict[str, Any]
@@ -56,7 +56,7 @@ class Setting:
 
 
 def _divergence(entry: Entry) -> dict[str, float]:
-    rows = json_lines(entry.run.folder / "evaluation" / entry.summary["name"] / "divergence.jsonl")
+    rows = read_rows(entry.run.folder, entry.summary["name"], "divergence")
     return {row["prompt"]: float(row["kl"]) for row in rows}
 
 

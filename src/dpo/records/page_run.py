@@ -10,7 +10,7 @@ from dpo.records.defaults import changed_settings, default_settings
 from dpo.records.figures import Figure, Placed, cost_figures, evaluation_figures, training_figures
 from dpo.records.headline import COLUMNS, caption, figure_rows, notes
 from dpo.records.html import write_page
-from dpo.records.read import RunFiles, json_file, json_lines, pick, read_pairs, read_run, read_samples
+from dpo.records.read import RunFiles, json_file, pick, read_pairs, read_rows, read_run, read_samples
 from dpo.records.tables import DASH, clock, number, share
 from dpo.records.verdicts import findings
 
@@ -28,7 +28,7 @@ def write_run_page(folder: Path, evaluation: str, show: int) -> Path:
     held_out: dict[str, Figure] = {}
     held_out_placed: Placed = []
     if summary:
-        divergence = json_lines(folder / "evaluation" / evaluation / "divergence.jsonl")
+        divergence = read_rows(folder, evaluation, "divergence")
         held_out, held_out_placed = evaluation_figures(summary, samples, read_pairs(folder, evaluation), divergence)
     costs, costs_placed = cost_figures(run.ledger)
     return write_page(

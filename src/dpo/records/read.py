@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from dpo.errors import ConfigError
 from dpo.records.files import read_regular
+from dpo.records.rows import check_rows
 from dpo.records.run import read_record, state_of
 from dpo.records.tables import DASH
 
@@ -59,8 +60,12 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read a run directory; files it does not have yet are empty. Raises ConfigError when it is no run directory."""
+    """Read a run directory; files it does not have yet are empty. Raises ConfigError when it is no run directory,
+    CheckpointError when it is complete and its metrics are not what it logged."""
     record = read_record(folder)
+    if record["status"] == "complete" and record.get("metrics"):
+        way_out = "its curves cannot be trusted; train it again with resume=never"
+        check_rows(folder / "metrics.jsonl", record["metrics"], way_out)
     metrics = json_lines(folder / "metrics.jsonl")
     names = [p.parent.name for p in folder.glob("evaluation/*/summary.json")]
     return RunFiles(
@@ -104,7 +109,7 @@ def read_summary(run: Path, name: str) -> Row:
 
 def read_samples(run: Path, name: str) -> list[Row]:
     """samples.jsonl of an evaluation."""
-    return json_lines(run / "evaluation" / name / "samples.jsonl")
+    return read_rows(run, name, "samples")
 
 
 def pick(samples: list[Row], count: int, seed: int) -> list[Row]:
@@ -114,7 +119,18 @@ def pick(samples: list[Row], count: int, seed: int) -> list[Row]:
 
 def read_pairs(run: Path, name: str) -> list[Row]:
     """pairs.jsonl of an evaluation."""
-    return json_lines(run / "evaluation" / name / "pairs.jsonl")
+    return read_rows(run, name, "pairs")
+
+
+def read_rows(run: Path, name: str, stage: str) -> list[Row]:
+    """The rows of a stage; raises CheckpointError when they are not those its summary was made from."""
+    folder = run / "evaluation" / name
+    mark = (json_file(folder / "summary.json").get("rows") or {}).get(stage)
+    path = folder / f"{stage}.jsonl"
+    if mark:
+        words = f"evaluation.name={name} evaluation.again=true"
+        check_rows(path, mark, f"python -m dpo.evaluate {run} {words} measures it anew")
+    return json_lines(path)
 
 
 def json_file(path: Path) -> Row:

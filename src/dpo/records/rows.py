@@ -66,5 +66,5 @@ def check_rows(path: Path, mark: Mapping[str, Any], way_out: str, whole: bool = 
     if found is None or (whole and found != data):
         have = f"{len(data.splitlines())} lines" if path.exists() else "no file"
         raise CheckpointError(
-            f"{path}: not as it was written ({mark['lines']} lines then, {have} now, their hash differs)\n{way_out}"
+            f"{path}: not as it was written ({mark.get('lines')} lines then, {have} now, their hash differs)\n{way_out}"
         )
