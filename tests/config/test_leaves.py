@@ -115,6 +115,7 @@ def asked(monkeypatch, tmp_path):
     fake(stages, "tokenizer_fingerprint", "t")
     fake(stages, "model_config")
     fake(stages, "positions", 10**6)
+    fake(stages, "check_stored")
     fake(start, "resolve_adapter", Adapter(tmp_path, "some/adapter", None, "f", {}))
     fake(start, "check_agrees")
     fake(start, "keep_copy")

@@ -125,6 +125,9 @@ def test_an_adapter_that_is_none_or_unsafe_is_refused(first, tmp_path):
         ("type", {"peft_type": "IA3"}, "its type is IA3"),
         ("saved", {"modules_to_save": ["lm_head"]}, "it sets modules_to_save"),
         ("bias", {"bias": "all"}, "it sets bias"),
+        ("pissa", {"init_lora_weights": "pissa_niter_4"}, "it began as pissa_niter_4, which changes the base"),
+        ("olora", {"init_lora_weights": "OLoRA"}, "it began as OLoRA"),
+        ("new", {"some_new_way": {"rank": 3}}, "it sets some_new_way"),
     ):
         with pytest.raises(ConfigError, match=says):
             check_agrees(resolve_adapter(altered(name, **changes), "main"), lora)

@@ -81,6 +81,8 @@ LORA = {
     "lora.alpha=9": ("lora_alpha", 9),
     "lora.dropout=0.1": ("lora_dropout", 0.1),
     "lora.target_modules=[q_proj,v_proj]": ("target_modules", {"q_proj", "v_proj"}),
+    "lora.target_modules='.*layers.0.*_proj'": ("target_modules", ".*layers.0.*_proj"),
+    "lora.exclude_modules=[up_proj]": ("exclude_modules", {"up_proj"}),
     "lora.rslora=true": ("use_rslora", True),
     "lora.dora=true": ("use_dora", True),
 }
@@ -89,8 +91,9 @@ LORA = {
 @pytest.mark.parametrize("override", LORA)
 def test_a_leaf_reaches_peft(compose, override):
     name, value = LORA[override]
-    assert getattr(lora_config(compose().lora), name) != value
-    assert getattr(lora_config(compose(override).lora), name) == value
+    before, after = (compose(*words).lora for words in ((), (override,)))
+    assert getattr(lora_config(before), name) != value
+    assert getattr(lora_config(after, after.exclude_modules), name) == value
 
 
 def test_quantization_reaches_bitsandbytes(compose):

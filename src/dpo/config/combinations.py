@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from dpo.config.hardware import Checkpointing, Device, Parallel
@@ -58,8 +59,26 @@ def _check_lora(lora: Trainable, model: Model) -> None:
     if quantization is not None and (quantization.bits == 4) != (quantization.type is not None):
         kind = "4 bits need nf4 or fp4" if quantization.bits == 4 else "int8 has no type; set it to null"
         raise ConfigError(f"lora.quantization.type={quantization.type and quantization.type.name}: {kind}")
-    if isinstance(lora, Lora) and not (lora.target_modules == "all-linear" or _is_names(lora.target_modules)):
-        raise ConfigError(f"lora.target_modules={lora.target_modules}: must be all-linear or a list of module names")
+    if isinstance(lora, Lora):
+        if lora.target_modules != "all-linear":
+            _check_names("target_modules", lora.target_modules, "all-linear, ")
+        if lora.exclude_modules is not None:
+            _check_names("exclude_modules", lora.exclude_modules, "null, ")
+
+
+def _check_names(key: str, value: Any, more: str) -> None:
+    """A list of module names, or a regular expression over whole names such as `.*layers\\.[0-3]\\..*_proj`."""
+    if _is_names(value):
+        return
+    if not isinstance(value, str) or re.fullmatch(r"[\w-]*", value):
+        hint = f"; one name is a list too: [{value}]" if isinstance(value, str) and value else ""
+        raise ConfigError(
+            f"lora.{key}={value}: must be {more}a list of module names or a pattern over whole names{hint}"
+        )
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ConfigError(f"lora.{key}={value}: not a regular expression: {error}") from None
 
 
 def _check_losses(dpo: Dpo) -> None:

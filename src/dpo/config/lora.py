@@ -40,6 +40,7 @@ class Lora(Trainable):
     alpha: int = MISSING
     dropout: float = MISSING
     target_modules: Any = MISSING
+    exclude_modules: Any = None
     rslora: bool = MISSING
     dora: bool = MISSING
 

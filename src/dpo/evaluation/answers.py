@@ -12,6 +12,7 @@ from dpo.data.pair import Message, Pair, TokenPair
 from dpo.evaluation.folder import EvaluationFolder
 from dpo.evaluation.progress import StageProgress
 from dpo.evaluation.sides import SIDES, Sides
+from dpo.modeling.shape import shape_of
 
 MEMORY_SHARE = 0.25
 LARGEST_BATCH = {"cpu": 96, "cuda": 512}
@@ -124,11 +125,9 @@ def batch_size(sides: Sides, tokens: int) -> int:
     import psutil
     import torch
 
-    config = sides.policy.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    shape = shape_of(sides.policy.config)
     # Growing the cache by a token copies it, so for a moment there are two; 4 bytes a number at most.
-    row = 2 * 2 * 4 * config.num_hidden_layers * heads * size * tokens
+    row = 2 * 2 * 4 * shape.layers * shape.key_heads * shape.head * tokens
     if sides.device.type == "cuda":
         free = torch.cuda.mem_get_info(sides.device)[0]
     else:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from dpo.evaluation.stepping import Cached, Steps, Whole, uses_cache
+
 SHORTEST_PREFIX = 8
 
 
@@ -88,52 +90,30 @@ def _sample_batch(
     shared: int = 0,
     on_end: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    from transformers import DynamicCache
-
-    device = model.device
-    width = max(map(len, prompts))
-    own = [prompt[shared:] for prompt in prompts]
-    ids = torch.tensor([[pad_id] * (width - shared - len(p)) + p for p in own], device=device)
-    mask = torch.tensor([[1] * shared + [0] * (width - shared - len(p)) + [1] * len(p) for p in own], device=device)
-    positions = (mask.cumsum(1) - 1).clamp_min(0)[:, shared:]
-    cache = DynamicCache(config=model.config)
-    if shared:
-        prefix = torch.tensor([prompts[0][:shared]], device=device)
-        model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.batch_repeat_interleave(len(prompts))
-    stops = torch.tensor(sorted(stop_ids), device=device)
+    if uses_cache(model):
+        steps: Steps = Cached(model, prompts, pad_id, shared)
+    else:
+        steps = Whole(model, prompts, pad_id)
+    stops = torch.tensor(sorted(stop_ids), device=model.device)
     tokens: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
     alive = list(range(len(prompts)))
     for step in range(sampling.max_new_tokens):
-        out = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
         fate = None if uniforms is None else uniforms[alive, step]
-        drawn = _draw(out.logits[:, -1].float(), sampling, generator, fate)
+        drawn = _draw(steps.logits(), sampling, generator, fate)
         ended = torch.isin(drawn, stops)
         for row, (token, stop) in enumerate(zip(drawn.tolist(), ended.tolist(), strict=True)):
             if stop:
                 finished[alive[row]] = True
             else:
                 tokens[alive[row]].append(token)
-        if bool(ended.any()):
-            if on_end is not None:
-                on_end(int(ended.sum()))
-            keep = (~ended).nonzero().flatten()
-            alive = [alive[i] for i in keep.tolist()]
-            if not alive:
-                break
-            cache.batch_select_indices(keep)
-            drawn, mask, positions = drawn[keep], mask[keep], positions[keep]
-        ids = drawn.unsqueeze(1)
-        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-        positions = positions[:, -1:] + 1
+        if on_end is not None and bool(ended.any()):
+            on_end(int(ended.sum()))
+        keep = (~ended).nonzero().flatten()
+        alive = [alive[i] for i in keep.tolist()]
+        if not alive:
+            break
+        steps.extend(keep, drawn[keep])
     if on_end is not None:
         on_end(finished.count(False))
     return [Answer(t, f) for t, f in zip(tokens, finished, strict=True)]
@@ -148,6 +128,15 @@ def stream(model: Any, prompt: list[int], sampling: Sampling, stop_ids: set[int]
     from transformers import DynamicCache
 
     numbers, unused = random.Random(f"{sampling.seed}:{row_seed}"), torch.Generator()
+    if not uses_cache(model):
+        whole = Whole(model, [prompt], 0)
+        for _ in range(sampling.max_new_tokens):
+            drawn = _draw(whole.logits(), sampling, unused, torch.tensor([numbers.random()]))
+            if int(drawn) in stop_ids:
+                return
+            yield int(drawn)
+            whole.extend(torch.tensor([0]), drawn)
+        return
     cache = DynamicCache(config=model.config)
     ids = torch.tensor([prompt], device=model.device)
     for _ in range(sampling.max_new_tokens):

@@ -20,18 +20,18 @@ from dpo.modeling.weights import check_safetensors, file_hash, from_hub, local_f
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 LARGEST_RANK = 65536
-# What an adapter may say beside rank, alpha and targets only by leaving it at its neutral value.
-BEYOND = (
-    "modules_to_save",
-    "layers_to_transform",
-    "rank_pattern",
-    "alpha_pattern",
-    "target_parameters",
-    "trainable_token_indices",
-    "lora_bias",
-    "layer_replication",
-    "alora_invocation_tokens",
+# What an adapter may say; anything else only by leaving it empty: it would be another function than plain LoRA.
+PLAIN = frozenset(
+    """
+    r lora_alpha lora_dropout use_rslora use_dora target_modules exclude_modules init_lora_weights bias fan_in_fan_out
+    peft_type task_type peft_version base_model_name_or_path revision auto_mapping inference_mode megatron_core
+    runtime_config eva_config ensure_weight_tying qalora_group_size rank_pattern alpha_pattern target_parameters
+    """.split()
 )
+# What PEFT derives itself from our config for experts that lie in one tensor.
+DERIVED = ("rank_pattern", "alpha_pattern", "target_parameters")
+# Ways to begin that leave the base as it is; PiSSA, OLoRA, LoftQ and others take their start out of it.
+HARMLESS = (None, True, False, "gaussian", "eva")
 SAME = {"rank": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "dora": "use_dora"}
 
 
@@ -111,7 +111,13 @@ def check_agrees(adapter: Adapter, lora: Lora, widen: bool = False) -> None:
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise ConfigError(f"{what}: its type is {kind}; only LORA adapters can be continued")
-    beyond = [name for name in BEYOND if settings.get(name)]
+    init = settings.get("init_lora_weights")
+    if (init.lower() if isinstance(init, str) else init) not in HARMLESS:
+        raise ConfigError(
+            f"{what}: it began as {init}, which changes the base weights it stands on; on the plain base it is another "
+            "model\nconvert it where it was made: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    beyond = sorted(name for name, value in settings.items() if value and name not in PLAIN)
     if settings.get("bias", "none") != "none":
         beyond.append("bias")
     if beyond:
@@ -121,7 +127,8 @@ def check_agrees(adapter: Adapter, lora: Lora, widen: bool = False) -> None:
     if widen and lora.rank >= settings["r"]:
         wrong = {name: value for name, value in wrong.items() if name == "dora"}
     targets = _targets(adapter)
-    if isinstance(lora.target_modules, list) and targets is not None and sorted({*lora.target_modules}) != targets:
+    named = isinstance(lora.target_modules, list) and not settings.get("target_parameters")
+    if named and targets is not None and sorted({*lora.target_modules}) != targets:
         wrong["target_modules"] = f"[{','.join(targets)}]"
     if wrong:
         fix = " ".join(f"lora.{name}={str(value).lower()}" for name, value in wrong.items())
@@ -152,6 +159,10 @@ def _targets(adapter: Adapter) -> list[str] | None:
     return sorted({str(name).rpartition(".")[2] for name in found}) if isinstance(found, list) else None
 
 
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, (list, set)) and value else value or None
+
+
 def load_into(model: Any, adapter: Adapter, lora: Lora) -> None:
     """Copy the adapter's tensors into the fresh adapter of a PeftModel; raises ConfigError when they do not fit it.
 
@@ -163,6 +174,12 @@ def load_into(model: Any, adapter: Adapter, lora: Lora) -> None:
     tensors = load_file(adapter.folder / TENSORS)
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     what = f"model.adapter={adapter.source}"
+    for name in DERIVED:
+        theirs, ours = (
+            _plain(value) for value in (adapter.settings.get(name), getattr(model.peft_config["default"], name))
+        )
+        if theirs != ours:
+            raise ConfigError(f"{what}: it sets {name}={theirs}, a fresh adapter of this base has {ours}")
     odd = sorted(tensors.keys() ^ expected.keys())
     if odd:
         lacking = sorted(expected.keys() - tensors.keys())
@@ -175,6 +192,8 @@ def load_into(model: Any, adapter: Adapter, lora: Lora) -> None:
     ratio = _scaling(settings["lora_alpha"], settings["r"], settings.get("use_rslora", False)) / _scaling(
         lora.alpha, lora.rank, lora.rslora
     )
+    if settings["r"] != lora.rank and settings.get("target_parameters"):
+        raise ConfigError(f"{what}: an adapter on experts cannot be widened; it is lora.rank={settings['r']}")
     if ratio != 1 or settings["r"] != lora.rank:
         tensors = {name: _widened(name, tensor, expected[name], ratio) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():

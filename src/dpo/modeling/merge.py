@@ -31,15 +31,16 @@ def merge(model: Any, rounded: Callable[[Any], Any]) -> Any:
         for name, layer in model.named_modules():
             if not isinstance(layer, BaseTunerLayer):
                 continue
-            base: Any = layer.get_base_layer()
-            if not base.weight.is_floating_point() or hasattr(base.weight, "quant_state"):
+            # Experts lie in parameters of their own names.
+            weight: Any = getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))
+            if not weight.is_floating_point() or hasattr(weight, "quant_state"):
                 raise ValueError(f"{name}: an adapter is not merged into quantized weights")
-            base.weight.data = base.weight.data.to(torch.float32)
+            weight.data = weight.data.to(torch.float32)
             try:
                 layer.merge(safe_merge=True)
             except ValueError as error:
                 raise Diverged(f"{name}: the adapter cannot be merged: {str(error).splitlines()[0]}") from None
-            base.weight.data = rounded(base.weight.data)
+            weight.data = rounded(weight.data)
     return model.base_model.unload()
 
 

@@ -18,6 +18,7 @@ from dpo.modeling.device import Compute, choose_compute
 from dpo.modeling.facts import check_base, check_config, check_final, check_print, check_start
 from dpo.modeling.footprint import footprint
 from dpo.modeling.loading import load_counted
+from dpo.modeling.stored import compute_in, dequantized, stored_quantization
 from dpo.modeling.tokenizer import load_tokenizer, tokenizer_fingerprint
 from dpo.modeling.trained_adapter import put_on
 from dpo.modeling.weights import Weights, resolve
@@ -46,21 +47,42 @@ def load_base(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = load_counted(
-        AutoModelForCausalLM,
-        weights.folder,
-        weights.named,
-        error,
-        config=model_config(weights),
-        dtype=torch.float32 if trainable else compute.dtype,
-        quantization_config=quantization_config(quantization, compute),
-        attn_implementation=attention,
-        device_map={"": 0 if compute.device == "cuda" else compute.device},
-        trust_remote_code=weights.remote_code,
-    )
+    config = model_config(weights)
+    # What lies quantized on disk stays as it is.
+    if stored_quantization(weights.folder, weights.source) is not None:
+        quantization = None
+        compute_in(config, compute.dtype)
+    try:
+        model = load_counted(
+            AutoModelForCausalLM,
+            weights.folder,
+            weights.named,
+            error,
+            config=config,
+            dtype=torch.float32 if trainable else compute.dtype,
+            quantization_config=quantization_config(quantization, compute),
+            attn_implementation=usable_attention(config, attention),
+            device_map={"": 0 if compute.device == "cuda" else compute.device},
+            trust_remote_code=weights.remote_code,
+        )
+    except (ImportError, ValueError) as found:
+        first = str(found).strip().splitlines()[0][:200]
+        if not ("attention" in first.lower() or "flash_attn" in first.lower()):
+            raise
+        raise ConfigError(f"hardware.attention={attention}: {first}") from found
     model.config.use_cache = False
     model.config._name_or_path = weights.source
     return model
+
+
+def usable_attention(config: Any, attention: str) -> str:
+    """`attention`, or eager for families whose attention has no other form here (soft caps, sinks, alibi)."""
+    from transformers import AutoModelForCausalLM
+
+    mapping = AutoModelForCausalLM._model_mapping
+    if attention != "sdpa" or type(config) not in mapping:
+        return attention
+    return attention if getattr(mapping[type(config)], "_supports_sdpa", True) else "eager"
 
 
 def model_config(weights: Weights) -> Any:
@@ -102,8 +124,8 @@ def quantization_config(quantization: Quantization | None, compute: Compute) -> 
     )
 
 
-def lora_config(lora: Trainable) -> Any:
-    """PEFT's LoraConfig, or None for full fine-tuning."""
+def lora_config(lora: Trainable, excluded: str | list[str] | None = None) -> Any:
+    """PEFT's LoraConfig, or None for full fine-tuning; `excluded` as `inspection.excluded` finds it."""
     if not isinstance(lora, Lora):
         return None
     from peft import LoraConfig, TaskType
@@ -113,6 +135,7 @@ def lora_config(lora: Trainable) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        exclude_modules=excluded,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         task_type=TaskType.CAUSAL_LM,
@@ -222,6 +245,8 @@ def load_trained(run: Path, compute: Compute | None = None, quantized: bool = Tr
         weights = base_of(run, config)
         quantization = config.lora.quantization if quantized else None
         model = load_base(weights, quantization, compute, attention)
+        if not quantized and getattr(model, "hf_quantizer", None) is not None:
+            model = dequantized(model, compute.dtype)
         if quantization is not None and compute.device == "cpu" and _fits_dequantized(model):
             # The same numbers, dequantized once instead of at every token: each linear multiplies by these very values.
             model = model.dequantize()

@@ -25,8 +25,10 @@ from dpo.modeling.cache import cache_folder
 from dpo.modeling.device import Compute, card_uuid, choose_compute, describe
 from dpo.modeling.facts import built, final_files
 from dpo.modeling.footprint import footprint
+from dpo.modeling.inspection import adapted, adapting, excluded, inspect
 from dpo.modeling.policy import load_base, lora_config, model_config, templates
 from dpo.modeling.positions import positions
+from dpo.modeling.stored import check_stored
 from dpo.modeling.tokenizer import load_tokenizer, tokenizer_fingerprint
 from dpo.modeling.weights import Weights, resolve
 from dpo.records.card import model_card
@@ -44,6 +46,7 @@ from dpo.training.packed.attention import path
 from dpo.training.packed.install import installed
 from dpo.training.packed.score import sequence_log_probs
 from dpo.training.plans import fsdp_plugin
+from dpo.training.probe import check_scores
 from dpo.training.reference import ReferenceCache, context_key
 from dpo.training.room import cap_device
 from dpo.training.start import check_device, find_adapter
@@ -77,6 +80,7 @@ def find_base(job: Job) -> Base:
         date = job.run.record.setdefault("date", began)
         tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates(), weights.remote_code, date)
         longest = positions(model_config(weights))
+        check_stored(weights, config.lora)
         adapter = find_adapter(job)
     job.interrupts.check()
     if compute.device == "cuda":
@@ -128,19 +132,21 @@ def build_trainer(job: Job, base: Base, data: Prepared, checkpoint: checkpoints.
     with job.ledger.phase("load"):
         full = isinstance(config.lora, FullTraining)
         model = load_base(base.weights, config.lora.quantization, base.compute, config.hardware.attention, full)
+        found = inspect(model, config.lora, config.hardware.attention)
         set_seed(config.seed)
-        trainer = trainer_class(config.hardware.parallel, job.ranks.size)(
-            model=model,
-            args=build_arguments(config, base.compute, job.run.folder),
-            peft_config=lora_config(config.lora),
-            tokenizer=base.tokenizer,
-            train_pairs=data.train,
-            dev_pairs=list(data.dev[: config.dpo.eval_limit]),
-            interrupts=job.interrupts,
-            checkpoint_root=job.run.folder / "checkpoints",
-            fingerprints=job.run.record["fingerprints"],
-            ranks=job.ranks,
-        )
+        with adapting():
+            trainer = trainer_class(config.hardware.parallel, job.ranks.size)(
+                model=model,
+                args=build_arguments(config, base.compute, job.run.folder),
+                peft_config=lora_config(config.lora, excluded(model, config.lora)),
+                tokenizer=base.tokenizer,
+                train_pairs=data.train,
+                dev_pairs=list(data.dev[: config.dpo.eval_limit]),
+                interrupts=job.interrupts,
+                checkpoint_root=job.run.folder / "checkpoints",
+                fingerprints=job.run.record["fingerprints"],
+                ranks=job.ranks,
+            )
         # TRL casts the adapters of a quantized base to bf16, where a small update is rounded away. In fp32 they
         # keep it; autocast still multiplies in bf16 on a GPU.
         for parameter in trainer.model.parameters():
@@ -159,7 +165,12 @@ def build_trainer(job: Job, base: Base, data: Prepared, checkpoint: checkpoints.
             base.tokenizer.pad_token_id,
             kept_split(job, checkpoint),
         )
+        found += f", {adapted(trainer.model, config.lora)}"
+        with trainer.accelerator.autocast():
+            check_scores(trainer.model, data.train[0], base.compute.dtype, config.model.path)
     job.interrupts.check()
+    end = base.tokenizer.convert_ids_to_tokens(job.run.record["end_of_turn"])
+    job.say(f"inspected: {found}, answers end with {end}")
     job.say(f"{describe(base.compute)}, {str(base.compute.dtype)[6:]}, {line}")
     size = footprint(trainer.model, config.dpo.optimizer.value)
     job.run.update(footprint=asdict(size))

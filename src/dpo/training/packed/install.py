@@ -119,6 +119,11 @@ def head_statistics(
 
 
 def logit_transform(config: Any) -> tuple[float, float | None]:
-    """(scale, soft cap) of the final logits, for the verified families."""
-    scale = getattr(config, "logit_scale", None)
-    return (1.0 if scale is None else float(scale)), getattr(config, "final_logit_softcapping", None)
+    """(scale, soft cap) of the final logits, as TRL's fused head reads them from the families' configs."""
+    text = config.get_text_config()
+    names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+    scale = next((value for name in names if (value := getattr(text, name, None)) is not None), None)
+    divisor = getattr(text, "logits_scaling", None)
+    if scale is None and divisor is not None:
+        scale = divisor if text.model_type == "hyperclovax" else 1 / divisor
+    return (1.0 if scale is None else float(scale)), getattr(text, "final_logit_softcapping", None)

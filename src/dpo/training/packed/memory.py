@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dpo.modeling.host_memory import free_host_memory
+from dpo.modeling.shape import shape_of
 from dpo.training.packed.attention_cpu import KEPT_KEYS
 from dpo.training.packed.budget import cost
 from dpo.training.packed.support import unwrapped
@@ -40,17 +41,17 @@ def bytes_per_token(config: Any, itemsize: int, *, engine: str, checkpointing: b
     """Bytes that the forward of one token keeps for its backward.
 
     Args:
-        config: of a decoder with gated MLPs.
+        config: of a decoder; what it does not say is taken to be as usual.
         itemsize: bytes of an activation (2 for bf16, 4 for fp32).
         engine: packed, with its lean functions, or plain.
         checkpointing: keep one hidden state a layer, and one layer in full.
         kept_keys: attention probabilities that the packed engine keeps a token and head.
     """
-    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    queries, keys = config.num_attention_heads * head, 2 * config.num_key_value_heads * head
+    shape = shape_of(config)
+    hidden, inner, layers = shape.hidden, shape.inner, shape.layers
+    queries, keys = shape.heads * shape.head, 2 * shape.key_heads * shape.head
     if engine == "packed":
-        layer = 4 * hidden + 3 * queries + keys + 2 * inner + config.num_attention_heads * kept_keys
+        layer = 4 * hidden + 3 * queries + keys + 2 * inner + shape.heads * kept_keys
     else:
         # PEFT's and transformers' own functions keep casts, products and expanded keys and values as well.
         layer = 12 * hidden + 9 * queries + 2 * keys + 5 * inner

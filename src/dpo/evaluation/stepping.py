@@ -1,0 +1,129 @@
+"""The next token's logits of growing rows: from the model's cache, or from the whole text where its cache is another.
+
+Families differ in what their forward takes and keeps (positions, recurrent states, alibi). Reading every row anew needs
+nothing but a causal model, and is what the cached way is compared with before it is trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from dpo.errors import is_out_of_memory
+from dpo.training.packed.support import VERIFIED
+
+_MARK = "_dpo_steps"
+CLOSE = 0.1
+"""Of the logits' deviation: far above rounding, far below what another position or mask does."""
+
+
+class Steps(Protocol):
+    """Rows of tokens that grow together."""
+
+    def logits(self) -> torch.Tensor:
+        """(rows, vocabulary) for the token that comes next."""
+
+    def extend(self, keep: torch.Tensor, drawn: torch.Tensor) -> None:
+        """Go on with the rows `keep` (indices), each one token longer by `drawn`."""
+
+
+class Cached:
+    """The keys and values of what was read are kept; `shared` tokens that all prompts begin with are read once."""
+
+    def __init__(self, model: Any, prompts: Sequence[list[int]], pad_id: int, shared: int = 0) -> None:
+        from transformers import DynamicCache
+
+        device = model.device
+        width = max(map(len, prompts))
+        own = [prompt[shared:] for prompt in prompts]
+        pads = [width - shared - len(p) for p in own]
+        self._model = model
+        self._ids = torch.tensor([[pad_id] * n + p for n, p in zip(pads, own, strict=True)], device=device)
+        rows = [[1] * shared + [0] * n + [1] * len(p) for n, p in zip(pads, own, strict=True)]
+        self._mask = torch.tensor(rows, device=device)
+        self._positions = (self._mask.cumsum(1) - 1).clamp_min(0)[:, shared:]
+        self._cache = DynamicCache(config=model.config)
+        if shared:
+            prefix = torch.tensor([prompts[0][:shared]], device=device)
+            model(input_ids=prefix, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            self._cache.batch_repeat_interleave(len(prompts))
+
+    def logits(self) -> torch.Tensor:
+        """See Steps."""
+        out = self._model(
+            input_ids=self._ids,
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        found: torch.Tensor = out.logits[:, -1].float()
+        return found
+
+    def extend(self, keep: torch.Tensor, drawn: torch.Tensor) -> None:
+        """See Steps."""
+        if len(keep) < len(self._ids):
+            self._cache.batch_select_indices(keep)
+            self._mask, self._positions = self._mask[keep], self._positions[keep]
+        self._ids = drawn.unsqueeze(1)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(keep), 1)], dim=1)
+        self._positions = self._positions[:, -1:] + 1
+
+
+class Whole:
+    """Every row is read from its beginning at each token. Padding stands to the right, where nothing sees it."""
+
+    def __init__(self, model: Any, prompts: Sequence[list[int]], pad_id: int) -> None:
+        self._model, self._pad = model, pad_id
+        self._rows = [list(prompt) for prompt in prompts]
+
+    def logits(self) -> torch.Tensor:
+        """See Steps."""
+        width, device = max(map(len, self._rows)), self._model.device
+        ids = torch.tensor([row + [self._pad] * (width - len(row)) for row in self._rows], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in self._rows], device=device)
+        logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        last = torch.tensor([len(row) - 1 for row in self._rows], device=device)
+        found: torch.Tensor = logits[torch.arange(len(self._rows), device=device), last].float()
+        return found
+
+    def extend(self, keep: torch.Tensor, drawn: torch.Tensor) -> None:
+        """See Steps."""
+        self._rows = [[*self._rows[i], token] for i, token in zip(keep.tolist(), drawn.tolist(), strict=True)]
+
+
+def uses_cache(model: Any) -> bool:
+    """Whether the cached way gives this model's own logits; asked once a model, with a few tokens."""
+    if model.config.model_type in VERIFIED:
+        return True
+    known = getattr(model, _MARK, None)
+    if known is None:
+        known = _agree(model)
+        setattr(model, _MARK, known)
+        if not known:
+            print(f"each token reads the whole text: {model.config.model_type} keeps what it read in a way of its own")
+    return bool(known)
+
+
+@torch.no_grad()
+def _agree(model: Any) -> bool:
+    prompts, pad = [[3, 5, 4], [4, 3, 5, 3, 4, 5]], 0
+    both = torch.tensor([0, 1], device=model.device)
+    whole = Whole(model, prompts, pad)
+    try:
+        cached = Cached(model, prompts, pad)
+        for _ in range(3):
+            wanted, found = whole.logits(), cached.logits()
+            if not float((wanted - found).abs().max()) <= CLOSE * float(wanted.std()):
+                return False
+            drawn = wanted.argmax(-1)
+            for steps in (whole, cached):
+                steps.extend(both, drawn)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    return True
