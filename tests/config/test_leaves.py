@@ -116,7 +116,6 @@ def asked(monkeypatch, tmp_path):
     fake(stages, "model_config")
     fake(stages, "positions", 10**6)
     fake(stages, "check_stored")
-    fake(stages, "tokenizer_fingerprint", "f")
     fake(start, "resolve_adapter", Adapter(tmp_path, "some/adapter", None, "f", {}))
     fake(start, "check_agrees")
     fake(start, "keep_copy")
