@@ -13,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import tiny
-from torture_results import Products, named, products, wrong_result
+from torture_results import Products, Told, products, wrong_result
 from torture_world import Case, World, interleave
 
 # What a verb is given on a tiny run; {run} is its folder.
@@ -210,10 +210,25 @@ def _check(world: World, target: Target, file: str, way: str, verb: str, name: s
         if target.kind == "inputs":
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             kept.rename(path)
-    names = INPUT_NAMES if target.kind == "inputs" else (path.name, path.parent.name)
+    told = Told.of(ended, wanted, cwd)
+    lines = told.any(path.name, _checkpoint(file)) if target.kind in ("interrupted", "finished") else False
     if verb in ("train", "fresh") and ended.code == 0:
         newest = max(tiny.folders(cwd), key=lambda folder: folder.stat().st_mtime)
         wrong = ended.fault() or world.same(cwd, target.option, newest)
-        lines_only = wrong is not None and "metric lines" in wrong
-        return None if lines_only and named(ended, wanted, names) else wrong
-    return wrong_result(ended, products(target.template, cwd, ended), wanted, names)
+        return None if lines and wrong is not None and "metric lines" in wrong else wrong
+    if verb.startswith("audit") and path.suffix == ".safetensors" and ended.code == 0 and _audited(verb, file):
+        return "the audit passes other weights"
+    # A refusal may name the folder; what goes on must name the file, and results of inputs and caches never change.
+    folder = path.parent.name if "/" in file else path.name
+    refused = told.any(path.name, folder, _checkpoint(file), *(INPUT_NAMES if target.kind == "inputs" else ()))
+    return wrong_result(ended, products(target.template, cwd, ended), wanted, lines, refused)
+
+
+def _audited(verb: str, file: str) -> bool:
+    return file.startswith(verb.removeprefix("audit-"))
+
+
+def _checkpoint(file: str) -> str:
+    """The folder of a checkpoint's file, else the file."""
+    parts = Path(file).parts
+    return parts[1] if parts[0] == "checkpoints" else parts[-1]

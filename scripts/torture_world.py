@@ -49,7 +49,8 @@ class World:
     """What an undisturbed run of an option took."""
 
     def __post_init__(self) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.root, ignore_errors=True)
+        self.root.mkdir(parents=True)
         draw = random.Random(f"canaries{self.seed}")
         letters = string.ascii_letters + string.digits
         self.canaries = {name: "".join(draw.choices(letters, k=32)) for name in NAMES}
@@ -58,7 +59,7 @@ class World:
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DPO_TRACEBACK", "DPO_OUTPUTS", "DPO_CACHE"):
             os.environ.pop(name, None)
         os.environ |= self.canaries | {
-            "HF_ENDPOINT": self.hub.address, "HF_HOME": str(self.root / "hf"), "WANDB_MODE": "offline",
+            "HF_ENDPOINT": self.hub.address, "HF_HOME": str(self.root / "hf"),
             "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         if library := torture_preload.build(self.root):

@@ -18,7 +18,7 @@ from torture_calls import refused
 from torture_damage import CONTENT, damage
 from torture_preload import Arm
 from torture_process import Ended
-from torture_results import Products, wrong_result
+from torture_results import Products, Told, wrong_result
 
 ROOT = Path(__file__).parents[2]
 WANTED = Products(0, {"summary.json": ["accuracy", "0.5", "time", None]})
@@ -38,8 +38,10 @@ WANTED = Products(0, {"summary.json": ["accuracy", "0.5", "time", None]})
         (None, "rows.jsonl", [], "hung"),
     ],
 )
-def test_a_silent_difference_a_traceback_and_a_hang_are_misses(code, output, words, wrong):
-    found = wrong_result(Ended(code, output, 1.0), Products(code, {"summary.json": words}), WANTED, ("rows.jsonl",))
+def test_a_silent_difference_a_traceback_and_a_hang_are_misses(code, output, words, wrong, tmp_path):
+    ended = Ended(code, output, 1.0)
+    named = Told.of(ended, WANTED, tmp_path).any("rows.jsonl")
+    found = wrong_result(ended, Products(code, {"summary.json": words}), WANTED, named, named)
     assert (found is None) if wrong is None else (found is not None and wrong in found)
 
 
