@@ -36,6 +36,7 @@ from torture_room import disks, outputs  # noqa: E402
 from torture_signals import signals  # noqa: E402
 from torture_steps import steps  # noqa: E402
 from torture_together import together  # noqa: E402
+from torture_words import words  # noqa: E402
 from torture_world import OPTIONS, Case, NotHereError, World  # noqa: E402
 
 SHORT = 5.0
@@ -63,6 +64,7 @@ PARTS = {
     "outputs": Part(outputs, 1),
     "together": Part(together, 1.5),
     "hostile": Part(hostile, 4),
+    "words": Part(words, 3),
 }
 
 

@@ -23,7 +23,7 @@ LIMIT = 100.0
 """Seconds a process may take before it counts as hanging."""
 At = tuple[str, int, int]
 """(place, n, signal): see tiny."""
-VERBS = ("train", "evaluate", "export", "judge", "report", "compare", "audit", "status", "chat", "prepare")
+VERBS = ("train", "evaluate", "export", "judge", "report", "compare", "audit", "status", "chat", "prepare", "cli")
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [

@@ -1,0 +1,111 @@
+"""Command lines over all verbs, right ones with one to three things changed: done, or refused in one to three lines."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import tiny
+from torture_calls import refused
+from torture_damage import SMALL, finished_run
+from torture_world import Case, World
+
+COUNT = 600
+CODES = (2, 3, 4, 5, 6, 7, 8, 9)
+VALUES = (
+    "", "nan", "inf", "-inf", "-1", "0", "1e400", "1e-300", "9e80", "0x10", "1_000", "true", "null", "None", "[]", "{}",
+    "[1,2", "{a:1}", "[nope]", "[0.1,0.2]", "''", '"', "'", "a b", "${seed}", "${nothing}", "${oc.env:HOME}", "???",
+    "../x", "/dev/null", "/etc/passwd", "/proc/self", "~", "~nobody/x", "é", "\u202e", "\x1b[31m", "\n", "x" * 5000,
+    "*", "%", "=", "a=b", "-", "--", "@", "!x", "1,2", "choice(1,2)", "range(1,9)", "glob(*)", "file:///etc", "model",
+)  # fmt: skip
+FLAGS = ("-m", "--cfg", "--help", "--hydra-help", "-c=job", "--multirun=1", "--info", "-p", "--resolve", "--cfg=job",
+         "--beta", "--model", "--version", "-x", "--", "+", "~dpo", "~model", "+x=1", "++x=1", "run=", "=1")  # fmt: skip
+LINES: dict[str, tuple[str, ...]] = {
+    "train": ("{words}", "dpo.max_steps=1"),
+    "prepare": ("model=custom", "model.path={model}", "dataset=local", "dataset.path={pairs}", "dataset.limit=20"),
+    "evaluate": ("{run}", *SMALL[:-1]),
+    "compare": ("{run}", "resamples=200"),
+    "judge": ("{run}", "judge=[tone]"),
+    "report": ("{run}",),
+    "export": ("{run}", "out={cwd}/exported", "resamples=200", "format=bf16"),
+    "chat": ("{run}", "max_new_tokens=4"),
+    "audit": ("{run}/export/fp16",),
+    "status": ("name=run",),
+    "cache": ("prune", "days=30"),
+    "synthesize": ("prompts={prompts}", "out={cwd}/synthetic", "n=2", "generator=custom", "generator.path={model}",
+                   "sampling.max_new_tokens=4", "dev_pairs=1", "test_pairs=1", "hardware=cpu"),
+    "init": ("--beta", "0.1", "--force"),
+    "dashboard": ("project=dpo", "out={cwd}/dashboard.json"),
+    "doctor": ("--json",),
+}  # fmt: skip
+
+
+def words(world: World) -> list[Case]:
+    """Every verb in turn."""
+    verbs = sorted(LINES)
+    return [
+        Case(name, lambda cwd, v=verbs[number % len(verbs)], n=name: _line(world, v, n, cwd))
+        for number in range(COUNT)
+        if (name := f"words/{verbs[number % len(verbs)]}/{number}")
+    ]
+
+
+def _line(world: World, verb: str, name: str, cwd: Path) -> str | None:
+    draw = world.draw(name)
+    shutil.copytree(finished_run(world, world.options[0]), cwd, dirs_exist_ok=True)
+    (cwd / "prompts.txt").write_text("the cat sat\nred dog ran\n")
+    values = {"run": tiny.folders(cwd)[0], "cwd": cwd, "model": world.model, "pairs": world.pairs,
+              "prompts": cwd / "prompts.txt"}  # fmt: skip
+    line = []
+    for word in LINES[verb]:
+        line += world.words(world.options[0]) if word == "{words}" else [word.format(**values)]
+    for _ in range(draw.randint(1, 3)):
+        line = mutated(line, draw)
+    line = [word.replace("\0", "") for word in line]
+    # One entry for all verbs; flags and the newest run are its business too.
+    ended = world.run("cli", [verb, *line], cwd, stdin="")
+    if ended.code == 0:
+        wrong = ended.fault()
+    elif verb == "doctor" and ended.code == 1 and "Traceback" not in ended.output:
+        wrong = None  # the default job cannot run here
+    else:
+        wrong = refused(ended, CODES)
+    return wrong and f"{verb} {line}: {wrong}"
+
+
+def mutated(line: list[str], draw: random.Random) -> list[str]:
+    """The words with one change."""
+    line = list(line)
+    if not line:
+        return [draw.choice(FLAGS)]
+    at = draw.randrange(len(line))
+    key, equals, value = line[at].partition("=")
+    what = draw.choice(("value", "value", "value", "key", "letter", "drop", "double", "flag", "split", "path"))
+    if what == "value":
+        line[at] = f"{key}={draw.choice(VALUES)}" if equals else draw.choice(VALUES)
+    elif what == "key":
+        line[at] = f"{_slip(key, draw)}{equals}{value}"
+    elif what == "letter":
+        line[at] = _slip(line[at], draw)
+    elif what == "drop":
+        line.pop(at)
+    elif what == "double":
+        line.insert(draw.randrange(len(line) + 1), line[at])
+    elif what == "flag":
+        line.insert(draw.randrange(len(line) + 1), draw.choice(FLAGS))
+    elif what == "split":
+        line[at : at + 1] = [key, value]
+    else:
+        line[at] = f"{key}{draw.choice(('.', '/', '@', ':', '..'))}{value}"
+    return line
+
+
+def _slip(text: str, draw: random.Random) -> str:
+    """One letter gone, doubled, swapped or another."""
+    if not text:
+        return "x"
+    at = draw.randrange(len(text))
+    other = draw.choice("aeiou_.=-[]{}$\\'\"0 ")
+    before, after = text[:at], text[at + 1 :]
+    return draw.choice((before + after, before + text[at] + text[at:], before + other + after))
