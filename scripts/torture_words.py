@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from pathlib import Path
@@ -11,16 +12,17 @@ from torture_calls import refused
 from torture_damage import SMALL, finished_run
 from torture_world import Case, World
 
-COUNT = 600
+EACH = 40
 CODES = (2, 3, 4, 5, 6, 7, 8, 9)
 VALUES = (
     "", "nan", "inf", "-inf", "-1", "0", "1e400", "1e-300", "9e80", "0x10", "1_000", "true", "null", "None", "[]", "{}",
     "[1,2", "{a:1}", "[nope]", "[0.1,0.2]", "''", '"', "'", "a b", "${seed}", "${nothing}", "${oc.env:HOME}", "???",
-    "../x", "/dev/null", "/etc/passwd", "/proc/self", "~", "~nobody/x", "é", "\u202e", "\x1b[31m", "\n", "x" * 5000,
-    "*", "%", "=", "a=b", "-", "--", "@", "!x", "1,2", "choice(1,2)", "range(1,9)", "glob(*)", "file:///etc", "model",
+    "../x", "file", "./pipe", "./folder", "file/x", "~", "~nobody/x", "é", "\u202e", "\x1b[31m", "\n", "x" * 5000,
+    "*", "%", "=", "a=b", "-", "--", "@", "!x", "1,2", "choice(1,2)", "range(1,9)", "glob(*)", "file:file", "model",
 )  # fmt: skip
 FLAGS = ("-m", "--cfg", "--help", "--hydra-help", "-c=job", "--multirun=1", "--info", "-p", "--resolve", "--cfg=job",
-         "--beta", "--model", "--version", "-x", "--", "+", "~dpo", "~model", "+x=1", "++x=1", "run=", "=1")  # fmt: skip
+         "--beta", "--model", "--version", "-x", "--", "+", "~dpo", "~model", "+x=1", "++x=1", "run=",
+         "=1")  # fmt: skip
 LINES: dict[str, tuple[str, ...]] = {
     "train": ("{words}", "dpo.max_steps=1"),
     "prepare": ("model=custom", "model.path={model}", "dataset=local", "dataset.path={pairs}", "dataset.limit=20"),
@@ -43,17 +45,17 @@ LINES: dict[str, tuple[str, ...]] = {
 
 def words(world: World) -> list[Case]:
     """Every verb in turn."""
-    verbs = sorted(LINES)
-    return [
-        Case(name, lambda cwd, v=verbs[number % len(verbs)], n=name: _line(world, v, n, cwd))
-        for number in range(COUNT)
-        if (name := f"words/{verbs[number % len(verbs)]}/{number}")
-    ]
+    names = [(verb, f"words/{verb}/{number}") for number in range(EACH) for verb in LINES]
+    return [Case(name, lambda cwd, v=verb, n=name: _line(world, v, n, cwd)) for verb, name in names]
 
 
 def _line(world: World, verb: str, name: str, cwd: Path) -> str | None:
     draw = world.draw(name)
     shutil.copytree(finished_run(world, world.options[0]), cwd, dirs_exist_ok=True)
+    # What a mutated word may name lies here: nothing outside is ever a path of ours.
+    (cwd / "file").write_text("a file\n")
+    (cwd / "folder").mkdir()
+    os.mkfifo(cwd / "pipe")
     (cwd / "prompts.txt").write_text("the cat sat\nred dog ran\n")
     values = {"run": tiny.folders(cwd)[0], "cwd": cwd, "model": world.model, "pairs": world.pairs,
               "prompts": cwd / "prompts.txt"}  # fmt: skip
