@@ -30,15 +30,15 @@ LINES: dict[str, tuple[str, ...]] = {
     "compare": ("{run}", "resamples=200"),
     "judge": ("{run}", "judge=[tone]"),
     "report": ("{run}",),
-    "export": ("{run}", "out={cwd}/exported", "resamples=200", "format=bf16"),
+    "export": ("{run}", "out=exported", "resamples=200", "format=bf16"),
     "chat": ("{run}", "max_new_tokens=4"),
     "audit": ("{run}/export/fp16",),
     "status": ("name=run",),
     "cache": ("prune", "days=30"),
-    "synthesize": ("prompts={prompts}", "out={cwd}/synthetic", "n=2", "generator=custom", "generator.path={model}",
+    "synthesize": ("prompts={prompts}", "out=synthetic", "n=2", "generator=custom", "generator.path={model}",
                    "sampling.max_new_tokens=4", "dev_pairs=1", "test_pairs=1", "hardware=cpu"),
     "init": ("--beta", "0.1", "--force"),
-    "dashboard": ("project=dpo", "out={cwd}/dashboard.json"),
+    "dashboard": ("project=dpo", "out=dashboard.json"),
     "doctor": ("--json",),
 }  # fmt: skip
 
