@@ -151,3 +151,9 @@ def test_a_tilde_in_outputs_is_the_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DPO_OUTPUTS", "~/runs")
     assert outputs_root() == tmp_path / "runs"
+
+
+def test_a_home_that_nobody_has_is_a_line():
+    with pytest.raises(RuntimeError) as caught:
+        Path("~nobody-of-this-name/run").expanduser()
+    assert said(caught.value).exit_code == 2

@@ -243,6 +243,17 @@ def test_all_checkpoints_damaged_is_exit_4(inputs, tmp_path):
     assert "resume=never" in output
 
 
+def test_objects_in_a_checkpoint_whose_manifest_is_right_are_refused(tmp_path):
+    import torch
+
+    from dpo.errors import Refused
+    from dpo.training.resumable import refuse_pickles
+
+    torch.save(signal.Signals.SIGKILL, tmp_path / "optimizer.pt")
+    with pytest.raises(Refused, match="could run code"), refuse_pickles(tmp_path):
+        torch.load(tmp_path / "optimizer.pt", weights_only=True)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [("lora.alpha=4", "config"), ("dpo.beta=0.3", "config"), ("data", "data"), ("model", "base")],

@@ -43,6 +43,8 @@ def translate(error: BaseException) -> DpoError | None:
         return _missing_option(error)
     if isinstance(error, (ConfigCompositionException, OmegaConfBaseException, HydraException)):
         return ConfigError(_composition(error))
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return ConfigError("a path begins with ~ and no user of this machine; write it out, or as ./~")
     if is_out_of_memory(error):
         size = re.search(r"[Tt]ried to allocate [\d.]+ \w+", str(error))
         return OutOfMemory(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from dpo.errors import Refused
 from dpo.modeling.trained_adapter import check_counted
 from dpo.training import checkpoints
 from dpo.training.engine import Engine
@@ -20,6 +23,18 @@ from dpo.training.window import Window
 WINDOW = "window.json"
 SPLIT = "split.json"
 RNG_STATE = "rng_state.pth"
+
+
+@contextlib.contextmanager
+def refuse_pickles(checkpoint: Path | str | None) -> Iterator[None]:
+    """Raise Refused where a file holds more than tensors: torch reads no such objects, which could run code."""
+    try:
+        yield
+    except pickle.UnpicklingError:
+        raise Refused(
+            f"{checkpoint}: holds pickled objects, which could run code and which no run of ours writes\n"
+            "start anew with resume=never"
+        ) from None
 
 
 def read_split(checkpoint: Path) -> tuple[int, int]:
@@ -77,7 +92,12 @@ class ResumableTrainer(DPOTrainer):
             # More ranks than the checkpoint has, at the user's explicit word: as this one would begin.
             torch.manual_seed(self.args.seed + self.ranks.rank)
             return
-        super()._load_rng_state(None if own is None else str(own))
+        with refuse_pickles(own):
+            super()._load_rng_state(None if own is None else str(own))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with refuse_pickles(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def collect(self) -> None:
         """Called on every rank before rank 0 saves: get there what other ranks hold."""
