@@ -131,7 +131,7 @@ def test_cache_entries_and_locks_of_another_kind(tmp_path, monkeypatch):
     (entry / "manifest.json").mkdir()
     assert not get_or_build(tmp_path, "key", build, said_lines.append)[1]
     (tmp_path / "other.lock").mkdir()
-    with pytest.raises(OSError, match=r"other\.lock") as caught:
+    with pytest.raises(CheckpointError, match=r"other\.lock") as caught:
         get_or_build(tmp_path, "other", build, said_lines.append)
     known = said(caught.value)
     assert known.exit_code == 4
