@@ -119,8 +119,8 @@ def test_a_family_trains_evaluates_and_exports_or_is_refused_in_words(kind, tmp_
             told.append(outcome("train", words, place))
             if told[-1] == "yes":
                 run, _ = tiny.record(place)
-                told.append(outcome("evaluate", [f"run={run}", *LOOK, "evaluation.resamples=50"], place))
-                told.append(outcome("export", [f"run={run}", "resamples=50", "format=fp32", "force=true"], place))
+                told.append(outcome("evaluate", [f"run={run}", *LOOK, "evaluation.resamples=100"], place))
+                told.append(outcome("export", [f"run={run}", "resamples=100", "format=fp32", "force=true"], place))
             else:
                 told += ["", ""]
     row = f"| {kind} | {' | '.join(told) if why is None else f'not tried: {why}' + ' |' * 5} |\n"
