@@ -18,6 +18,7 @@ from dpo.errors import CheckpointError, ConfigError
 from dpo.evaluation.folder import EvaluationFolder
 from dpo.evaluation.measure import held_out, measure
 from dpo.evaluation.sides import load_sides
+from dpo.records.files import write_sealed
 from dpo.records.read import json_file, json_lines
 from dpo.records.run import read_record
 
@@ -182,7 +183,7 @@ def test_own_prompts_and_several_samples_a_prompt(run: Path, tmp_path: Path) -> 
 def test_a_run_without_final_weights_or_held_out_pairs_is_refused(run: Path) -> None:
     record = read_record(run)
     record["fingerprints"]["data"] = "something else"
-    (run / "run.json").write_text(json.dumps(record))
+    write_sealed(run / "run.json", record)
     with pytest.raises(CheckpointError, match="its data was something else"):
         measure(asked(run))
     (run / "adapter" / "adapter_model.safetensors").unlink()

@@ -22,6 +22,7 @@ from dpo.modeling import weights
 from dpo.modeling.facts import check_start
 from dpo.modeling.tokenizer import load_tokenizer
 from dpo.modeling.weights import file_hash
+from dpo.records.files import write_sealed
 from dpo.records.run import read_record
 
 
@@ -50,7 +51,7 @@ def edit(file: Path, **changes: Any) -> None:
 def forget(run: Path, key: str) -> None:
     record = read_record(run)
     (record["fingerprints"] if key in record["fingerprints"] else record).pop(key)
-    (run / "run.json").write_text(json.dumps(record))
+    write_sealed(run / "run.json", record)
 
 
 def replace(file: Path, old: str, new: str) -> None:
@@ -109,7 +110,7 @@ def test_a_copied_starting_adapter_that_was_changed_is_refused(run: Path) -> Non
     start = Path(shutil.copytree(run / "adapter", run / "reference"))
     record = read_record(run)
     record["fingerprints"]["adapter"] = adapter_fingerprint(start)
-    (run / "run.json").write_text(json.dumps(record))
+    write_sealed(run / "run.json", record)
     check_start(run, start)
     edit(start / "adapter_config.json", lora_alpha=99)
     with pytest.raises(CheckpointError, match="its adapter was"):

@@ -24,6 +24,7 @@ from dpo.evaluation.statistics import bootstrap_mean
 from dpo.evaluation.sweep_answer import answer
 from dpo.evaluation.sweep_choice import Criterion, choose_setting, widened
 from dpo.evaluation.sweep_report import report_sweep
+from dpo.records.files import write_sealed
 from dpo.records.sweep_figures import sweep_figures
 from dpo.records.sweeps import read_sweep
 
@@ -212,7 +213,7 @@ def test_jobs_that_do_not_measure_the_same_are_compared_only_within_their_kind(t
             for path, rank, gain in (("a", 8, 0.5), ("a", 16, 0.1), ("b", 8, 0.5))]  # fmt: skip
     root = write_sweep_folder(tmp_path / "s", jobs)
     path = root / "job2" / "evaluation" / "test" / "summary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"held_out": "other"}))
+    write_sealed(path, json.loads(path.read_text()) | {"held_out": "other"})
     report_sweep(root)
     found = json.loads((root / "answer.json").read_text())
     assert found["choice"]["label"] is None

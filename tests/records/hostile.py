@@ -7,6 +7,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from dpo.records.files import write_sealed
+
 HOSTILE = [
     "<script>document.title='owned'</script>",
     "</script><script>document.title='owned'</script>",
@@ -149,7 +151,7 @@ def _write_evaluation(
         "undecided": {"llm": {"count": 2, "of": 80, "reasons": {texts[4]: 2}}},
         "divergence": {"per_answer": estimate(kl), "per_token": estimate(kl / 20, 0.01), "answers": 40},
     }  # fmt: skip
-    (folder / "summary.json").write_text(json.dumps(summary | changes))
+    write_sealed(folder / "summary.json", summary | changes)
 
 
 def write_sweep_folder(root: Path, jobs: list[tuple[dict[str, Any], float, float]], port: int = 9) -> Path:
@@ -167,4 +169,4 @@ def write_sweep_folder(root: Path, jobs: list[tuple[dict[str, Any], float, float
 def change_run(folder: Path, **values: Any) -> None:
     """Change keys of run.json."""
     record = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(record | values))
+    write_sealed(folder / "run.json", record | values)

@@ -14,13 +14,14 @@ from rich.console import Console
 
 from dpo.compare import compare
 from dpo.config.evaluation import Compare
-from dpo.errors import ConfigError
+from dpo.errors import CheckpointError, ConfigError
 from dpo.evaluation.comparison import SHARED, SHARED_SETTINGS, read_entries
 from dpo.evaluation.comparison import compare as compare_entries
 from dpo.evaluation.show import show
 from dpo.evaluation.tracked import figures
 from dpo.records.comparison_tables import comparison_csv, cost_table, figure_tables, pairwise_table, quality_table
 from dpo.records.figures import cost_figures, evaluation_figures, training_figures
+from dpo.records.files import write_sealed
 from dpo.records.headline import figure_rows, notes
 from dpo.records.html import environment
 from dpo.records.overview import run_status
@@ -80,7 +81,7 @@ def test_no_key_of_an_evaluation_is_needed(tmp_path: Path) -> None:
     same = {(key,) for key, _ in SHARED} | {("settings",)} | {("settings", key) for key in SHARED_SETTINGS}
     for way in ways:
         if way not in same:
-            path.write_text(json.dumps(_without(whole, way)))
+            write_sealed(path, _without(whole, way))
             assert "{}" not in _show_everything(older, other), way
 
 
@@ -90,9 +91,9 @@ def test_no_key_of_ledger_data_or_record_is_needed(tmp_path: Path) -> None:
         whole = json.loads((older / name).read_text())
         for way in _paths(whole):
             if way != ("status",):
-                (older / name).write_text(json.dumps(_without(whole, way)))
+                write_sealed(older / name, _without(whole, way))
                 _show_everything(older, other)
-        (older / name).write_text(json.dumps(whole))
+        write_sealed(older / name, whole)
 
 
 def test_pages_of_an_evaluation_that_knows_little(tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_pages_of_an_evaluation_that_knows_little(tmp_path: Path) -> None:
         summary = json.loads(path.read_text())
         for key in ("figures", "undecided", "divergence", "answers"):
             del summary[key]
-        path.write_text(json.dumps(summary))
+        write_sealed(path, summary)
         samples = [
             json.loads(line) for line in (run / "evaluation" / "test" / "samples.jsonl").read_text().splitlines()
         ]
@@ -121,7 +122,7 @@ def test_runs_that_do_not_say_what_they_measured_are_refused(tmp_path: Path, key
     runs = [write_run(tmp_path / name / "r") for name in ("a", "b")]
     for run in runs:
         path = run / "evaluation" / "test" / "summary.json"
-        path.write_text(json.dumps(_without(json.loads(path.read_text()), (key,))))
+        write_sealed(path, _without(json.loads(path.read_text()), (key,)))
     with pytest.raises(ConfigError, match=r"a: its evaluation does not say[\s\S]*python -m dpo\.evaluate") as error:
         read_entries(runs, "test")
     assert len(str(error.value).splitlines()) == 2
@@ -130,7 +131,7 @@ def test_runs_that_do_not_say_what_they_measured_are_refused(tmp_path: Path, key
 def test_a_torn_summary_says_what_writes_it_anew(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r")
     (run / "evaluation" / "test" / "summary.json").write_text('{"pairs": ')
-    with pytest.raises(ConfigError, match=r"not readable as JSON\npython -m dpo\.evaluate"):
+    with pytest.raises(CheckpointError, match=r"not readable as JSON\npython -m dpo\.evaluate"):
         read_summary(run, "test")
 
 

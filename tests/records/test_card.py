@@ -19,7 +19,7 @@ from hub_server import Hub, serving
 from dpo.errors import NetworkError, Refused
 from dpo.records import publish
 from dpo.records.card import model_card
-from dpo.records.certificate import sealed
+from dpo.records.files import sealed, write_sealed
 from dpo.records.licences import UNKNOWN, base_licence, public_name
 
 CANARIES = {
@@ -49,10 +49,10 @@ def planted(tiny_run: Path, tiny_export: Path, tmp_path: Path, monkeypatch: pyte
     record = json.loads((run / "run.json").read_text())
     record["command"] += f" api_key={CANARIES['named']} x={CANARIES['aws']} tracking.project={CANARIES['environment']}"
     record["device"] = CANARIES["slack"]
-    (run / "run.json").write_text(json.dumps(record))
+    write_sealed(run / "run.json", record)
     data = json.loads((run / "data.json").read_text())
     data["refused"] = {f"row with {CANARIES['github']}": {"count": 2, "ids": ["a", "b"]}}
-    (run / "data.json").write_text(json.dumps(data))
+    write_sealed(run / "data.json", data)
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 9, "kind": "train", CANARIES["wandb"]: 1.0}) + "\n")
     out = Path(shutil.copytree(tiny_export, tmp_path / "out"))
@@ -151,7 +151,7 @@ def test_hostile_text_stays_text(tiny_run: Path, tmp_path: Path) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     record = json.loads((run / "run.json").read_text())
     record["command"] = "python ```\n# owned"
-    (run / "run.json").write_text(json.dumps(record))
+    write_sealed(run / "run.json", record)
     card = model_card(run)
     assert "license" not in yaml.safe_load(card.split("---\n")[1])
     title = next(line for line in card.splitlines() if line.startswith("# "))
@@ -199,7 +199,7 @@ def test_an_export_reads_licences_from_the_hub_and_lives_without_it(
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(re.sub(r"path: \S+model\n", "path: Qwen/Qwen3-8B\n", text))
     record = json.loads((run / "run.json").read_text()) | {"revision": "ab" * 20}
-    (run / "run.json").write_text(json.dumps(record))
+    write_sealed(run / "run.json", record)
     hub["cards"]["/api/models/Qwen/Qwen3-8B"] = {"license": "bsd-3-clause"}
     card = model_card(run, tiny_export)
     assert "bsd-3-clause, as its hub card says" in card
@@ -298,7 +298,7 @@ def test_a_push_killed_or_cut_off_publishes_nothing_and_is_taken_up_again(
     (run / "config.yaml").write_text(re.sub(r"path: \S+pairs.jsonl", "path: /data/canaryuser/pairs.jsonl", text))
     record = json.loads((run / "run.json").read_text())
     record["command"] = "python -m dpo.train /data/canaryuser/x model.adapter=/data/canaryuser/y"
-    (run / "run.json").write_text(json.dumps(record))
+    write_sealed(run / "run.json", record)
     for place in ("evaluation/test/samples.jsonl", "wandb/run/logs/debug.log", "prompts.txt", "notes.env"):
         (run / place).parent.mkdir(parents=True, exist_ok=True)
         (run / place).write_text(f"canaryuser {' '.join(CANARIES.values())}")

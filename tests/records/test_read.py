@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hostile import write_run
 
 from dpo.errors import CheckpointError, ConfigError
 from dpo.records.defaults import changed_settings, default_settings, flat
+from dpo.records.files import write_sealed
 from dpo.records.headline import COLUMNS, figure_rows, notes
 from dpo.records.read import json_lines, pick, read_run, read_samples, read_summary
 
@@ -30,7 +32,7 @@ def test_half_written_and_foreign_folders(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"status": ')
     with pytest.raises(CheckpointError, match="not readable"):
         read_run(tmp_path)
-    (tmp_path / "run.json").write_text(json.dumps({"status": "complete"}))
+    write_sealed(tmp_path / "run.json", {"status": "complete"})
     (tmp_path / "metrics.jsonl").write_bytes(b'{"kind": "train", "step": 1}\n\xff\xfe\n[1]\n{"kind": "tra')
     run = read_run(tmp_path)
     assert run.train == [{"kind": "train", "step": 1}]
@@ -84,3 +86,21 @@ def test_the_headline_has_every_figure_before_and_after(tmp_path: Path) -> None:
     for wanted in ("implicit-reward accuracy", "answers that meet the rule", "answer length (words)"):
         assert wanted in labels
     assert any("95% intervals" in line for line in notes(summary))
+
+
+@pytest.mark.parametrize("name", ["run.json", "ledger.json", "data.json", "evaluation/test/summary.json"])
+@pytest.mark.parametrize("damage", ["digit", "torn", "zeroed", "folder"])
+def test_a_damaged_file_of_a_run_is_named_and_nothing_is_shown_from_it(tmp_path: Path, name: str, damage: str) -> None:
+    run = write_run(tmp_path / "r")
+    path = run / name
+    write_sealed(path, json.loads(path.read_text()) | {"figure": 0.125})
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    else:
+        spoilt = {"digit": whole.replace(b"0.125", b"0.625"), "torn": whole[:-9], "zeroed": bytes(len(whole))}
+        path.write_bytes(spoilt[damage])
+    read = partial(read_summary, run, "test") if "summary" in name else partial(read_run, run)
+    with pytest.raises(CheckpointError, match=path.name):
+        read()

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from dpo.records.files import write_sealed
 from dpo.records.overview import find_runs, run_status
 from dpo.records.process import process_mark
 
@@ -33,7 +34,7 @@ def _write(folder: Path, **changes: Any) -> Path:
         "max_steps": 10,
         "parent": None,
     }
-    (folder / "run.json").write_text(json.dumps(record | changes))
+    write_sealed(folder / "run.json", record | changes)
     return folder
 
 

@@ -27,8 +27,8 @@ from dpo.modeling.merge import cast, merge, prepare_settings
 from dpo.modeling.policy import REFERENCE, base_of, tokenizer_of
 from dpo.modeling.rounding import StochasticRounding
 from dpo.records.card import model_card
-from dpo.records.certificate import excess, sealed, weight_files
-from dpo.records.files import sync_folder, write_json, write_text
+from dpo.records.certificate import excess, weight_files
+from dpo.records.files import sealed, sync_folder, write_json, write_text
 from dpo.records.licences import public_name
 from dpo.records.run import read_record
 from dpo.records.safetensors import read_header

@@ -12,7 +12,7 @@ from dpo.evaluation.folder import EvaluationFolder
 from dpo.evaluation.judges.interface import AnyJudge, Benchmark, ranks
 from dpo.evaluation.judging import SHOWN, judge_all, measure_all, summarise_judges
 from dpo.evaluation.sides import SIDES, load_sides
-from dpo.records.files import write_json
+from dpo.records.files import write_sealed
 from dpo.records.read import read_samples, read_summary
 
 Row = dict[str, Any]
@@ -46,7 +46,7 @@ def judge_run(run: Path, evaluation: str, judges: Sequence[AnyJudge], interval: 
             kept = {name: entry for name, entry in summary[part].items() if name not in names}
             summary[part] = kept | entries
         folder.rewrite("samples", samples)
-        write_json(folder.path / "summary.json", summary | {"rows": folder.marks()})
+        write_sealed(folder.path / "summary.json", summary | {"rows": folder.marks()})
     return folder.path
 
 

@@ -30,7 +30,7 @@ from dpo.evaluation.statistics import bootstrap_mean, bootstrap_ratio
 from dpo.evaluation.verdicts import interval, summarise_answers
 from dpo.modeling.cache import cache_folder
 from dpo.modeling.facts import check_print
-from dpo.records.files import write_json
+from dpo.records.files import write_sealed
 from dpo.records.ledger import Ledger
 from dpo.records.run import read_record
 from dpo.training.reference import ReferenceCache
@@ -88,7 +88,7 @@ def measure(config: Evaluate) -> Path:
         **summarise_judges(answers, judged, measured, by_id, interval(settings)),
         "divergence": _summarise_divergence(divergence, settings),
     }
-    write_json(folder.path / "summary.json", summary | {"rows": folder.marks()})
+    write_sealed(folder.path / "summary.json", summary | {"rows": folder.marks()})
     return folder.path
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import yaml
 
-from dpo.records.certificate import CERTIFICATE, SEAL, sealed, weight_files
+from dpo.errors import CheckpointError
+from dpo.records.certificate import CERTIFICATE, weight_files
+from dpo.records.files import SEAL, sealed
 from dpo.records.read import json_file
 from dpo.records.safetensors import Tensor, read_header
 
@@ -79,7 +81,11 @@ def _unsafe_files(folder: Path) -> Check:
         names = ", ".join(str(p.relative_to(folder)) for p in found[:5])
         return Check("safe files", True, f"{names}: pickles, code or links; loading them can run code", unsafe=True)
     for name in ("config.json", "tokenizer_config.json", "adapter_config.json"):
-        if json_file(folder / name).get("auto_map"):
+        try:
+            asks = json_file(folder / name).get("auto_map")
+        except CheckpointError:
+            continue  # what is in it will not load; the checks of configs name it
+        if asks:
             return Check("safe files", True, f"{name}: auto_map asks for remote code", unsafe=True)
     return Check("safe files", False, "no pickles, code, links or remote code")
 

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from dpo.errors import CheckpointError
 from dpo.records.certificate import (
     CERTIFICATE,
     DIFFERENCE_COLUMNS,
@@ -29,7 +30,7 @@ from dpo.records.licences import (
     public_name,
 )
 from dpo.records.page_run import cost_table
-from dpo.records.read import RunFiles, json_file, read_run
+from dpo.records.read import RunFiles, json_file, read_run, read_summary
 from dpo.records.redaction import redact
 from dpo.records.tables import clean
 
@@ -48,7 +49,7 @@ def model_card(run: Path, folder: Path | None = None) -> str:
     certificate = json_file(folder / CERTIFICATE) if folder is not None else {}
     base = public_name(str(config["model"]["path"]))
     dataset = _dataset_name(config["dataset"])
-    summaries = [json_file(run / "evaluation" / name / "summary.json") for name in files.evaluations]
+    summaries = [_summary(run, name) for name in files.evaluations]
     adapter = folder is None and "rank" in config["lora"]
     # Only an export asks the hub: the end of a training run waits for nobody.
     licence, data_licence = _licences(config, record, base, dataset, ask=folder is not None)
@@ -104,6 +105,14 @@ def _licences(config: Row, record: Row, base: str, dataset: str, ask: bool) -> t
         hub = ask and is_hub_id(dataset)
         of_data = (hub_licence(dataset, dataset=True) if hub else None) or dataset_licence(dataset)
     return of_base, of_data
+
+
+def _summary(run: Path, name: str) -> Row:
+    """An evaluation's summary; empty where it is damaged, which the card says."""
+    try:
+        return read_summary(run, name)
+    except CheckpointError:
+        return {}
 
 
 def _result(summary: Row) -> Row | None:

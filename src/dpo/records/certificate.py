@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from dpo.records.tables import number, share
 
 Row = dict[str, Any]
 CERTIFICATE = "certificate.json"
-SEAL = "seal"
 WEIGHTS = (".safetensors", ".gguf")
 MODEL_COLUMNS = ("held-out pairs", "implicit-reward accuracy", "reward margin", "chosen likelier")
 DIFFERENCE_COLUMNS = ("log-probs a sequence, nats", "median", "5% to 95%", "largest", "rms", "rms / effect")
@@ -35,13 +33,6 @@ def check_certified(folder: Path, certificate: Row) -> None:
     for name in sorted({*known, *found}):
         if known.get(name) != found.get(name):
             raise CheckpointError(f"{folder / name}: not the file that was certified; again=true exports it anew")
-
-
-def sealed(certificate: Row) -> Row:
-    """The certificate with the SHA-256 of all its other entries: a later edit shows. It is no signature."""
-    rest = {key: value for key, value in certificate.items() if key != SEAL}
-    text = json.dumps(rest, sort_keys=True, allow_nan=False)
-    return {**rest, SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def model_rows(certificate: Row) -> list[list[str]]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from dpo.errors import CheckpointError
+
+SEAL = "seal"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,6 +60,25 @@ def read_regular(path: Path, most: int = 64 << 20) -> bytes:
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"more than {most >> 20} MiB", str(path))
         return file.read(most)
+
+
+def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with the SHA-256 of all its other entries: damage and later edits show. It is no signature."""
+    rest = {key: value for key, value in data.items() if key != SEAL}
+    text = json.dumps(rest, sort_keys=True, allow_nan=False)
+    return {**rest, SEAL: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
+    """`write_json` of what others will read figures from, sealed."""
+    # What JSON makes of it is what a reader will find: keys as text, tuples as lists.
+    write_json(path, sealed(json.loads(json.dumps(data, allow_nan=False))))
+
+
+def check_seal(path: Path, data: dict[str, Any]) -> None:
+    """Take the seal out of what was read from `path`; raises CheckpointError when something else was sealed."""
+    if SEAL in data and sealed(data)[SEAL] != data.pop(SEAL):
+        raise CheckpointError(f"{path}: damaged or edited after it was written; its own hash differs")
 
 
 def sync_folder(folder: Path) -> None:

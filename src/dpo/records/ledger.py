@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.records.energy import EnergyMeter, card_counters, processor_counters
-from dpo.records.files import write_json
+from dpo.records.files import write_sealed
 
 TICK_SECONDS = 5.0
 
@@ -99,7 +99,7 @@ class Ledger:
             if joules is not None:
                 self.count(name, energy_joules=joules)
             self._open[-1] = (name, now)
-        write_json(self.path, self.summary())
+        write_sealed(self.path, self.summary())
 
     def summary(self) -> dict[str, Any]:
         """The content of ledger.json; cost = hours x hourly_rate x devices (a CPU counts as one)."""

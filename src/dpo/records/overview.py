@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo.errors import DpoError
+from dpo.errors import CheckpointError, DpoError
 from dpo.records.read import json_file, json_lines
 from dpo.records.run import read_record, state_of
 
@@ -150,14 +150,16 @@ def _evaluated(folder: Path) -> str | None:
     summaries = sorted(folder.glob("evaluation/*/summary.json"), key=lambda path: path.stat().st_mtime)
     if not summaries:
         return None
-    summary = json_file(summaries[-1])
     try:
+        summary = json_file(summaries[-1])
         words = [f"accuracy {summary['pairs']['accuracy']['value']:.0%}"]
         for name, judged in summary["judges"].items():
             before, after = judged["baseline"]["value"], judged["policy"]["value"]
             words.append(
                 f"{name} {before:.0%} to {after:.0%}" if judged["decides"] else f"{name} {after - before:+.2f}"
             )
+    except CheckpointError:
+        return "damaged"
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return ", ".join(words)

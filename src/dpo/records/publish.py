@@ -11,7 +11,8 @@ from typing import TypeVar
 from dpo.errors import NetworkError, Refused
 from dpo.records import hub
 from dpo.records.audit import audit
-from dpo.records.certificate import CERTIFICATE, WEIGHTS, sealed
+from dpo.records.certificate import CERTIFICATE, WEIGHTS
+from dpo.records.files import sealed
 from dpo.records.redaction import redact_counted
 
 # Ours: rewritten with the secrets taken out. Any other text is what the model is loaded from and may not be altered.

@@ -13,8 +13,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dpo.errors import ConfigError
-from dpo.records.files import read_regular
+from dpo.errors import CheckpointError, ConfigError
+from dpo.records.files import check_seal, read_regular
 from dpo.records.rows import check_rows
 from dpo.records.run import read_record, state_of
 from dpo.records.tables import DASH
@@ -101,10 +101,10 @@ def read_summary(run: Path, name: str) -> Row:
             f"{run}: no evaluation named {name}" + (f"; it has {', '.join(have)}" if have else "") + "\n"
             f"python -m dpo.evaluate {run}" + ("" if name == "test" else f" evaluation.name={name}")
         )
-    found = json_file(path)
-    if not found:
-        raise ConfigError(f"{path}: not readable as JSON\npython -m dpo.evaluate {run} writes it anew from its rows")
-    return found
+    try:
+        return json_file(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}\npython -m dpo.evaluate {run} writes it anew from its rows") from None
 
 
 def read_samples(run: Path, name: str) -> list[Row]:
@@ -134,12 +134,22 @@ def read_rows(run: Path, name: str, stage: str) -> list[Row]:
 
 
 def json_file(path: Path) -> Row:
-    """A JSON mapping; empty when the file is missing or torn."""
+    """A JSON mapping; empty when there is no such file. Raises CheckpointError when it is damaged or was edited.
+
+    What a run leaves is written whole and renamed, so that a file which cannot be read was damaged.
+    """
     try:
         found = json.loads(read_regular(path), object_hook=Found)
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError):
         return Found()
-    return found if isinstance(found, Found) else Found()
+    except OSError as error:
+        raise CheckpointError(f"{path}: not readable ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path}: not readable as JSON") from None
+    if not isinstance(found, Found):
+        raise CheckpointError(f"{path}: holds no mapping")
+    check_seal(path, found)
+    return found
 
 
 def json_lines(path: Path) -> list[Row]:

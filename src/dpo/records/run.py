@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from dpo.errors import CheckpointError, ConfigError
-from dpo.records.files import read_regular, write_json, write_text
+from dpo.records.files import check_seal, read_regular, write_sealed, write_text
 from dpo.records.metrics import Metrics
 from dpo.records.owner import Lost, Owner
 from dpo.records.process import is_alive, is_alive_elsewhere, process_mark
@@ -72,6 +72,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: not a run's record: {key} is damaged")
     if not all(isinstance(attempt, dict) for attempt in record.get("attempts", [])):
         raise CheckpointError(f"{path}: not a run's record: attempts is damaged")
+    check_seal(path, record)
     return record
 
 
@@ -196,7 +197,7 @@ class Run:
             if self.metrics is not None:
                 self.record["metrics"] = self.metrics.mark()
             self._written = json.dumps(self.record | self.recorded)
-            write_json(self.folder / "run.json", json.loads(self._written))
+            write_sealed(self.folder / "run.json", json.loads(self._written))
 
     def save(self) -> None:
         """Write run.json; raises Lost when the run has been taken over."""
@@ -207,7 +208,7 @@ class Run:
         """Renew `updated` in run.json, from any thread: what the record holds by now is for `save` to write."""
         with self._writing:
             self._check_owner()
-            write_json(self.folder / "run.json", json.loads(self._written) | {"updated": time.time()})
+            write_sealed(self.folder / "run.json", json.loads(self._written) | {"updated": time.time()})
 
     def _check_owner(self) -> None:
         # Another machine, which the lock may not reach, believed this process dead: one that was suspended, say.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.errors import ConfigError
-from dpo.records.files import write_json
+from dpo.records.files import write_sealed
 from dpo.records.process import is_alive
 from dpo.records.read import RunFiles, json_file, read_run
 from dpo.records.tables import clean
@@ -85,7 +85,7 @@ def write_sweep(root: Path, keys: list[str], evaluation: str | None, jobs: list[
     """
     known = {job["folder"]: job for job in json_file(root / "sweep.json").get("jobs", [])}
     known |= {job["folder"]: job for job in jobs}
-    write_json(root / "sweep.json", {"keys": keys, "evaluation": evaluation, "jobs": list(known.values())})
+    write_sealed(root / "sweep.json", {"keys": keys, "evaluation": evaluation, "jobs": list(known.values())})
 
 
 def read_sweep(root: Path) -> SweepFiles:
@@ -110,7 +110,7 @@ def read_job(root: Path, job: Row, evaluation: str | None) -> JobFiles:
 
 def write_outcome(root: Path, name: str, outcome: Outcome) -> None:
     """Keep a job's latest process beside its folder."""
-    write_json(root / f"{name}.json", outcome.__dict__)
+    write_sealed(root / f"{name}.json", outcome.__dict__)
 
 
 def read_outcome(root: Path, name: str) -> Outcome | None:

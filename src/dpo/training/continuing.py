@@ -8,7 +8,7 @@ from typing import Any
 from dpo.config.identity import settings
 from dpo.config.parse import plain
 from dpo.errors import CheckpointError
-from dpo.records.files import write_json
+from dpo.records.files import write_sealed
 from dpo.records.rows import Running
 from dpo.training import checkpoints
 from dpo.training.job import Job
@@ -37,7 +37,7 @@ def find_checkpoint(job: Job, report: Mapping[str, Any]) -> checkpoints.Checkpoi
             checkpoints.check_belongs(found, facts_of(job), anyway, job.say)
             run.continue_at(found.step, dict(found.facts.metrics), anyway, job.say)
             job.say(f"continuing at step {found.step}")
-        write_json(run.folder / "data.json", report)
+        write_sealed(run.folder / "data.json", report)
 
     job.ranks.lead(look)
     found = job.ranks.from_first(found)
