@@ -95,7 +95,7 @@ def _config(path: Path) -> Row:
 def read_summary(run: Path, name: str) -> Row:
     """summary.json of an evaluation; raises ConfigError, with the command that makes it, when there is none."""
     path = run / "evaluation" / name / "summary.json"
-    if not path.is_file():
+    if not path.exists():
         have = sorted(p.parent.name for p in run.glob("evaluation/*/summary.json"))
         raise ConfigError(
             f"{run}: no evaluation named {name}" + (f"; it has {', '.join(have)}" if have else "") + "\n"
