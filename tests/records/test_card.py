@@ -21,6 +21,7 @@ from dpo.records import publish
 from dpo.records.card import model_card
 from dpo.records.files import sealed, write_sealed
 from dpo.records.licences import UNKNOWN, base_licence, public_name
+from dpo.records.rows import Running
 
 CANARIES = {
     "hub": "hf_" + "Canary0" * 5,
@@ -48,13 +49,14 @@ def planted(tiny_run: Path, tiny_export: Path, tmp_path: Path, monkeypatch: pyte
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     record = json.loads((run / "run.json").read_text())
     record["command"] += f" api_key={CANARIES['named']} x={CANARIES['aws']} tracking.project={CANARIES['environment']}"
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 9, "kind": "train", CANARIES["wandb"]: 1.0}) + "\n")
+    record["metrics"] = Running((run / "metrics.jsonl").read_bytes()).mark()
     record["device"] = CANARIES["slack"]
     write_sealed(run / "run.json", record)
     data = json.loads((run / "data.json").read_text())
     data["refused"] = {f"row with {CANARIES['github']}": {"count": 2, "ids": ["a", "b"]}}
     write_sealed(run / "data.json", data)
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 9, "kind": "train", CANARIES["wandb"]: 1.0}) + "\n")
     out = Path(shutil.copytree(tiny_export, tmp_path / "out"))
     certificate = json.loads((out / "certificate.json").read_text())
     certificate["run"] = f"{CANARIES['wandb']} {CANARIES['environment']}"
