@@ -14,19 +14,19 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from dpo.caches.reference import ReferenceCache, context_key
 from dpo.data.pair import TokenPair
+from dpo.engine.budget import split
+from dpo.engine.choice import Engine
+from dpo.engine.install import install
+from dpo.engine.lean_linear import keep_unpacked
+from dpo.engine.memory import free_memory
+from dpo.engine.score import sequence_log_probs
+from dpo.engine.workers import Workers, most_at_once
 from dpo.training import trainer as trainers
 from dpo.training.arguments import objective
-from dpo.training.engine import Engine
 from dpo.training.interrupts import Interrupts
-from dpo.training.packed.budget import split
-from dpo.training.packed.install import install
-from dpo.training.packed.lean_linear import keep_unpacked
-from dpo.training.packed.memory import free_memory
-from dpo.training.packed.score import sequence_log_probs
 from dpo.training.part import packed_loss
-from dpo.training.reference import ReferenceCache, context_key
-from dpo.training.workers import Workers, most_at_once
 
 ARMS = ("trl_default", "trl_tuned", "packed", "ours")
 """`packed` is ours without the lean layers."""

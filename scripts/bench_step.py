@@ -36,7 +36,7 @@ def main() -> None:
     """Measure, print a table, write JSON, and fail on disagreement."""
     options = parse()
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
-    from dpo.training.packed.allocator import keep_memory, use_huge_pages
+    from dpo.engine.allocator import keep_memory, use_huge_pages
 
     use_huge_pages()  # the same allocator for every arm
     import torch

@@ -33,7 +33,7 @@ TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}
 def main() -> None:
     """Run all, print totals, write JSON, fail if the losses of a run disagree."""
     options = parse()
-    from dpo.training.packed.allocator import keep_memory, use_huge_pages
+    from dpo.engine.allocator import keep_memory, use_huge_pages
 
     use_huge_pages()
     import torch

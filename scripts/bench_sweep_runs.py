@@ -26,8 +26,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from dpo.modeling.cache import cache_folder
-from dpo.records.sweeps import read_sweep
+from dpo.caches.folder import cache_folder
+from dpo.sweeps.files import read_sweep
 
 BETAS, RANKS = (0.05, 0.1, 0.3), (8, 16, 64)
 EVALUATION = {"split": "dev", "pairs": 200, "prompts": 60}

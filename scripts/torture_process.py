@@ -28,7 +28,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
         *("torture_process", "tiny", "bitsandbytes", "peft", *(f"dpo.{verb}" for verb in VERBS)),
-        *("dpo.training.stages", "dpo.evaluation.measure", "dpo.evaluation.certified_export"),
+        *("dpo.training.stages", "dpo.evaluation.measure", "dpo.release.export"),
     ]
 )
 

@@ -55,7 +55,7 @@ def compose() -> Callable[..., object]:
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests keep tokens, references and file hashes to themselves; converted weights are shared, they are costly."""
-    from dpo.modeling.cache import cache_folder
+    from dpo.caches.folder import cache_folder
 
     models = cache_folder("models")
     folder = tmp_path_factory.mktemp("cache")

@@ -15,8 +15,8 @@ import pytest
 
 from dpo.audit import run
 from dpo.errors import CheckpointError, ConfigError, Refused
-from dpo.records.audit import audit
-from dpo.records.safetensors import read_header
+from dpo.modeling.safetensors import read_header
+from dpo.release.audit import audit
 
 
 @pytest.fixture

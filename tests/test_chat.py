@@ -19,9 +19,9 @@ import pytest
 from rich.console import Console
 
 from dpo.config.export import Chat
+from dpo.conversation.sides import Conversation
+from dpo.conversation.terminal import talk
 from dpo.errors import ConfigError
-from dpo.evaluation.chat_room import talk
-from dpo.evaluation.conversation import Conversation
 from dpo.evaluation.generate import Sampling, sample, stream
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from dpo.errors import CheckpointError, ConfigError, DiskFull, NetworkError, Refused
-from dpo.records.certificate import weight_files
 from dpo.records.read import json_file
+from dpo.release.certificate import weight_files
 
 # Blocks this project in a fresh interpreter, wherever it is installed, then runs the lines after it.
 WITHOUT_US = """
@@ -193,7 +193,7 @@ def test_int8_is_written_loaded_back_and_answers(
 def test_a_full_disk_leaves_nothing_and_says_so(
     tiny_run: Path, export_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dpo.modeling import formats
+    from dpo.release import formats
 
     with monkeypatch.context() as patch:
         patch.setattr(formats.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
@@ -247,7 +247,7 @@ def test_a_continued_adapter_on_a_16_bit_base_is_exported_with_its_own_reference
 ) -> None:
     import tiny
 
-    from dpo.records.audit import audit
+    from dpo.release.audit import audit
 
     model, pairs = tiny.make_model(tmp_path / "model"), tiny.make_pairs(tmp_path / "pairs.jsonl", 60)
     words = tiny.arguments(model, pairs, "lora=lora", "dataset.test_fraction=0.4", "dpo.max_steps=2")
@@ -318,7 +318,8 @@ def test_without_the_gguf_converter_the_command_that_gets_it_is_shown(
 def test_a_second_format_scores_only_itself(
     tiny_run: Path, tiny_export: Path, export_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dpo.evaluation import certified_export, scorer
+    from dpo.release import export as certified_export
+    from dpo.release import scorer
 
     scored: list[str] = []
     real = scorer.score

@@ -12,10 +12,10 @@ import pytest
 import tiny
 import torch
 
+from dpo.caches.entry import get_or_build
+from dpo.caches.folder import cache_folder
 from dpo.config.failures import translate
-from dpo.data.entry import get_or_build
 from dpo.errors import CheckpointError, DpoError, is_disk_full
-from dpo.modeling.cache import cache_folder
 from dpo.records.files import naming, write_text
 from dpo.records.run import outputs_root
 

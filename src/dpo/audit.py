@@ -27,8 +27,8 @@ def run(arguments: list[str]) -> None:
     folder = Path(arguments[0].removeprefix("folder=")).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
-    from dpo.records.audit import audit
-    from dpo.records.tables import clean
+    from dpo.pages.tables import clean
+    from dpo.release.audit import audit
 
     checks = audit(folder)
     for check in checks:

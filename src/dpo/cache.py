@@ -10,13 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+from dpo.caches.folder import cache_folder
+from dpo.caches.reference import ReferenceCache
 from dpo.config.failures import report
 from dpo.config.nearest import nearest
 from dpo.errors import ConfigError, DpoError
 from dpo.evaluation.baseline import BaselineAnswers
 from dpo.evaluation.judges.cache import VerdictCache
-from dpo.modeling.cache import cache_folder
-from dpo.training.reference import ReferenceCache
 
 DAY = 86400.0
 

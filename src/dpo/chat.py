@@ -21,10 +21,10 @@ def chat(config: Chat) -> None:
 
     pin_one_gpu()
     quiet()
-    from dpo.evaluation.chat_room import talk
-    from dpo.evaluation.conversation import Conversation
+    from dpo.conversation.sides import Conversation
+    from dpo.conversation.terminal import talk
     from dpo.evaluation.sides import load_sides
-    from dpo.records.tables import terminal
+    from dpo.pages.tables import terminal
 
     console = terminal()
     if console.is_terminal:

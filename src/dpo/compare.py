@@ -20,9 +20,9 @@ def compare(config: Compare) -> Path:
         raise ConfigError("runs: name at least one run directory")
     from dpo.evaluation.comparison import compare as compare_entries
     from dpo.evaluation.comparison import read_entries
-    from dpo.records.comparison_tables import comparison_csv
+    from dpo.pages.compare import write_comparison_page
+    from dpo.pages.comparison_tables import comparison_csv
     from dpo.records.files import write_json, write_text
-    from dpo.records.page_compare import write_comparison_page
     from dpo.records.run import outputs_root
 
     folders = [Path(run).expanduser() for run in config.runs]
@@ -50,8 +50,8 @@ def _side_by_side(entries: list[Any]) -> list[dict[str, Any]]:
 
 
 def _print(found: dict[str, Any], out: Path) -> None:
-    from dpo.records.comparison_tables import COST_NOTE, cost_table, figure_tables, pairwise_table, quality_table
-    from dpo.records.tables import clean, terminal, to_table
+    from dpo.pages.comparison_tables import COST_NOTE, cost_table, figure_tables, pairwise_table, quality_table
+    from dpo.pages.tables import clean, terminal, to_table
 
     console = terminal()
     console.print(to_table(*quality_table(found), title="quality"))

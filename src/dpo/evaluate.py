@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpo.config.entry import main as app
 from dpo.config.evaluation import Evaluate, check_ranges, register
-from dpo.training.follow import follow_parent
+from dpo.sweeps.follow import follow_parent
 
 
 def evaluate(config: Evaluate) -> Path:

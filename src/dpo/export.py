@@ -13,10 +13,10 @@ def export(config: Export) -> Path:
     """Make (or find) the export of a run, print its certificate, and push it when asked; returns its folder."""
     check_export(config)
     from dpo.evaluation.folder import file_digest
-    from dpo.records.certificate import check_certified
-    from dpo.records.publish import check_push, push, show_plan
     from dpo.records.read import json_file
     from dpo.records.run import read_record
+    from dpo.release.certificate import check_certified
+    from dpo.release.publish import check_push, push, show_plan
 
     run = Path(config.run).expanduser()
     read_record(run)
@@ -48,14 +48,14 @@ def export(config: Export) -> Path:
 
 def _make(config: Export, run: Path, out: Path) -> dict[str, object]:
     from dpo.modeling.device import pin_one_gpu
-    from dpo.modeling.formats import check_format, check_plain
     from dpo.records.quiet import quiet
+    from dpo.release.formats import check_format, check_plain
 
     check_format(config.format)
     check_plain(run)
     pin_one_gpu()
     quiet()
-    from dpo.evaluation.certified_export import write_export
+    from dpo.release.export import write_export
 
     return write_export(config, run, out)
 
@@ -63,8 +63,8 @@ def _make(config: Export, run: Path, out: Path) -> dict[str, object]:
 def _show(out: Path, certificate: dict[str, object]) -> None:
     from rich.text import Text
 
-    from dpo.records.certificate import DIFFERENCE_COLUMNS, MODEL_COLUMNS, difference_rows, model_rows, verdict
-    from dpo.records.tables import terminal, to_table
+    from dpo.pages.tables import terminal, to_table
+    from dpo.release.certificate import DIFFERENCE_COLUMNS, MODEL_COLUMNS, difference_rows, model_rows, verdict
 
     console = terminal()
     title = f"{certificate['pairs']} held-out pairs ({certificate['split']}), scored in {certificate['scored_in']}"

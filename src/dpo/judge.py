@@ -39,10 +39,10 @@ def judge(config: JudgeAnswers) -> Path:
 def _judge_file(config: JudgeAnswers, judges: list[Any], interval: dict[str, Any]) -> Path:
     from dpo.evaluation.judge_file import judge_responses
     from dpo.evaluation.responses import read_responses
+    from dpo.pages.headline import judged_lines, judged_rows
+    from dpo.pages.tables import clean, terminal, to_table
     from dpo.records.files import write_json, write_text
-    from dpo.records.headline import judged_lines, judged_rows
     from dpo.records.run import outputs_root
-    from dpo.records.tables import clean, terminal, to_table
 
     path = Path(str(config.responses)).expanduser()
     prompts = Path(config.prompts_file).expanduser() if config.prompts_file else None

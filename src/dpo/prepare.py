@@ -35,15 +35,15 @@ def prepare(config: Prepare) -> None:
     from dpo.records.quiet import quiet
 
     quiet()
-    from dpo.data.page import write_page
     from dpo.data.prepare import prepare as prepare_pairs
     from dpo.data.remarks import check_positions
     from dpo.data.review import write_pairs
-    from dpo.data.screen import show
     from dpo.modeling.policy import model_config, templates
     from dpo.modeling.positions import positions
     from dpo.modeling.tokenizer import load_tokenizer
     from dpo.modeling.weights import resolve
+    from dpo.pages.data import write_page
+    from dpo.pages.data_screen import show
     from dpo.records.files import write_json
 
     weights = resolve(config.model.path, config.model.revision, config.model.trust_remote_code)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpo.config.entry import main as app
 from dpo.config.evaluation import Report, check_ranges, register
-from dpo.records.sweeps import is_sweep
+from dpo.sweeps.files import is_sweep
 
 
 def report(config: Report) -> Path:
@@ -16,10 +16,10 @@ def report(config: Report) -> Path:
     check_ranges(config)
     folder = Path(config.run).expanduser()
     if is_sweep(folder):
-        from dpo.evaluation.sweep_report import report_sweep
+        from dpo.sweeps.report import report_sweep
 
         return report_sweep(folder)
-    from dpo.records.page_run import write_run_page
+    from dpo.pages.run import write_run_page
 
     path = write_run_page(folder, config.name, config.show)
     print(path, flush=True)

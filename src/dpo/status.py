@@ -13,9 +13,9 @@ from rich.text import Text
 from dpo.config.entry import main as app
 from dpo.config.evaluation import Status, check_ranges, register
 from dpo.errors import ConfigError
+from dpo.pages.tables import clean, clock, terminal, to_table
 from dpo.records.overview import RunStatus, as_json, find_runs, run_status
 from dpo.records.run import outputs_root
-from dpo.records.tables import clean, clock, terminal, to_table
 from dpo.streams import reader_left
 
 STYLES = {"running": "cyan", "complete": "green", "elsewhere": "yellow"}

@@ -6,17 +6,17 @@ from pathlib import Path
 
 from dpo.config.entry import main as app
 from dpo.config.schema import Config
-from dpo.training.follow import follow_parent
-from dpo.training.sweep import run_sweep
+from dpo.sweeps.follow import follow_parent
+from dpo.sweeps.run import run_sweep
 
 
 def train(config: Config) -> Path:
     """Train one run to its last step, or continue it there; returns the run directory."""
     check_paths(config)
+    from dpo.distributed import launch
+    from dpo.engine.allocator import use_huge_pages
     from dpo.modeling.device import pin_one_gpu
     from dpo.records.quiet import quiet
-    from dpo.training import launch
-    from dpo.training.packed.allocator import use_huge_pages
 
     if launch.starts_ranks(config.hardware):
         return launch.run(config)
@@ -24,10 +24,10 @@ def train(config: Config) -> Path:
     pin_one_gpu()
     use_huge_pages()
     quiet()
+    from dpo.distributed.ranks import joined
     from dpo.training import stages
     from dpo.training.continuing import find_checkpoint
     from dpo.training.job import open_job
-    from dpo.training.ranks import joined
 
     with joined(place, config.hardware.device) as ranks, open_job(config, ranks) as job:
         base = stages.find_base(job)

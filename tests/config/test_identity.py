@@ -12,7 +12,7 @@ from dpo.config.lora import Quantization
 from dpo.config.parse import fingerprint
 from dpo.config.passthrough import ALLOWED
 from dpo.config.schema import NODES, Config
-from dpo.records.defaults import composed
+from dpo.pages.defaults import composed
 
 
 def leaves() -> set[str]:

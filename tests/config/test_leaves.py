@@ -88,9 +88,10 @@ class Stop(Exception):
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
     """asked("model.path=x") -> {function: everything it is given} on the way from a config to its loaded model."""
-    from dpo.training import engine, stages, start
+    from dpo.distributed.ranks import ALONE
+    from dpo.engine import choice as engine
     from dpo.training import job as jobs
-    from dpo.training.ranks import ALONE
+    from dpo.training import stages, start
 
     given: dict[str, list[Any]] = {}
 
@@ -160,7 +161,7 @@ def asked(monkeypatch, tmp_path):
 
 
 def _compose(*overrides: str) -> Config:
-    from dpo.records.defaults import composed
+    from dpo.pages.defaults import composed
 
     return composed("config", Config, list(overrides))
 

@@ -16,7 +16,8 @@ import pytest
 from data_options import dataset
 from tokenizer_families import chatml
 
-from dpo.data import control_tokens, entry, load, parallel, token_file
+from dpo.caches import entry
+from dpo.data import control_tokens, load, parallel, token_file
 from dpo.data import prepare as preparing
 from dpo.data.pair_file import PairWriter
 from dpo.data.prepare import Prepared, prepare

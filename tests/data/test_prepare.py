@@ -16,8 +16,8 @@ import pytest
 from data_options import dataset
 from tokenizer_families import chatml, llama3
 
+from dpo.caches.entry import get_or_build
 from dpo.data import parallel
-from dpo.data.entry import get_or_build
 from dpo.data.lengths import length_bias, wilson
 from dpo.data.load import load_splits
 from dpo.data.pair_file import PairFile

@@ -34,6 +34,6 @@ def run(trained: Path, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_remembered() -> None:
     """Every test draws its baseline's answers itself."""
-    from dpo.modeling.cache import cache_folder
+    from dpo.caches.folder import cache_folder
 
     shutil.rmtree(cache_folder("answers"), ignore_errors=True)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from asked import asked
 
+from dpo.caches.folder import cache_folder
 from dpo.evaluation import measure as measuring
 from dpo.evaluation.measure import measure
 from dpo.evaluation.sides import BASELINE, POLICY
-from dpo.modeling.cache import cache_folder
 from dpo.records.read import json_lines
 
 
@@ -39,7 +39,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pairs each call to a model has scored."""
-    from dpo.training.packed import score
+    from dpo.engine import score
 
     counts: list[int] = []
     original = score.sequence_log_probs

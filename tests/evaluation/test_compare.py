@@ -20,8 +20,8 @@ from hostile import estimate, write_run
 from dpo.compare import compare
 from dpo.config.evaluation import Compare
 from dpo.errors import ConfigError
+from dpo.evaluation.choice import choose
 from dpo.evaluation.comparison import read_entries
-from dpo.evaluation.run_choice import choose
 
 
 def _config(out: Path, *runs: Path) -> Compare:

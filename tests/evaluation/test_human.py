@@ -14,9 +14,9 @@ import pytest
 from dpo.config.judges import HumanJudge
 from dpo.data.pair import Message
 from dpo.errors import DataError
-from dpo.evaluation.judges.human import HumanGradeJudge, HumanPairJudge, build
+from dpo.evaluation.judges.human.judge import HumanGradeJudge, HumanPairJudge, build
+from dpo.evaluation.judges.human.sheet import Sheet, answer_digest, read_sheets, write_sheet
 from dpo.evaluation.judges.interface import Item, PairItem, Verdict
-from dpo.evaluation.judges.sheet import Sheet, answer_digest, read_sheets, write_sheet
 
 
 def _pairs(count: int) -> list[PairItem]:

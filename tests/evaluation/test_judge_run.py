@@ -13,7 +13,7 @@ from dpo.config.evaluation import Compare, JudgeAnswers, Report, register
 from dpo.evaluation.judge_run import judge_run
 from dpo.evaluation.judges.interface import Item, Judge, Verdict, mean_of
 from dpo.evaluation.measure import measure
-from dpo.records.headline import figure_rows, notes
+from dpo.pages.headline import figure_rows, notes
 from dpo.records.read import json_file, json_lines
 
 

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from asked import asked
 from judge_server import JudgeServer, shown
 
-from dpo.evaluation.judges.sheet import read_sheets
+from dpo.evaluation.judges.human.sheet import read_sheets
 from dpo.evaluation.measure import measure
-from dpo.records.headline import figure_rows, notes
+from dpo.pages.headline import figure_rows, notes
 from dpo.records.read import json_file, json_lines
 
 

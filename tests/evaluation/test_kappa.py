@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dpo.evaluation.kappa import cohen_kappa, krippendorff_alpha
+from dpo.statistics.agreement import cohen_kappa, krippendorff_alpha
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section C: four observers, twelve units.
 OBSERVERS = {

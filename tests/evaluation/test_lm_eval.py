@@ -14,11 +14,11 @@ from dpo.evaluation.judges.interface import Measured
 from dpo.evaluation.judges.table import build_judges
 from dpo.evaluation.judging import _before_and_after
 from dpo.evaluation.measure import measure
-from dpo.evaluation.paired import paired_shares
 from dpo.evaluation.sides import load_sides
-from dpo.evaluation.statistics import wilson
-from dpo.records.headline import figure_rows
+from dpo.pages.headline import figure_rows
 from dpo.records.read import json_file
+from dpo.statistics.intervals import wilson
+from dpo.statistics.paired import paired_shares
 
 pytest.importorskip("lm_eval")
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo.evaluation.paired import paired_shares
-from dpo.evaluation.statistics import (
+from dpo.statistics.intervals import (
     bootstrap_mean,
     calibration,
     compare_scores,
@@ -18,6 +17,7 @@ from dpo.evaluation.statistics import (
     sign_test,
     wilson,
 )
+from dpo.statistics.paired import paired_shares
 
 SIMULATIONS = 200
 PROMPTS = 300

@@ -19,14 +19,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "records"))
 
 from hostile import change_run, write_sweep_folder
 
-from dpo.evaluation.paired import over_seeds, seeds_and_items
-from dpo.evaluation.statistics import bootstrap_mean
-from dpo.evaluation.sweep_answer import answer
-from dpo.evaluation.sweep_choice import Criterion, choose_setting, widened
-from dpo.evaluation.sweep_report import report_sweep
 from dpo.records.files import write_sealed
-from dpo.records.sweep_figures import sweep_figures
-from dpo.records.sweeps import read_sweep
+from dpo.statistics.intervals import bootstrap_mean
+from dpo.statistics.paired import over_seeds, seeds_and_items
+from dpo.sweeps.answer import answer
+from dpo.sweeps.choice import Criterion, choose_setting, widened
+from dpo.sweeps.figures import sweep_figures
+from dpo.sweeps.files import read_sweep
+from dpo.sweeps.report import report_sweep
 
 
 def grid(*values: tuple[float, int, float, float]) -> list[tuple[dict[str, Any], float, float]]:

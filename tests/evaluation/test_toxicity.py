@@ -23,10 +23,10 @@ from dpo.evaluation.figures import one_side, two_sides
 from dpo.evaluation.judges.interface import Item, Verdict
 from dpo.evaluation.judges.toxicity import ToxicityScores, build
 from dpo.evaluation.measure import measure
-from dpo.evaluation.statistics import wilson
 from dpo.judge import judge as judge_verb
-from dpo.records.headline import figure_rows
+from dpo.pages.headline import figure_rows
 from dpo.records.read import json_file, json_lines
+from dpo.statistics.intervals import wilson
 
 INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
 WORDS = ToxicityJudge(ToxicityScorer.words, 0.5, None, "main", None, Activation.auto, None, 4)

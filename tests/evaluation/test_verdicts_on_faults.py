@@ -19,9 +19,9 @@ from dpo.data.pair import Message
 from dpo.evaluation.answers import Prompt
 from dpo.evaluation.judges.interface import Item, Judge, Verdict
 from dpo.evaluation.verdicts import interval, judge_answers, summarise_answers, summarise_verdicts
-from dpo.records import verdicts
+from dpo.pages import findings as verdicts
+from dpo.pages.findings import GOOD, NOTE, WARNING
 from dpo.records.read import RunFiles, read_run
-from dpo.records.verdicts import GOOD, NOTE, WARNING
 
 PROMPTS = 120
 

@@ -12,11 +12,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 from packed_models import gradients, random_pairs, separate_log_probs, tiny_model, with_lora
 
+from dpo.engine import attention_cuda
+from dpo.engine.attention_pairs import by_pair
+from dpo.engine.collate import layout
+from dpo.engine.install import install
 from dpo.losses.completions import sums
-from dpo.training.packed import attention_cuda
-from dpo.training.packed.attention_pairs import by_pair
-from dpo.training.packed.collate import layout
-from dpo.training.packed.install import install
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICE = torch.device("cuda", 0)

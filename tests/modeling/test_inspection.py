@@ -147,7 +147,7 @@ def test_weights_in_a_foreign_format_are_refused_in_words(tmp_path, key, value, 
 def test_experts_train_and_merge_and_what_they_cannot_take_is_said():
     from peft import get_peft_model
 
-    from dpo.modeling.merge import merge
+    from dpo.release.merge import merge
 
     check_targets(experts(), lora())
     for more, says in (({"dropout": 0.1}, "lora.dropout: experts"), ({"dora": True}, "lora.dora: experts")):

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from dpo.config.lora import Quantization, QuantType
 from dpo.errors import CheckpointError, ConfigError
 from dpo.modeling.device import Compute
-from dpo.modeling.formats import Format, load_back
 from dpo.modeling.policy import load_base
 from dpo.modeling.trained_adapter import put_on
 from dpo.modeling.weights import resolve
+from dpo.release.formats import Format, load_back
 
 CPU = Compute("cpu", torch.float32)
 NF4 = Quantization(bits=4, type=QuantType.nf4, double=True)

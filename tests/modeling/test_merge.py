@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dpo.errors import ConfigError, Diverged
-from dpo.modeling.merge import cast, merge, prepare_settings
-from dpo.modeling.rounding import StochasticRounding
+from dpo.release.merge import cast, merge, prepare_settings
+from dpo.release.rounding import StochasticRounding
 
 
 def adapted(dora: bool = False, rslora: bool = False) -> Any:

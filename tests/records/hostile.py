@@ -156,7 +156,7 @@ def _write_evaluation(
 
 def write_sweep_folder(root: Path, jobs: list[tuple[dict[str, Any], float, float]], port: int = 9) -> Path:
     """A sweep of complete, evaluated jobs: (swept values, gain by the rule, KL) of each."""
-    from dpo.records.sweeps import label_of, write_sweep
+    from dpo.sweeps.files import label_of, write_sweep
 
     listed = []
     for number, (values, gain, kl) in enumerate(jobs):

@@ -19,17 +19,17 @@ from dpo.evaluation.comparison import SHARED, SHARED_SETTINGS, read_entries
 from dpo.evaluation.comparison import compare as compare_entries
 from dpo.evaluation.show import show
 from dpo.evaluation.tracked import figures
-from dpo.records.comparison_tables import comparison_csv, cost_table, figure_tables, pairwise_table, quality_table
-from dpo.records.figures import cost_figures, evaluation_figures, training_figures
+from dpo.pages.compare import comparison_figures
+from dpo.pages.comparison_tables import comparison_csv, cost_table, figure_tables, pairwise_table, quality_table
+from dpo.pages.figures import cost_figures, evaluation_figures, training_figures
+from dpo.pages.findings import findings
+from dpo.pages.headline import figure_rows, notes
+from dpo.pages.html import environment
+from dpo.pages.run import cost_table as phases
+from dpo.pages.run import write_run_page
 from dpo.records.files import write_sealed
-from dpo.records.headline import figure_rows, notes
-from dpo.records.html import environment
 from dpo.records.overview import run_status
-from dpo.records.page_compare import comparison_figures
-from dpo.records.page_run import cost_table as phases
-from dpo.records.page_run import write_run_page
 from dpo.records.read import ABSENT, Found, read_pairs, read_run, read_samples, read_summary
-from dpo.records.verdicts import findings
 
 # Parts that stand or fall together.
 WHOLE = {"value", "low", "high", "n", "confidence", "accuracy"}

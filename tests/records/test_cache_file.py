@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dpo.caches.sqlite import CacheFile
 from dpo.errors import DiskFull
-from dpo.records.cache_file import CacheFile
 
 
 @pytest.fixture

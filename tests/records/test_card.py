@@ -17,11 +17,11 @@ import yaml
 from hub_server import Hub, serving
 
 from dpo.errors import NetworkError, Refused
-from dpo.records import publish
-from dpo.records.card import model_card
 from dpo.records.files import sealed, write_sealed
-from dpo.records.licences import UNKNOWN, base_licence, public_name
 from dpo.records.rows import Running
+from dpo.release import publish
+from dpo.release.card import model_card
+from dpo.release.licences import UNKNOWN, base_licence, public_name
 
 CANARIES = {
     "hub": "hf_" + "Canary0" * 5,

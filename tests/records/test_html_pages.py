@@ -13,8 +13,8 @@ import pytest
 from hostile import write_run
 
 from dpo.config.evaluation import Compare
-from dpo.records.html import embedded_json
-from dpo.records.page_run import write_run_page
+from dpo.pages.html import embedded_json
+from dpo.pages.run import write_run_page
 
 
 @pytest.fixture

@@ -219,7 +219,7 @@ def test_ranks_join_the_run_that_their_parent_holds() -> None:
 def test_a_claim_outlives_a_clock_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     if process_mark(os.getpid()) is None:
         pytest.skip("only Linux tells when a process started by anything but the clock")
-    from dpo.training.claims import Owner as Claim
+    from dpo.caches.claims import Owner as Claim
 
     with multiprocessing.Pool(1) as pool:
         name = pool.apply(_claim)
@@ -229,6 +229,6 @@ def test_a_claim_outlives_a_clock_that_is_set(monkeypatch: pytest.MonkeyPatch) -
 
 
 def _claim() -> str:
-    from dpo.training.claims import Owner as Claim
+    from dpo.caches.claims import Owner as Claim
 
     return Claim().name

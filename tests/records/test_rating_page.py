@@ -10,10 +10,10 @@ from browser import Browser
 
 from dpo.config.judges import HumanJudge
 from dpo.data.pair import Message
-from dpo.evaluation.judges.human import HumanPairJudge, build
+from dpo.evaluation.judges.human.judge import HumanPairJudge, build
+from dpo.evaluation.judges.human.ratings import Rating, read_ratings
+from dpo.evaluation.judges.human.sheet import Sheet, read_sheets
 from dpo.evaluation.judges.interface import PairItem
-from dpo.evaluation.judges.ratings import Rating, read_ratings
-from dpo.evaluation.judges.sheet import Sheet, read_sheets
 
 EVIL = (
     "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">=HYPERLINK(1)\u202e\x1b[31m"

@@ -10,9 +10,9 @@ import pytest
 from hostile import write_run
 
 from dpo.errors import CheckpointError, ConfigError
-from dpo.records.defaults import changed_settings, default_settings, flat
+from dpo.pages.defaults import changed_settings, default_settings, flat
+from dpo.pages.headline import COLUMNS, figure_rows, notes
 from dpo.records.files import write_sealed
-from dpo.records.headline import COLUMNS, figure_rows, notes
 from dpo.records.read import json_lines, pick, read_run, read_samples, read_summary
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dpo.errors import ConfigError
+from dpo.modeling.safetensors import BITS, read_header
 from dpo.modeling.weights import check_safetensors
-from dpo.records.safetensors import BITS, read_header
 
 
 def entry(dtype: object = "U8", shape: object = (8,), offsets: object = (0, 8)) -> dict[str, object]:

@@ -19,8 +19,8 @@ import tiny
 from test_html_pages import _open
 from test_sweep_real import root, running
 
-from dpo.evaluation.sweep_report import report_sweep
-from dpo.records.sweeps import JobFiles, read_sweep
+from dpo.sweeps.files import JobFiles, read_sweep
+from dpo.sweeps.report import report_sweep
 
 ADDRESS_SPACE = 16 * 2**30
 """Bytes of a job: several times what a tiny run takes, and less than half of what the large job asks for at once."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from hostile import change_run, hostile, write_sweep_folder
 from test_html_pages import _body, _check, _open, visitors, wanted_width  # noqa: F401 - visitors is a fixture
 
-from dpo.evaluation.sweep_report import report_sweep
+from dpo.sweeps.report import report_sweep
 
 
 def nine(root: Path, port: int) -> Path:

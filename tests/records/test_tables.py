@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dpo.records.tables import clean, clock, csv_cell, number, points, share, to_csv, to_table
+from dpo.pages.tables import clean, clock, csv_cell, number, points, share, to_csv, to_table
 
 
 @pytest.mark.parametrize(

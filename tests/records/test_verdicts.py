@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hostile import estimate
 
-from dpo.records import verdicts
+from dpo.pages import findings as verdicts
+from dpo.pages.findings import GOOD, NOTE, UNKNOWN, WARNING
 from dpo.records.read import RunFiles
-from dpo.records.verdicts import GOOD, NOTE, UNKNOWN, WARNING
 
 
 def _run(

@@ -146,7 +146,7 @@ def test_a_reward_model_ranks(
 def test_people_rank_once_their_sheet_is_back(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dpo.evaluation.judges.sheet import answer_digest, read_sheets
+    from dpo.evaluation.judges.human.sheet import answer_digest, read_sheets
 
     judge = ["judge=[human]", "judge.human.folder=people"]
     assert run(monkeypatch, main, *arguments(folder, *judge)) == 0, capsys.readouterr().err

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from dpo.data.pair import TokenPair
-from dpo.training.packed.install import install
+from dpo.engine.install import install
 
 VOCABULARY = 97
 SHAPE: dict[str, Any] = {
@@ -94,8 +94,8 @@ def separate_log_probs(model: torch.nn.Module, pairs: list[TokenPair]) -> torch.
 
 def packed_log_probs(model: torch.nn.Module, pairs: list[TokenPair]) -> torch.Tensor:
     """[B, 2] the way the trainer asks for it."""
+    from dpo.engine.collate import layout
     from dpo.losses.completions import sums
-    from dpo.training.packed.collate import layout
 
     packed = layout(pairs)
     lengths = torch.tensor([(chosen, rejected) for _, chosen, rejected in packed.lengths])
@@ -104,7 +104,7 @@ def packed_log_probs(model: torch.nn.Module, pairs: list[TokenPair]) -> torch.Te
 
 def padded_log_probs(model: torch.nn.Module, pairs: list[TokenPair]) -> torch.Tensor:
     """[B, 2] by TRL's own forward on its padded batch (needs its fused head on the model)."""
-    from dpo.training.packed.collate import pad
+    from dpo.engine.collate import pad
 
     batch: dict[str, Any] = pad(pairs, pad_id=0)
     completion_mask = batch.pop("completion_mask")

@@ -167,7 +167,7 @@ def test_what_says_how_and_when_may_change_and_is_said(tmp_path: Path) -> None:
 
 
 def test_figures_of_ranks_that_are_gone_still_count() -> None:
-    from dpo.training.ranks import summed
+    from dpo.distributed.ranks import summed
 
     assert summed([{"loss": [3.0, 2.0]}, {"loss": [1.0, 2.0], "margin": [4.0, 1.0]}]) == {
         "loss": [4.0, 4.0],

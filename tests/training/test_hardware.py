@@ -15,11 +15,10 @@ from packed_models import tiny_model
 
 from dpo.config.folder import options
 from dpo.data.pair import TokenPair
+from dpo.engine import memory, room
 from dpo.errors import ConfigError
 from dpo.modeling.device import Compute, choose_compute, describe
-from dpo.training import room
 from dpo.training.arguments import build_arguments
-from dpo.training.packed import memory
 
 CARDS = {"gpu_16gb": 16, "gpu_24gb": 24, "a100_40gb": 40, "h100_80gb": 80, "h200": 141}
 

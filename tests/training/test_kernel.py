@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from packed_models import tiny_model
 
-from dpo.training.packed import attention, attention_cuda
+from dpo.engine import attention, attention_cuda
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,10 @@ import pytest
 import tiny
 
 from dpo.config.folder import conf_folder
+from dpo.distributed import launch, plans
 from dpo.errors import ConfigError
 from dpo.records.files import write_json
 from dpo.records.run import read_record, state_of
-from dpo.training import launch, plans
 
 TWO = ("hardware.parallel=ddp", "hardware.processes=2", "lora=lora", "hardware.precision=fp32", "lora.dropout=0.2")
 

@@ -21,16 +21,16 @@ from dpo.config.folder import options
 from dpo.config.losses import PARAMETERS, SINGLE, reads
 from dpo.config.schema import Config
 from dpo.data.pair import TokenPair
+from dpo.engine.choice import Engine
+from dpo.engine.install import install
+from dpo.engine.score import sequence_log_probs
 from dpo.errors import ConfigError, Diverged
 from dpo.losses.objective import WHOLE_STEP
 from dpo.modeling.device import Compute
 from dpo.training import guards
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments, objective
-from dpo.training.engine import Engine
 from dpo.training.interrupts import Interrupts
-from dpo.training.packed.install import install
-from dpo.training.packed.score import sequence_log_probs
 from dpo.training.part import packed_loss, plain_loss
 
 CPU = Compute("cpu", torch.float32)

@@ -42,7 +42,7 @@ def run(verb: str, argv: list[str], cwd: Path, cut: bool) -> str:
 
 def both(tmp_path: Path, argv: list[str]) -> tuple[Path, Path]:
     """Folders of the same run without and with a network, trained with the default tracking."""
-    from dpo.modeling.cache import cache_folder
+    from dpo.caches.folder import cache_folder
 
     models = cache_folder("models")
     for name in ("without", "with"):

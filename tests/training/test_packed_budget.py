@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from packed_models import random_pairs, tiny_model
 
-from dpo.training.packed.budget import cost, packed_tokens, plain_tokens, split
-from dpo.training.packed.collate import layout, pad
-from dpo.training.packed.memory import bytes_per_token, plan
+from dpo.engine.budget import cost, packed_tokens, plain_tokens, split
+from dpo.engine.collate import layout, pad
+from dpo.engine.memory import bytes_per_token, plan
 
 
 def test_counts_are_those_of_the_batches() -> None:

@@ -25,9 +25,9 @@ from packed_models import (
     with_lora,
 )
 
-from dpo.training.packed import attention_cpu
-from dpo.training.packed.install import install, installed
-from dpo.training.packed.support import VERIFIED
+from dpo.engine import attention_cpu
+from dpo.engine.install import install, installed
+from dpo.engine.support import VERIFIED
 
 FAMILIES = sorted(EXTRA)
 

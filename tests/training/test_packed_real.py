@@ -20,8 +20,8 @@ from packed_models import gradients, packed_log_probs, padded_log_probs, plain_a
 
 from dpo.config.hardware import Device, Precision
 from dpo.data.pair import TokenPair
+from dpo.engine.install import install
 from dpo.modeling.device import choose_compute
-from dpo.training.packed.install import install
 
 DATA = Path(os.environ.get("DPO_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 

@@ -22,12 +22,12 @@ from packed_models import (
     with_lora,
 )
 
-from dpo.training.packed.collate import layout, pad, padded_index
-from dpo.training.packed.head import token_statistics
-from dpo.training.packed.install import install
-from dpo.training.packed.lean_linear import UNPACKED_SHARE, keep_unpacked
-from dpo.training.packed.modes import is_4bit, scoring_mode
-from dpo.training.packed.score import sequence_log_probs
+from dpo.engine.collate import layout, pad, padded_index
+from dpo.engine.head import token_statistics
+from dpo.engine.install import install
+from dpo.engine.lean_linear import UNPACKED_SHARE, keep_unpacked
+from dpo.engine.modes import is_4bit, scoring_mode
+from dpo.engine.score import sequence_log_probs
 
 
 @pytest.mark.parametrize("engine", ["packed", "plain"])
@@ -73,7 +73,7 @@ def test_every_figure_of_trl_s_fused_head() -> None:
 def test_head_in_tiles_against_log_softmax(
     monkeypatch: pytest.MonkeyPatch, softcap: float | None, with_bias: bool
 ) -> None:
-    monkeypatch.setattr("dpo.training.packed.head.TILE_BYTES", 1)  # 512 columns a tile: several tiles
+    monkeypatch.setattr("dpo.engine.head.TILE_BYTES", 1)  # 512 columns a tile: several tiles
     torch.manual_seed(0)
     hidden = torch.randn(6, 10, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(1300, 10, dtype=torch.float64, requires_grad=True)

@@ -18,14 +18,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from packed_models import VOCABULARY, random_pairs, tiny_model
 
+from dpo.engine.budget import split
+from dpo.engine.choice import Engine
+from dpo.engine.install import install
+from dpo.engine.score import sequence_log_probs
 from dpo.training import trainer as trainers
 from dpo.training.arguments import objective
-from dpo.training.engine import Engine
 from dpo.training.interrupts import Interrupts
 from dpo.training.order import EpochOrder
-from dpo.training.packed.budget import split
-from dpo.training.packed.install import install
-from dpo.training.packed.score import sequence_log_probs
 from dpo.training.part import packed_loss
 
 STEPS = 20

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 
 from dpo.data.pair import TokenPair
-from dpo.training.ranks import Ranks
+from dpo.distributed.ranks import Ranks
 
 EXACT = ("hardware.precision=fp32", "lora=lora", "dpo.batch_size=5")
 BY_TOKENS = ("entropy", "mean_token_accuracy", "logits/chosen", "logits/rejected")

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from dpo.caches.reference import ReferenceCache, context_key, entry_key
 from dpo.data.pair import TokenPair
 from dpo.errors import CheckpointError
-from dpo.training.reference import ReferenceCache, context_key, entry_key
 
 CONTEXT = context_key(base="w", quantization="none", adapter="none", precision="fp32", device="cpu", attention="p")
 SOURCE = Path(__file__).parents[2] / "src"
@@ -181,7 +181,7 @@ WORKER = """
 import json, sys, time
 from pathlib import Path
 from dpo.data.pair import TokenPair
-from dpo.training.reference import ReferenceCache
+from dpo.caches.reference import ReferenceCache
 import random
 path, log, pause, count, context = sys.argv[1:6]
 pairs = [TokenPair(f"s:train:{i}", [i, 1], [2, i], [3]) for i in range(int(count))]

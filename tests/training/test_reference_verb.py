@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from dpo.cache import run
+from dpo.caches.reference import ReferenceCache
 from dpo.data.pair import TokenPair
 from dpo.evaluation.judges.ask import default_cache
 from dpo.evaluation.judges.interface import Verdict
-from dpo.training.reference import ReferenceCache
 
 SOURCE = Path(__file__).parents[2] / "src"
 

@@ -22,16 +22,16 @@ from dpo.config.folder import conf_folder, options
 from dpo.config.sweeps import Grid, Launcher
 from dpo.errors import ConfigError, Interrupted
 from dpo.records.files import write_json
-from dpo.records.sweeps import ending, read_job, read_sweep, write_sweep
-from dpo.training.local import run_local
-from dpo.training.slots import Slots, find_slots
-from dpo.training.sweep import plan
-from dpo.training.task import Task
+from dpo.sweeps.files import ending, read_job, read_sweep, write_sweep
+from dpo.sweeps.local import run_local
+from dpo.sweeps.run import plan
+from dpo.sweeps.slots import Slots, find_slots
+from dpo.sweeps.task import Task
 
 WORK = """
 import json, os, signal, socket, sys, time
 import psutil
-from dpo.training.follow import follow_parent
+from dpo.sweeps.follow import follow_parent
 kind, log = sys.argv[1:]
 follow_parent()
 folder = os.environ["DPO_RUN_FOLDER"]
@@ -142,7 +142,7 @@ def test_a_job_over_several_gpus_takes_their_slots() -> None:
 
 
 def test_slots_follow_cores_and_memory(compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dpo.training import slots
+    from dpo.sweeps import slots
 
     (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
     job = compose("model=custom", f"model.path={tmp_path}", "hardware=cpu")
@@ -178,8 +178,8 @@ def test_an_interrupt_reaches_every_job_and_leaves_the_truth(tmp_path: Path, sig
 def test_jobs_of_a_killed_sweep_end_and_are_not_run_beside_the_next(tmp_path: Path) -> None:
     script = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from pathlib import Path; from test_sweep import stand; from dpo.training.local import run_local\n"
-        "from dpo.training.slots import Slots\n"
+        "from pathlib import Path; from test_sweep import stand; from dpo.sweeps.local import run_local\n"
+        "from dpo.sweeps.slots import Slots\n"
         f"tasks = [stand(Path({str(tmp_path / 's')!r}), name, 'long') for name in 'ab']\n"
         "run_local(tasks, Slots(2, 1), print, lambda running: None)\n"
     )

@@ -17,7 +17,7 @@ import pytest
 import tiny
 
 from dpo.records.run import state_of
-from dpo.records.sweeps import read_sweep
+from dpo.sweeps.files import read_sweep
 
 LIGHT = ("sweep.evaluation.prompts=6", "sweep.evaluation.max_new_tokens=8")
 

@@ -17,8 +17,8 @@ from test_sweep import events, stand, state
 
 from dpo.config.sweeps import Submitit
 from dpo.errors import ConfigError
-from dpo.training.clusters import build_executor, run_submitit
-from dpo.training.task import Task
+from dpo.sweeps.clusters import build_executor, run_submitit
+from dpo.sweeps.task import Task
 
 # The worker knows no test modules.
 cloudpickle.register_pickle_by_value(test_sweep)

@@ -16,8 +16,8 @@ from test_sweep_real import inputs, offline_runs, root, words  # noqa: F401 - in
 from wandb_server import Server
 
 from dpo.records.dashboard import CURVES, EVALUATED
-from dpo.records.sweeps import read_sweep
 from dpo.records.tracking.identity import identify
+from dpo.sweeps.files import read_sweep
 
 # With so large a beta the first gradient leaves the range of fp32.
 GRID = ("dpo.beta=0.1,1e38", "lora.rank=2,4", "hydra.launcher.slots=2")

@@ -17,15 +17,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from packed_models import gradients, random_pairs, tiny_model, with_lora
 
+from dpo.engine.budget import cost, packed_tokens, split
+from dpo.engine.choice import NO_ENGINE, Engine
+from dpo.engine.install import install
+from dpo.engine.score import sequence_log_probs
+from dpo.engine.workers import Workers, most_at_once
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments, objective
-from dpo.training.engine import NO_ENGINE, Engine
 from dpo.training.interrupts import Interrupts
-from dpo.training.packed.budget import cost, packed_tokens, split
-from dpo.training.packed.install import install
-from dpo.training.packed.score import sequence_log_probs
 from dpo.training.part import packed_loss
-from dpo.training.workers import Workers, most_at_once
 
 PAIRS = random_pairs(11, longest=30)
 

@@ -50,7 +50,7 @@ def _parents(place: Path) -> list[Path]:
 
 
 def _cache() -> Path:
-    from dpo.modeling.cache import cache_root
+    from dpo.caches.folder import cache_root
 
     return cache_root().absolute()
 

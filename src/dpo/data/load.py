@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from dpo.caches.folder import cache_folder
 from dpo.config.datasets import Dataset, HubDataset, Local, Shp
 from dpo.config.nearest import nearest
 from dpo.data.checks import Seen, held_out
@@ -22,7 +23,6 @@ from dpo.data.report import SPLITS, DataReport, Faults
 from dpo.data.sources import SOURCES
 from dpo.data.sources.local import check_columns
 from dpo.errors import ConfigError, DataError
-from dpo.modeling.cache import cache_folder
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import dpo
+from dpo.caches.entry import file_digest, get_or_build
+from dpo.caches.folder import cache_folder
 from dpo.config.datasets import Dataset
-from dpo.data.entry import file_digest, get_or_build
 from dpo.data.files import file_format
 from dpo.data.lengths import length_bias, longest, quantiles
 from dpo.data.load import Files, Splits, load_files, locate, nothing_to_train_on
@@ -24,7 +25,6 @@ from dpo.data.refusal import Refusal
 from dpo.data.report import SPLITS, DataReport, Faults
 from dpo.data.token_file import TokenFile, TokenWriter
 from dpo.data.tokens import Encoder
-from dpo.modeling.cache import cache_folder
 from dpo.records.files import write_json
 
 # Raised when the same rows would give other ids, so that entries of older versions are not used.

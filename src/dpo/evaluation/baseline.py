@@ -12,11 +12,11 @@ from typing import Any
 
 from filelock import FileLock
 
+from dpo.caches.reference import context_key
+from dpo.caches.sqlite import CacheFile
 from dpo.config.parse import plain
 from dpo.evaluation.answers import Asked, Drawer
 from dpo.evaluation.sides import BASELINE, Sides
-from dpo.records.cache_file import CacheFile
-from dpo.training.reference import context_key
 
 Row = dict[str, Any]
 SCHEMA = """
@@ -30,10 +30,10 @@ LIBRARIES = ("torch", "transformers", "bitsandbytes")
 
 def baseline_context(sides: Sides, record: Mapping[str, Any]) -> str:
     """Hash of all that the baseline's figures depend on besides tokens: weights, how they are held and computed."""
+    from dpo.engine.attention import path
+    from dpo.engine.install import installed
+    from dpo.engine.modes import is_4bit
     from dpo.modeling.device import choose_compute
-    from dpo.training.packed.attention import path
-    from dpo.training.packed.install import installed
-    from dpo.training.packed.modes import is_4bit
 
     config, prints = sides.config, record["fingerprints"]
     held = "4-bit" if any(is_4bit(module) for module in sides.baseline.modules()) else "dense"

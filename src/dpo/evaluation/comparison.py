@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from dpo.errors import ConfigError
-from dpo.evaluation.run_choice import choose
-from dpo.evaluation.statistics import bootstrap_mean, compare_scores, holm
+from dpo.evaluation.choice import choose
 from dpo.records.read import RunFiles, read_pairs, read_run, read_samples, read_summary
+from dpo.statistics.intervals import bootstrap_mean, compare_scores, holm
 
 Row = dict[str, Any]
 BASELINE = "baseline"

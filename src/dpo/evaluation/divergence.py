@@ -38,8 +38,8 @@ def answer_divergence(sides: Sides, prompts: Sequence[list[int]], answers: Seque
 
 def _states(sides: Sides, side: str, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> torch.Tensor:
     """(answer tokens, hidden) final states of the positions that predict each answer token."""
-    from dpo.training.packed.modes import scoring_mode
-    from dpo.training.packed.support import unwrapped
+    from dpo.engine.modes import scoring_mode
+    from dpo.engine.support import unwrapped
 
     sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     width = max(map(len, sequences))
@@ -56,8 +56,8 @@ def _states(sides: Sides, side: str, prompts: Sequence[list[int]], answers: Sequ
 
 
 def _log_probs(sides: Sides, side: str, states: torch.Tensor) -> torch.Tensor:
-    from dpo.training.packed.install import logit_transform
-    from dpo.training.packed.support import unwrapped
+    from dpo.engine.install import logit_transform
+    from dpo.engine.support import unwrapped
 
     with sides.use(side) as model:
         base: Any = unwrapped(model)

@@ -10,15 +10,9 @@ import numpy as np
 
 from dpo.evaluation.judges.ask import SAME
 from dpo.evaluation.judges.interface import Figure, Item, Judge, PairItem, PairJudge, Verdict
-from dpo.evaluation.paired import paired_shares
 from dpo.evaluation.sides import BASELINE, POLICY
-from dpo.evaluation.statistics import (
-    Estimate,
-    Floats,
-    bootstrap_ratio,
-    bootstrap_ratio_difference,
-    wilson,
-)
+from dpo.statistics.intervals import Estimate, Floats, bootstrap_ratio, bootstrap_ratio_difference, wilson
+from dpo.statistics.paired import paired_shares
 
 Row = dict[str, Any]
 Items = Sequence[Item | PairItem]

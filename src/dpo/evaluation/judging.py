@@ -13,9 +13,7 @@ from dpo.evaluation.answers import Prompt
 from dpo.evaluation.figures import one_side, two_sides
 from dpo.evaluation.folder import EvaluationFolder
 from dpo.evaluation.judges.interface import AnyJudge, Benchmark, Judge, Measured, PairJudge, ranks
-from dpo.evaluation.paired import paired_shares
 from dpo.evaluation.sides import BASELINE, POLICY, SIDES, Sides
-from dpo.evaluation.statistics import Estimate, bootstrap_mean, normal_quantile, wilson
 from dpo.evaluation.verdicts import (
     Judgement,
     judge_answers,
@@ -23,6 +21,8 @@ from dpo.evaluation.verdicts import (
     summarise_verdicts,
     verdict_rows,
 )
+from dpo.statistics.intervals import Estimate, bootstrap_mean, normal_quantile, wilson
+from dpo.statistics.paired import paired_shares
 
 Row = dict[str, Any]
 SHOWN = ("score", "passed", "reason", "outcome")

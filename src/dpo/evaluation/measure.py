@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 import dpo
+from dpo.caches.folder import cache_folder
+from dpo.caches.reference import ReferenceCache
 from dpo.config.evaluation import Evaluate, Evaluation, Split
 from dpo.config.parse import plain
 from dpo.data.pair import Message, Pair, TokenPair
@@ -26,14 +28,12 @@ from dpo.evaluation.judging import judge_all, measure_all, summarise_judges, wri
 from dpo.evaluation.pairs import PairRow, score_pairs, summarise_pairs
 from dpo.evaluation.progress import StageProgress
 from dpo.evaluation.sides import POLICY, Sides, load_sides
-from dpo.evaluation.statistics import bootstrap_mean, bootstrap_ratio
 from dpo.evaluation.verdicts import interval, summarise_answers
-from dpo.modeling.cache import cache_folder
 from dpo.modeling.facts import check_print
 from dpo.records.files import write_sealed
 from dpo.records.ledger import Ledger
 from dpo.records.run import read_record
-from dpo.training.reference import ReferenceCache
+from dpo.statistics.intervals import bootstrap_mean, bootstrap_ratio
 
 Row = dict[str, Any]
 SCORING_TOKENS = 4096
@@ -155,7 +155,7 @@ def _watch_device(ledger: Ledger, sides: Sides) -> None:
 def _pair_rows(
     folder: EvaluationFolder, sides: Sides, pairs: Sequence[Pair], tokens: Sequence[TokenPair], context: str
 ) -> list[PairRow]:
-    from dpo.training.packed.score import sequence_log_probs
+    from dpo.engine.score import sequence_log_probs
 
     rows = {row["id"]: PairRow(**row) for row in folder.rows("pairs")}
     missing = [i for i, pair in enumerate(tokens) if pair.id not in rows]

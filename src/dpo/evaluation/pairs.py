@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo.evaluation.statistics import Estimate, bootstrap_mean, calibration
+from dpo.statistics.intervals import Estimate, bootstrap_mean, calibration
 
 TIED = 0.5
 """Implicit-reward accuracy of the reference: all its rewards are 0."""
@@ -113,7 +113,7 @@ def score_pairs(
 
     Args:
         score: (side, pairs) -> (log p(chosen), log p(rejected)) of each, as
-            `dpo.training.packed.score.sequence_log_probs` gives it.
+            `dpo.engine.score.sequence_log_probs` gives it.
     """
     for start in range(0, len(pairs), chunk):
         part = list(pairs[start : start + chunk])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo.data.entry import file_digest
+from dpo.caches.entry import file_digest
 from dpo.data.files import read_rows
 from dpo.data.open_file import check_file
 from dpo.data.pair import Message

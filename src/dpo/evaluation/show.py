@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from dpo.records.headline import COLUMNS, caption, figure_rows, notes
+from dpo.pages.headline import COLUMNS, caption, figure_rows, notes
+from dpo.pages.tables import clean, terminal, to_table
 from dpo.records.read import json_file, pick, read_samples
-from dpo.records.tables import clean, terminal, to_table
 
 Row = dict[str, Any]
 

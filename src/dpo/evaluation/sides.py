@@ -61,8 +61,8 @@ def load_sides(run: Path, compute: Any = None, quantized: bool = True) -> Sides:
 
     `compute` (a modeling.device.Compute) and `quantized` as for `modeling.policy.load_trained`.
     """
+    from dpo.engine.install import install
     from dpo.modeling.device import choose_compute
-    from dpo.training.packed.install import install
 
     policy, tokenizer, config = load_trained(run, compute, quantized)
     baseline = policy

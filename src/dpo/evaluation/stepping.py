@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+from dpo.engine.support import VERIFIED
 from dpo.errors import is_out_of_memory
-from dpo.training.packed.support import VERIFIED
 
 _MARK = "_dpo_steps"
 CLOSE = 0.1

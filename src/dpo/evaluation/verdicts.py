@@ -13,10 +13,10 @@ from dpo.config.evaluation import Evaluation
 from dpo.evaluation.answers import Prompt
 from dpo.evaluation.judges.ask import preferences, verdicts
 from dpo.evaluation.judges.interface import Item, Judge, PairItem, PairJudge, Verdict
-from dpo.evaluation.paired import paired_shares
 from dpo.evaluation.rules import word_count
 from dpo.evaluation.sides import BASELINE, POLICY, SIDES
-from dpo.evaluation.statistics import bootstrap_mean, compare_scores, length_controlled_win_rate, wilson
+from dpo.statistics.intervals import bootstrap_mean, compare_scores, length_controlled_win_rate, wilson
+from dpo.statistics.paired import paired_shares
 
 Row = dict[str, Any]
 

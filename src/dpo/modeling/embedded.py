@@ -11,8 +11,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from dpo.caches.folder import cache_folder
 from dpo.errors import ConfigError
-from dpo.modeling.cache import cache_folder
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dpo.errors import CheckpointError
 from dpo.modeling.adapter import CONFIG, TENSORS, read_settings
-from dpo.records.safetensors import read_header
+from dpo.modeling.safetensors import read_header
 
 Shapes = dict[str, tuple[int, ...]]
 

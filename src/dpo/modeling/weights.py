@@ -12,10 +12,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpo.caches.folder import cache_folder
 from dpo.errors import ConfigError, NetworkError, Refused
-from dpo.modeling.cache import cache_folder
 from dpo.modeling.embedded import embedded_folder
-from dpo.records.safetensors import read_header
+from dpo.modeling.safetensors import read_header
 
 HUB_SECONDS = 5.0
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")

@@ -14,10 +14,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from dpo.errors import CheckpointError, ConfigError
+from dpo.pages.tables import DASH
 from dpo.records.files import check_seal, read_regular
 from dpo.records.rows import check_rows
 from dpo.records.run import read_record, state_of
-from dpo.records.tables import DASH
 
 Row = dict[str, Any]
 

@@ -14,13 +14,13 @@ from dpo.config.failures import translate
 from dpo.config.parse import fingerprint
 from dpo.config.read import config_yaml
 from dpo.config.schema import Config
+from dpo.distributed.ranks import ALONE, LostRank, Ranks
 from dpo.records.ledger import Ledger
 from dpo.records.opening import join, open_given, open_run
 from dpo.records.owner import Lost, signs_of_life
 from dpo.records.rows import Mark
 from dpo.records.run import Facts, Run
 from dpo.training.interrupts import Interrupts
-from dpo.training.ranks import ALONE, LostRank, Ranks
 
 STATUS_OF = {5: "diverged", 6: "out_of_memory", 7: "disk_full", 130: "interrupted", 143: "interrupted"}
 OWNER = "DPO_RUN_OWNER"

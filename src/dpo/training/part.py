@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dpo.engine.collate import layout, pad
 from dpo.losses.objective import Objective, sft_share
-from dpo.training.packed.collate import layout, pad
 
 if TYPE_CHECKING:
     from trl.trainer.dpo_trainer import DPOTrainer

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from dpo.data.pair import TokenPair
+from dpo.engine.collate import pad
+from dpo.engine.install import installed
+from dpo.engine.modes import scoring_mode
+from dpo.engine.score import sequence_log_probs
+from dpo.engine.support import unwrapped
 from dpo.errors import ConfigError, is_out_of_memory
-from dpo.training.packed.collate import pad
-from dpo.training.packed.install import installed
-from dpo.training.packed.modes import scoring_mode
-from dpo.training.packed.score import sequence_log_probs
-from dpo.training.packed.support import unwrapped
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Of a log-prob, and of the logits' deviation; 16-bit types round."""

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from dpo.distributed.ranks import Ranks, summed
+from dpo.engine.choice import Engine
 from dpo.errors import Refused
 from dpo.modeling.trained_adapter import check_counted
 from dpo.training import checkpoints
-from dpo.training.engine import Engine
-from dpo.training.ranks import Ranks, summed
 from dpo.training.window import Window
 
 WINDOW = "window.json"

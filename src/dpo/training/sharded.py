@@ -23,10 +23,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dpo.data.pair import TokenPair
+from dpo.distributed.ranks import losing
+from dpo.engine.modes import is_4bit
+from dpo.engine.support import unwrapped
 from dpo.errors import ConfigError, OutOfMemory, is_out_of_memory
-from dpo.training.packed.modes import is_4bit
-from dpo.training.packed.support import unwrapped
-from dpo.training.ranks import losing
 from dpo.training.trainer import Trainer
 
 CONNECTION = {"Connection", "connection", "[gloo]", "gloo"}

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from dpo.caches.folder import cache_folder
+from dpo.caches.reference import ReferenceCache, context_key
 from dpo.config.hardware import Parallel
 from dpo.config.lora import FullTraining, Lora
 from dpo.config.parse import plain
@@ -19,9 +21,14 @@ from dpo.data.pair import TokenPair
 from dpo.data.prepare import Prepared, prepare
 from dpo.data.remarks import check_positions, remarks
 from dpo.data.token_file import Selection
+from dpo.distributed.plans import fsdp_plugin
+from dpo.engine.attention import path
+from dpo.engine.choice import choose_engine
+from dpo.engine.install import installed
+from dpo.engine.room import cap_device
+from dpo.engine.score import sequence_log_probs
 from dpo.errors import DiskFull, is_disk_full
 from dpo.modeling.adapter import Adapter, load_into
-from dpo.modeling.cache import cache_folder
 from dpo.modeling.device import Compute, card_uuid, choose_compute, describe
 from dpo.modeling.facts import built, final_files
 from dpo.modeling.footprint import footprint
@@ -31,24 +38,17 @@ from dpo.modeling.positions import positions
 from dpo.modeling.stored import check_stored
 from dpo.modeling.tokenizer import load_tokenizer, tokenizer_fingerprint
 from dpo.modeling.weights import Weights, resolve
-from dpo.records.card import model_card
 from dpo.records.files import sync_folder
 from dpo.records.progress import CountProgress, TrainingProgress
 from dpo.records.tracking import NoTracker, Tracker, build_tracker
+from dpo.release.card import model_card
 from dpo.training import checkpoints, guards
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments
 from dpo.training.continuing import facts_of, kept_split
-from dpo.training.engine import choose_engine
 from dpo.training.job import Job, exit_code
 from dpo.training.order import epoch_order
-from dpo.training.packed.attention import path
-from dpo.training.packed.install import installed
-from dpo.training.packed.score import sequence_log_probs
-from dpo.training.plans import fsdp_plugin
 from dpo.training.probe import check_scores
-from dpo.training.reference import ReferenceCache, context_key
-from dpo.training.room import cap_device
 from dpo.training.start import check_device, find_adapter
 
 IDENTITY_PAIRS = 32

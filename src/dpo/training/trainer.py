@@ -22,15 +22,15 @@ from transformers import Trainer as HfTrainer
 from trl.trainer.dpo_config import DPOConfig
 
 from dpo.data.pair import TokenPair
+from dpo.distributed.ranks import ALONE, Ranks
+from dpo.engine.choice import NO_ENGINE
 from dpo.errors import Diverged, OutOfMemory, is_out_of_memory
 from dpo.training.checkpoints import Facts
-from dpo.training.engine import NO_ENGINE
 from dpo.training.flow import Flow
 from dpo.training.guards import check_finite, check_gradients_arrive
 from dpo.training.interrupts import Interrupts
 from dpo.training.order import EpochOrder
 from dpo.training.part import Part, Reference
-from dpo.training.ranks import ALONE, Ranks
 from dpo.training.resumable import ResumableTrainer
 from dpo.training.window import Window
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from dpo.caches.folder import cache_folder
 from dpo.evaluation.judges.cache import VerdictCache, verdict_key, with_ids
 from dpo.evaluation.judges.interface import Item, Judge, PairItem, PairJudge, Verdict
 from dpo.evaluation.progress import StageProgress
-from dpo.modeling.cache import cache_folder
 
 Asked = TypeVar("Asked", Item, PairItem)
 SAME = "the answers are the same"

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from dpo.caches.sqlite import CacheFile, batches
 from dpo.evaluation.judges.interface import AnyJudge, Item, PairItem, Verdict
-from dpo.records.cache_file import CacheFile, batches
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS verdicts (

@@ -13,9 +13,9 @@ import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
+from dpo.caches.folder import cache_folder
 from dpo.config.failures import report
 from dpo.errors import DpoError, NetworkError
-from dpo.modeling.cache import cache_folder
 
 WHEEL = "llama-index-core==0.14.25"
 COMMAND = "python -m dpo.evaluation.judges.punkt"

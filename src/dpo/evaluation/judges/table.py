@@ -7,7 +7,8 @@ from typing import Any
 
 from dpo.config.judges import Judges
 from dpo.errors import ConfigError
-from dpo.evaluation.judges import human, instructions, llm, lm_eval, reward_model, rules, tone, toxicity
+from dpo.evaluation.judges import instructions, llm, lm_eval, reward_model, rules, tone, toxicity
+from dpo.evaluation.judges.human import judge as human
 from dpo.evaluation.judges.interface import AnyJudge
 
 # name -> function of the judge's settings; one that gives two kinds of verdict gives two judges. Modules listed here

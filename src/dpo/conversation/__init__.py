@@ -1,0 +1,1 @@
+"""Talking to policy and baseline side by side."""

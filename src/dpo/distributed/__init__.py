@@ -1,0 +1,1 @@
+"""What the processes of one run do together, and how they are started."""

@@ -1,0 +1,154 @@
+"""How pairs become batches: the packed engine or TRL's own forward, and micro-batches that the memory can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dpo.config.hardware import Checkpointing, Parallel
+from dpo.config.hardware import Engine as EngineOption
+from dpo.data.pair import TokenPair
+from dpo.engine.attention import describe_kernel
+from dpo.engine.budget import cost, split
+from dpo.engine.install import install
+from dpo.engine.lean_linear import keep_unpacked
+from dpo.engine.memory import MemoryPlan, free_memory, plan
+from dpo.engine.room import held_bytes, room
+from dpo.engine.workers import Workers, most_at_once
+from dpo.losses.objective import LOSSES, WHOLE_STEP
+from dpo.training.arguments import objective
+from dpo.training.part import PartLoss, packed_loss, plain_loss
+
+if TYPE_CHECKING:
+    from dpo.modeling.device import Compute
+    from dpo.training.job import Job
+    from dpo.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How pairs become a loss: `split` gives the micro-batches of a step, `loss` what is minimized of each, `workers`
+    computes them.
+
+    `split(pairs, budget, at_once)` returns at least one part; a part of one pair may exceed the budget.
+    """
+
+    loss: PartLoss
+    split: Callable[[list[TokenPair], int, int], list[list[TokenPair]]]
+    budget: int
+    workers: Workers = field(default_factory=Workers)
+    name: str = "packed"
+
+    def parts(self, pairs: list[TokenPair]) -> list[list[TokenPair]]:
+        """The micro-batches of `pairs`."""
+        return self.split(pairs, self.budget, self.workers.count)
+
+    def held(self, pairs: list[TokenPair]) -> int:
+        """Most tokens in memory at one time while `pairs` are computed; 0 without pairs."""
+        costs = [cost(part, self.name) for part in self.parts(pairs)] if pairs else []
+        beside = self.workers.count
+        return max((sum(costs[i : i + beside]) for i in range(0, len(costs), beside)), default=0)
+
+    def smaller(self) -> list[Engine]:
+        """Engines for less memory, the nearest first: half the budget and so on, then the same with half as many
+        micro-batches at once."""
+        found = []
+        budget, at_once = self.budget // 2, self.workers.count
+        while at_once >= 1:
+            workers = self.workers if at_once == self.workers.count else Workers.of(at_once)
+            while budget >= 1:
+                found.append(replace(self, budget=budget, workers=workers))
+                budget //= 2
+            budget, at_once = self.budget, at_once // 2
+        return found
+
+
+def _none(*_: Any) -> Any:
+    raise AssertionError("no engine was chosen")
+
+
+NO_ENGINE = Engine(_none, _none, 1)
+
+
+def choose_engine(
+    job: Job,
+    compute: Compute,
+    trainer: Trainer,
+    pairs: Sequence[TokenPair],
+    pad_id: int,
+    split_before: tuple[int, int] | None = None,
+) -> str:
+    """Set the trainer's engine and activation checkpointing; returns a line that says which and why.
+
+    A continued run keeps the split (token budget, micro-batches at once) of its checkpoint, `split_before`, or
+    without one what it began with: another split of a step would change its rounding.
+    """
+    hardware = job.config.hardware
+    name, why = "plain", ""
+    if hardware.engine is EngineOption.packed:
+        unknown = sorted(set(job.config.dpo.loss) - LOSSES.keys())
+        refused = f"it has no loss {unknown[0]}" if unknown else install(trainer.model)
+        name, why = ("packed", "") if refused is None else ("plain", f" because {refused}")
+    coupled = bool(WHOLE_STEP & set(job.config.dpo.loss))
+    together = job.config.dpo.batch_size if coupled else 1
+    asked = hardware.activation_checkpointing
+    begun = (job.run.record.get("token_budget"), job.run.record.get("at_once"))
+    budget_before, at_once_before = split_before or begun
+    at_once = 1
+    if name == "packed" and not coupled and asked is not Checkpointing.on and job.ranks.size == 1:
+        at_once = at_once_before or most_at_once(trainer.model, compute.device, job.config.dpo.batch_size)
+    free = room(
+        free_memory(torch.device(compute.device)),
+        hardware.memory_gb,
+        held_bytes(trainer.model),
+        # Processes of one machine without devices of their own live in the same memory.
+        1 if compute.device == "cuda" else job.ranks.local_size,
+    )
+    whole = hardware.parallel in (Parallel.none, Parallel.ddp)
+    unpacked = keep_unpacked(trainer.model, compute.dtype, free) if name == "packed" and whole else 0
+    free -= unpacked
+
+    def planned_with(at_once: int) -> MemoryPlan:
+        return plan(
+            trainer.model,
+            pairs,
+            engine=name,
+            dtype=compute.dtype,
+            free=free // at_once,
+            # Who asks for less than before, after an out of memory say, gets it.
+            token_budget=min(filter(None, (budget_before, hardware.token_budget)), default=None),
+            checkpointing=None if asked is Checkpointing.auto else asked is Checkpointing.on,
+            together=together,
+        )
+
+    planned = planned_with(at_once)
+    if planned.activation_checkpointing and at_once > 1:
+        # Computing a forward twice costs more than a second micro-batch beside it gains.
+        at_once, planned = 1, planned_with(1)
+    agreed = job.ranks.gather((planned.token_budget, planned.activation_checkpointing))
+    budget, activation_checkpointing = min(b for b, _ in agreed), any(c for _, c in agreed)
+    if activation_checkpointing:
+        trainer.args.activation_checkpointing = True
+        trainer.args.gradient_checkpointing = True
+        trainer.model.enable_input_require_grads()
+
+    def parts(pairs: list[TokenPair], budget: int, at_once: int) -> list[list[TokenPair]]:
+        if coupled:
+            return [pairs[i : i + together] for i in range(0, len(pairs), together)]
+        return split(pairs, budget, name, at_once)
+
+    soft_labels = job.config.dataset.soft_labels
+    if name == "packed":
+        loss = packed_loss(objective(trainer.args, soft_labels))
+    else:
+        loss = plain_loss(trainer, pad_id, soft_labels)
+    trainer.engine = Engine(loss, parts, budget, Workers.of(at_once), name)
+    job.run.update(token_budget=budget, at_once=at_once, engine=name)
+    unsplit = f", steps of {together} pairs in one part" if coupled else ""
+    beside = f", {at_once} micro-batches at once" if at_once > 1 else ""
+    weights = f", 4-bit weights kept unpacked too ({unpacked / 2**30:.1f} GiB)" if unpacked else ""
+    kernel = f", attention {describe_kernel(trainer.model, compute.dtype)}" if name == "packed" else ""
+    return f"{name} engine{why}, {planned.line}{unsplit}{beside}{weights}{kernel}"

@@ -1,0 +1,95 @@
+"""Pairs to a batch: TRL's padded tensors, or the packed layout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dpo.engine.layout import PackedLayout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dpo.data.pair import TokenPair
+
+
+def pad(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, Any]:
+    """What TRL's own forward computes on.
+
+    Args:
+        pairs: B pairs, none empty on either side.
+        pad_id: fills the right of shorter rows.
+
+    Returns:
+        `input_ids`, `attention_mask`, `completion_mask`: int64 [2B, L], chosen rows first, then rejected (the layout
+        of TRL's DataCollatorForPreference).
+
+    Raises:
+        ValueError: no pairs, or an empty prompt or completion.
+    """
+    _check(pairs)
+    rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
+    columns = max(len(prompt) + len(completion) for prompt, completion in rows)
+    input_ids = torch.full((len(rows), columns), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros((len(rows), columns), dtype=torch.long)
+    completion_mask = torch.zeros((len(rows), columns), dtype=torch.long)
+    for row, (prompt, completion) in enumerate(rows):
+        end = len(prompt) + len(completion)
+        input_ids[row, :end] = torch.tensor(prompt + completion)
+        attention_mask[row, :end] = 1
+        completion_mask[row, len(prompt) : end] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
+
+
+def padded_index(pairs: Sequence[TokenPair], columns: int) -> torch.Tensor:
+    """[N] where each completion token of the packed layout lies in flattened [2B, columns - 1] padded figures."""
+    width = columns - 1
+    index: list[int] = []
+    for row, pair in enumerate(pairs):
+        for side, completion in enumerate((pair.chosen_ids, pair.rejected_ids)):
+            first = (side * len(pairs) + row) * width + len(pair.prompt_ids) - 1
+            index += range(first, first + len(completion))
+    return torch.tensor(index)
+
+
+def layout(pairs: Sequence[TokenPair]) -> PackedLayout:
+    """The packed layout of `pairs`; raises ValueError as `pad` does."""
+    _check(pairs)
+    token_ids: list[int] = []
+    positions: list[int] = []
+    predictor_rows: list[int] = []
+    target_rows: list[int] = []
+    targets: list[int] = []
+    lengths: list[tuple[int, int, int]] = []
+    for pair in pairs:
+        prompt, chosen, rejected = len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)
+        start = len(token_ids)
+        token_ids += pair.prompt_ids + pair.chosen_ids + pair.rejected_ids
+        positions += [*range(prompt + chosen), *range(prompt, prompt + rejected)]
+        shared = len(predictor_rows)
+        predictor_rows += range(start + prompt - 1, start + prompt + chosen - 1)
+        predictor_rows += range(start + prompt + chosen, start + prompt + chosen + rejected - 1)
+        target_rows += [
+            *range(shared, shared + chosen),
+            shared,
+            *range(shared + chosen, shared + chosen + rejected - 1),
+        ]
+        targets += pair.chosen_ids + pair.rejected_ids
+        lengths.append((prompt, chosen, rejected))
+    return PackedLayout(
+        token_ids=torch.tensor(token_ids).unsqueeze(0),
+        position_ids=torch.tensor(positions).unsqueeze(0),
+        predictor_rows=torch.tensor(predictor_rows),
+        target_rows=torch.tensor(target_rows),
+        targets=torch.tensor(targets),
+        lengths=tuple(lengths),
+    )
+
+
+def _check(pairs: Sequence[TokenPair]) -> None:
+    if not pairs:
+        raise ValueError("a batch needs at least one pair")
+    for pair in pairs:
+        if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
+            raise ValueError(f"{pair.id}: prompt, chosen and rejected each need at least one token")

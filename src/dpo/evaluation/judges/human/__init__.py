@@ -1,0 +1,1 @@
+"""People as judges: blind sheets, their page, and the ratings that come back."""

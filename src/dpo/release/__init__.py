@@ -1,0 +1,1 @@
+"""A model handed to others: merged, rounded, certified, described, audited, published."""

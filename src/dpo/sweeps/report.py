@@ -1,0 +1,50 @@
+"""A sweep's answer from disk: printed, and written as answer.json, jobs.csv and report.html. At any time, no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from dpo.pages.tables import clean, terminal, to_table
+from dpo.records.files import write_json, write_text
+from dpo.sweeps.answer import answer
+from dpo.sweeps.files import read_sweep
+from dpo.sweeps.page import notes, write_sweep_page
+from dpo.sweeps.tables import best_table, failures, job_table, seed_table, sweep_csv
+
+LABEL = 24
+"""Characters of a label that stay on one line."""
+
+
+def _table(table: tuple[list[str], list[list[str]]], title: str) -> Table:
+    """Intervals stay whole; where the width does not allow it, labels and the last column give way."""
+    columns, rows = table
+    made = to_table(columns, rows, title)
+    for column in made.columns[1:-1]:
+        column.no_wrap = True
+    made.columns[0].min_width = min(LABEL, max((len(row[0]) for row in rows), default=0))
+    return made
+
+
+def report_sweep(root: Path) -> Path:
+    """Print and write the answer; returns the page's path."""
+    found = answer(read_sweep(root))
+    write_json(root / "answer.json", found)
+    write_text(root / "jobs.csv", sweep_csv(found))
+    page = write_sweep_page(root / "report.html", found)
+    console = terminal()
+    console.print(_table(job_table(found, states=False), "all jobs"))
+    for line in failures(found):
+        console.print(Text(clean(line), overflow="fold"))
+    if found["choice"]["against_best"]:
+        console.print(_table(best_table(found), "every setting against the best"))
+    seeds = seed_table(found)
+    if seeds[1]:
+        console.print(_table(seeds, "over seeds"))
+    console.print(Text(clean(found["choice"]["reason"]), style="bold", overflow="fold"))
+    for line in notes(found):
+        console.print(Text(clean(line), overflow="fold"))
+    console.print(Text(f"sweep report in {page}"), soft_wrap=True)
+    return page
