@@ -73,7 +73,9 @@ class Running:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.join()
         seconds = time.monotonic() - self.began
-        return Ended(code, self.output.read_text(errors="replace"), seconds)
+        # A kill in its first moment leaves nothing said.
+        said = self.output.read_text(errors="replace") if self.output.exists() else ""
+        return Ended(code, said, seconds)
 
 
 def start(

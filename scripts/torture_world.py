@@ -93,7 +93,7 @@ class World:
         """Wait for the end, and keep what was said."""
         ended = running.wait(limit)
         self.said.append(ended.output)
-        running.output.unlink()
+        running.output.unlink(missing_ok=True)
         return ended
 
     def forget(self) -> None:
