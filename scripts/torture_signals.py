@@ -61,7 +61,7 @@ def _moment(world: World, name: str, cwd: Path) -> str | None:
 def _judge(world: World, ended: Ended, number: int, cwd: Path) -> str | None:
     if ended.code == 0:
         return world.same(cwd, "lora")
-    if ended.code == -number and not tiny.folders(cwd):
+    if not ended.output and not tiny.folders(cwd):
         return None  # before the first line of the command ran
     if fault := ended.fault():
         return fault
@@ -93,6 +93,8 @@ def _other_verb(world: World, work: str, name: str, cwd: Path) -> str | None:
     running.process.join(draw.uniform(0.05, 3.0))
     running.send(which)
     ended = world.ended(running)
+    if not ended.output:
+        return None  # before the first line of the command ran
     if ended.code not in (0, 128 + which, -which):
         return ended.fault() or f"exit {ended.code}, not {128 + which}: {ended.output[-200:]!r}"
     if "Traceback" in ended.output:

@@ -170,6 +170,23 @@ def test_kill_9_in_the_last_evaluation_repeats_no_step(inputs, undisturbed, tmp_
     assert tiny.outcome(tmp_path) == undisturbed("qlora")
 
 
+def test_an_evaluation_made_good_computes_in_the_precision_of_training(inputs, tmp_path):
+    """On 2 dev pairs, whose figures show it: without autocast the adapters would multiply in fp32."""
+    model, pairs = inputs[0], tiny.make_pairs(tmp_path / "pairs.jsonl", 60)
+    command = tiny.arguments(model, pairs, "lora=qlora", "dataset.test_fraction=0.4")
+    results = []
+    for name, at in (("undisturbed", None), ("killed", ("dev", 3, tiny.KILL))):
+        (cwd := tmp_path / name).mkdir()
+        code, output = tiny.run("train", command, cwd, at)
+        if at is not None:
+            assert code == -signal.SIGKILL, output
+            code, output = tiny.run("train", command, cwd)
+            assert "continuing at step 8" in output
+        assert code == 0, output
+        results.append(tiny.outcome(cwd))
+    assert results[0] == results[1]
+
+
 def interrupted(inputs: tuple[Path, Path], cwd: Path, *more: str) -> Path:
     """A run killed in step 8, with checkpoints at 3 and 6; returns its folder."""
     code, output = tiny.run("train", tiny.arguments(*inputs, *more), cwd, ("step", 8, tiny.KILL))

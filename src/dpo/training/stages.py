@@ -303,6 +303,8 @@ def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Check
                 trainer._load_from_checkpoint(str(checkpoint.folder))  # type: ignore[union-attr]
                 trainer.state.global_step = start
                 if trainer.lacks_evaluation():
+                    # `train` would have: without it the adapters would multiply in another precision.
+                    trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
                     trainer.evaluate_now()
             if trainer.state.global_step >= steps and not trainer.lacks_evaluation():
                 job.interrupts.pending = None
