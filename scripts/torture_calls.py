@@ -11,7 +11,7 @@ import tiny
 import torture_preload
 from torture_preload import Arm, Call
 from torture_process import Ended
-from torture_work import WORKS, begin, calls, do, right
+from torture_work import WORKS, again, begin, calls, do, right
 from torture_world import Case, World, interleave
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -70,7 +70,7 @@ def _crash(world: World, work: str, call: Call, action: int, cwd: Path) -> str |
     ended = do(world, work, cwd, Arm(f"{cwd}/", kinds, _nth(world, work, call, kinds), action))
     if ended.code not in (-9, 0):
         return f"{call.shape}: {ended.fault() or f'exit {ended.code}'}"
-    wrong = right(world, work, cwd, do(world, work, cwd) if ended.code else ended)
+    wrong = again(world, work, cwd) if ended.code else right(world, work, cwd, ended)
     return wrong and f"{call.shape}: {wrong}"
 
 
@@ -85,7 +85,7 @@ def _fail(world: World, work: str, call: Call, error: int, cwd: Path) -> str | N
         wrong = refused(ended, (7,) if error in FULL else NAMED)
         if wrong is None and work == "train":
             wrong = untrue(cwd)
-        wrong = wrong or right(world, work, cwd, do(world, work, cwd))
+        wrong = wrong or again(world, work, cwd)
     return wrong and f"{errno.errorcode[error]} at {call.shape}: {wrong}"
 
 

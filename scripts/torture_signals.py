@@ -11,7 +11,7 @@ from pathlib import Path
 import tiny
 from torture_damage import command
 from torture_process import Ended, end, spawn
-from torture_work import begin, do, right
+from torture_work import again, begin, right
 from torture_world import Case, World, interleave
 
 # Places of tiny that a run passes, and how often it does.
@@ -99,7 +99,7 @@ def _other_verb(world: World, work: str, name: str, cwd: Path) -> str | None:
         return ended.fault() or f"exit {ended.code}, not {128 + which}: {ended.output[-200:]!r}"
     if "Traceback" in ended.output:
         return ended.fault()
-    return right(world, work, cwd, ended if ended.code == 0 else do(world, work, cwd))
+    return right(world, work, cwd, ended) if ended.code == 0 else again(world, work, cwd)
 
 
 def _starts(world: World) -> Iterator[Case]:

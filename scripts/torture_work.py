@@ -30,6 +30,13 @@ def do(world: World, work: str, cwd: Path, arm: Arm | None = None) -> Ended:
     return world.run(verb, words, cwd, stdin=stdin, arm=arm)
 
 
+def again(world: World, work: str, cwd: Path) -> str | None:
+    """None when the same verb, called once more after a fault, leaves what an undisturbed call does."""
+    if work == "train":
+        return world.completes(cwd, world.options[0])
+    return right(world, work, cwd, do(world, work, cwd))
+
+
 def right(world: World, work: str, cwd: Path, ended: Ended) -> str | None:
     """None when the verb ended well and left what an undisturbed call leaves."""
     option = world.options[0]

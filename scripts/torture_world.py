@@ -142,7 +142,10 @@ class World:
         return None
 
     def completes(self, cwd: Path, option: str, words: Sequence[str] = ()) -> str | None:
-        """None when the same command, given once more, ends like an undisturbed run."""
+        """None when the same command, given once more, ends like an undisturbed run; one that was complete already,
+        killed after its last word, would begin another."""
+        if any(tiny.record(cwd)[1]["status"] == "complete" for _ in tiny.folders(cwd)):
+            return self.same(cwd, option)
         ended = self.run("train", words or self.words(option), cwd)
         if ended.code != 0:
             return ended.fault() or f"exit {ended.code} when started again: {ended.output[-300:]!r}"
