@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dpo.config.failures import report
-from dpo.errors import CheckpointError, ConfigError, DpoError, Refused
+from dpo.config.failures import exits
+from dpo.errors import CheckpointError, ConfigError, Refused
 
 USAGE = """python -m dpo.audit FOLDER
 
@@ -27,8 +27,8 @@ def run(arguments: list[str]) -> None:
     folder = Path(arguments[0].removeprefix("folder=")).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
-    from dpo.pages.tables import clean
     from dpo.release.audit import audit
+    from dpo.streams import clean
 
     checks = audit(folder)
     for check in checks:
@@ -42,10 +42,7 @@ def run(arguments: list[str]) -> None:
 
 def main() -> None:
     """Entry point: exit code 0, or that of the error."""
-    try:
-        run(sys.argv[1:])
-    except DpoError as error:
-        sys.exit(report(error))
+    exits(lambda: run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from dpo.caches.folder import cache_folder
 from dpo.caches.reference import ReferenceCache
-from dpo.config.failures import report
+from dpo.config.failures import exits
 from dpo.config.nearest import nearest
-from dpo.errors import ConfigError, DpoError
+from dpo.errors import ConfigError
 from dpo.evaluation.baseline import BaselineAnswers
 from dpo.evaluation.judges.cache import VerdictCache
 
@@ -97,10 +97,7 @@ def run(arguments: list[str]) -> None:
 
 def main() -> None:
     """Entry point: exit code 0, or that of the error."""
-    try:
-        run(sys.argv[1:])
-    except DpoError as error:
-        sys.exit(report(error))
+    exits(lambda: run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def chat(config: Chat) -> None:
     from dpo.conversation.sides import Conversation
     from dpo.conversation.terminal import talk
     from dpo.evaluation.sides import load_sides
-    from dpo.pages.tables import terminal
+    from dpo.records.terminal import terminal
 
     console = terminal()
     if console.is_terminal:

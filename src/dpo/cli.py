@@ -79,11 +79,9 @@ def main(argv: Sequence[str] | None = None, config_file: Path | None = None) -> 
 
         complete(words[1:], VERBS, ALIASES)
         return
-    try:
-        dispatch(words[0], words[1:], config_file or Path(CONFIG_FILE))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    from dpo.config.failures import exits
+
+    exits(lambda: dispatch(words[0], words[1:], config_file or Path(CONFIG_FILE)))
 
 
 def dispatch(name: str, arguments: list[str], config_file: Path) -> None:

@@ -51,7 +51,9 @@ def _side_by_side(entries: list[Any]) -> list[dict[str, Any]]:
 
 def _print(found: dict[str, Any], out: Path) -> None:
     from dpo.pages.comparison_tables import COST_NOTE, cost_table, figure_tables, pairwise_table, quality_table
-    from dpo.pages.tables import clean, terminal, to_table
+    from dpo.pages.tables import to_table
+    from dpo.records.terminal import terminal
+    from dpo.streams import clean
 
     console = terminal()
     console.print(to_table(*quality_table(found), title="quality"))

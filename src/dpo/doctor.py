@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
+from dpo.config.failures import exits
 from dpo.config.nearest import nearest
 from dpo.diagnosis import device, machine, network, packages
 from dpo.diagnosis.finding import Finding
+from dpo.errors import ConfigError
 
 # name -> (probe, seconds it may take, what it means when it takes longer)
 PROBES: dict[str, tuple[Callable[[], list[Finding]], float, str]] = {
@@ -55,14 +57,17 @@ def examine(probes: Mapping[str, tuple[Callable[[], list[Finding]], float, str]]
 
 
 def main() -> None:
-    """Probe and print."""
-    arguments = sys.argv[1:]
+    """Entry point: exit code 0, 1 when the default job cannot run here, or that of the error."""
+    exits(lambda: run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> None:
+    """Probe and print; raises ConfigError for an unknown flag."""
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
     if unknown := [word for word in arguments if word != "--json"]:
-        print(f"error: {unknown[0]}: unknown flag of doctor{nearest(unknown[0], ['--json'])}", file=sys.stderr)
-        sys.exit(2)
+        raise ConfigError(f"{unknown[0]}: unknown flag of doctor{nearest(unknown[0], ['--json'])}")
     found = examine()
     if arguments:
         print(json.dumps([asdict(finding) for finding in found], indent=2))

@@ -63,7 +63,8 @@ def _make(config: Export, run: Path, out: Path) -> dict[str, object]:
 def _show(out: Path, certificate: dict[str, object]) -> None:
     from rich.text import Text
 
-    from dpo.pages.tables import terminal, to_table
+    from dpo.pages.tables import to_table
+    from dpo.records.terminal import terminal
     from dpo.release.certificate import DIFFERENCE_COLUMNS, MODEL_COLUMNS, difference_rows, model_rows, verdict
 
     console = terminal()

@@ -93,9 +93,10 @@ def run(argv: list[str]) -> None:
 
 def main() -> None:
     """Entry point: exit code 0, or that of the error."""
-    from dpo.config.failures import report
+    from dpo.config.failures import exits
 
-    try:
-        run(sys.argv[1:])
-    except (ConfigError, OSError) as error:
-        sys.exit(report(error))
+    exits(lambda: run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

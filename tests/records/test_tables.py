@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dpo.pages.tables import clean, clock, csv_cell, number, points, share, to_csv, to_table
+from dpo.pages.tables import clock, csv_cell, number, points, share, to_csv, to_table
+from dpo.streams import clean
 
 
 @pytest.mark.parametrize(

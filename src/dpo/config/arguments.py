@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import NoReturn
 
+from dpo.config.hydra_keys import check_words
 from dpo.config.nearest import nearest
 from dpo.errors import ConfigError, Refused
 
@@ -43,6 +44,7 @@ def arguments(argv: list[str], positional: str | None) -> list[str]:
             argument = re.sub(r"=~/", f"={Path.home()}/", argument)
             # Keys of free-form mappings are new ones to Hydra, which would ask for a plus sign.
             rest.append(FREE_KEY.sub("++", argument))
+    check_words(word for word in rest if is_override(word))
     if folders and positional:
         if positional.endswith("+"):
             rest.append(f"{positional[:-1]}=[{','.join(map(quoted, folders))}]")
@@ -62,11 +64,12 @@ def quoted(value: object) -> str:
 
 def overrides_first(argv: list[str]) -> list[str]:
     """Overrides side by side, then flags: Hydra's parser takes only one run of overrides."""
-
-    def is_override(argument: str) -> bool:
-        return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
-
     return sorted(argv, key=lambda argument: not is_override(argument))
+
+
+def is_override(argument: str) -> bool:
+    """Whether a word sets or deletes a key."""
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 
 def check_flags(argv: list[str]) -> None:
@@ -83,4 +86,12 @@ def check_flags(argv: list[str]) -> None:
         raise ConfigError(message.removeprefix("argument "))
 
     parser.error = refuse  # type: ignore[method-assign]
-    parser.parse_args(argv)
+    found = parser.parse_args(argv)
+    # The first two would take another primary config in place of the typed one, the third unpickles a file.
+    for flag, value in (
+        ("--config-path", found.config_path),
+        ("--config-name", found.config_name),
+        ("--experimental-rerun", found.experimental_rerun),
+    ):
+        if value is not None:
+            raise Refused(f"{flag}: not taken; options of your own lie in ./conf, or --config-dir FOLDER")

@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from dpo import signals
 from dpo.config import schema as _schema
 from dpo.config.arguments import arguments, check_flags, overrides_first, quoted
-from dpo.config.failures import report, translate
+from dpo.config.failures import exits, translate
 from dpo.config.folder import conf_folder, options
+from dpo.config.hydra_keys import guard
 from dpo.config.leftovers import drop_leftovers
 from dpo.config.parse import parse
 from dpo.config.search_path import UserConf
@@ -55,43 +56,47 @@ def main(
     bare folders on the command line go to (`dpo.evaluate DIR` is `run=DIR`); when it ends in `+`, as a list.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    exits(lambda: _run(config_name, schema, body, positional, multirun))
+
+
+def _run(
+    config_name: str,
+    schema: type[T],
+    body: Callable[[T], object],
+    positional: str | None,
+    multirun: Callable[[Grid[T]], None] | None,
+) -> None:
+    # Hydra leaves a multirun.yaml in the sweep's folder; ours is another, and has sweep.json.
+    aside = Path(tempfile.gettempdir()) / f"hydra-{uuid.uuid4().hex}"
+    words = [*arguments(sys.argv[1:], positional), *HYDRA, f"hydra.sweep.dir={quoted(aside)}"]
+    sys.argv[1:] = overrides_first(words)
+    check_flags(sys.argv[1:])
+    register(config_name, schema)
+    composed = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)
+    captured: list[tuple[DictConfig, HydraConf]] = []
+
+    def capture(cfg: DictConfig) -> None:
+        captured.append((cfg, HydraConfig.get()))
+
     try:
-        # Hydra leaves a multirun.yaml in the sweep's folder; ours is another, and has sweep.json.
-        aside = Path(tempfile.gettempdir()) / f"hydra-{uuid.uuid4().hex}"
-        words = [*arguments(sys.argv[1:], positional), *HYDRA, f"hydra.sweep.dir={quoted(aside)}"]
-        sys.argv[1:] = overrides_first(words)
-        check_flags(sys.argv[1:])
-        register(config_name, schema)
-        composed = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)
-        captured: list[tuple[DictConfig, HydraConf]] = []
-
-        def capture(cfg: DictConfig) -> None:
-            captured.append((cfg, HydraConfig.get()))
-
-        try:
-            _compose(lambda: composed(capture)())
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-        # Hydra keeps `--help` and `--cfg` to itself; what it composed comes out here, past its error printing.
-        configs = [(_parse(cfg, schema), list(own.overrides.task)) for cfg, own in captured]
-        if not configs:
-            return
-        own = captured[0][1]
-        if left := drop_leftovers():
-            print(f"ignored, of a launcher that did not start this: {', '.join(left)}", file=sys.stderr)
-        with signals.unwinding():
-            if own.mode is not RunMode.MULTIRUN:
-                body(configs[0][0])
-            elif multirun is None:
-                raise ConfigError("-m: this verb takes no grid")
-            else:
-                settings = OmegaConf.to_object(own.launcher)  # type: ignore[arg-type]
-                multirun(Grid(configs, own.runtime.choices["hydra/launcher"], settings))  # type: ignore[arg-type]
-    except Exception as error:  # noqa: BLE001 - the one place where failures become exit codes
-        sys.exit(report(error))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _compose(lambda: composed(capture)())
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    # Hydra keeps `--help` and `--cfg` to itself; what it composed comes out here, past its error printing.
+    configs = [(_parse(cfg, schema), list(own.overrides.task)) for cfg, own in captured]
+    if not configs:
+        return
+    own = captured[0][1]
+    if left := drop_leftovers():
+        print(f"ignored, of a launcher that did not start this: {', '.join(left)}", file=sys.stderr)
+    with signals.unwinding():
+        if own.mode is not RunMode.MULTIRUN:
+            body(configs[0][0])
+        elif multirun is None:
+            raise ConfigError("-m: this verb takes no grid")
+        else:
+            settings = OmegaConf.to_object(own.launcher)  # type: ignore[arg-type]
+            multirun(Grid(configs, own.runtime.choices["hydra/launcher"], settings))  # type: ignore[arg-type]
 
 
 def _compose(composed: Callable[[], None]) -> None:
@@ -107,6 +112,7 @@ def _compose(composed: Callable[[], None]) -> None:
 def register(config_name: str, schema: type) -> None:
     """Make the typed nodes, the verb's root schema and our plugins known to Hydra; must run before any compose."""
     _schema.register()
+    guard()
     ConfigStore.instance().store(name=f"base_{config_name}", node=schema)
     from hydra._internal.hydra import Hydra
     from hydra.core.plugins import Plugins

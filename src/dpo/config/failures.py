@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Callable
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
@@ -15,6 +16,17 @@ from dpo.config.folder import options
 from dpo.config.nearest import nearest
 from dpo.config.system_faults import from_system
 from dpo.errors import ConfigError, DpoError, OutOfMemory, is_out_of_memory
+
+
+def exits(body: Callable[[], None]) -> None:
+    """Run a verb's body; exits with the code of what failed, after saying what did."""
+    try:
+        body()
+    except Exception as error:  # noqa: BLE001 - the one place where failures become exit codes
+        sys.exit(report(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def report(error: BaseException) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dpo.config.gaps import fill
 from dpo.config.parse import parse
+from dpo.config.plain_yaml import load_yaml
 from dpo.config.schema import NODES, Config
 from dpo.errors import ConfigError
 
@@ -22,32 +24,47 @@ def read_config(path: Path) -> Config:
     Keys the file lacks, as one written before they existed does, get today's defaults, and a line says so. Only for
     reading a run: to continue one, the fingerprint of its whole config decides.
     """
-    try:
-        raw = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; is {path.parent} a run directory?") from None
-    except Exception as error:  # noqa: BLE001 - any YAML fault of a foreign file is the same one-line answer
-        raise ConfigError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(raw, DictConfig):
-        raise ConfigError(f"{path}: must hold a mapping")
-    # Ours are written resolved; an interpolation in a stranger's could read this machine's environment.
-    if "${" in path.read_text(encoding="utf-8"):
-        raise ConfigError(f"{path}: holds an interpolation, ${{...}}; a run directory's config has none")
-    options: dict[str, Any] = raw.pop("options", {})
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file; is {path.parent} a run directory?")
+    values = load_yaml(path)
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path}: must hold a mapping of names")
+    # Ours are written resolved. Below OmegaConf would look a stranger's up, in this machine's environment too.
+    if text := next((text for text in _texts(values) if "${" in text), None):
+        raise ConfigError(f"{path}: holds an interpolation, {text[:60]!r}; a run directory's config has none")
+    options = values.pop("options", {})
+    if not isinstance(options, dict):
+        raise ConfigError(f"{path}: options: must name each group's schema")
     typed = OmegaConf.structured(Config)
     try:
         for group, node_name in options.items():
+            if node_name not in NODES.get(group, ()):
+                raise ConfigError(f"{path}: options: {group} has no schema {node_name}")
             typed[group] = OmegaConf.structured(NODES[group][node_name])
-        values = OmegaConf.to_container(raw)
-        filled = fill(values, options)  # type: ignore[arg-type]
+        filled = fill(values, options)
         merged = OmegaConf.merge(typed, values)
-    except (KeyError, OmegaConfBaseException) as error:
+        assert isinstance(merged, DictConfig)
+        config = parse(merged, Config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+    except (TypeError, ValueError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
-    assert isinstance(merged, DictConfig)
-    config = parse(merged, Config)
     if filled:
         _say_once(f"{path}: written without {', '.join(sorted(filled))}; read with today's defaults")
     return config
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """Every text in plain data, keys too."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _texts(key)
+            yield from _texts(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _texts(value)
+    elif isinstance(node, str):
+        yield node
 
 
 @functools.cache

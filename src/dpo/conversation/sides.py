@@ -14,9 +14,9 @@ from dpo.data.tokens import Encoder
 from dpo.errors import ConfigError
 from dpo.evaluation.generate import Sampling, stream
 from dpo.evaluation.sides import BASELINE, POLICY, Sides
-from dpo.pages.tables import clean
 from dpo.records.files import write_json
 from dpo.records.read import json_file
+from dpo.streams import clean
 
 ORDER = (BASELINE, POLICY)
 Turn = dict[str, str]

@@ -26,8 +26,11 @@ class ChatTemplate:
         self._day: dict[str, Any] = {} if day is None else {"strftime_now": day}
         self._render = self._compiled()
         probe: Turns = [{"role": "user", "content": "A question?"}]
-        self.probe = self.prompt(probe)
-        whole = self._text([*probe, {"role": "assistant", "content": ANSWER}], False)
+        try:
+            self.probe = self.prompt(probe)
+            whole = self._text([*probe, {"role": "assistant", "content": ANSWER}], False)
+        except RowRefused as error:
+            raise ConfigError(f"{error.refusal.detail} (rendering one question and its answer)") from None
         if not whole.startswith(self.probe):
             raise ConfigError(
                 "chat template: a prompt rendered for generation is not the start of the whole conversation\n"
@@ -65,8 +68,8 @@ class ChatTemplate:
 
         try:
             return self._render(turns, generation)
-        except jinja2.TemplateError as error:
-            raise RowRefused(Reason.template, "prompt", str(error).strip()[:120]) from None
+        except (jinja2.TemplateError, ConfigError) as error:
+            raise RowRefused(Reason.template, "prompt", str(error).strip()[:200]) from None
 
     def _compiled(self) -> Any:
         """The compiled template itself where it gives what the tokenizer's method gives: half the time a call."""

@@ -209,7 +209,7 @@ def conclude(folder: Path, ranks: list[_Rank], stopped: list[int]) -> int:
         output = ranks[cause].output
         if output is not None:
             output.seek(0)
-            sys.stderr.buffer.write(output.read()[-8000:])
+            sys.stderr.write(output.read()[-8000:].decode(errors="replace"))
         print(f"{reason}; the other ranks were stopped", file=sys.stderr, flush=True)
     if record is not None:
         from dpo.training.job import STATUS_OF

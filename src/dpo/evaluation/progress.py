@@ -8,6 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dpo.records.terminal import console as made
+
 LINE_SECONDS = 10.0
 SHARE_TO_TELL = 0.1
 
@@ -17,7 +19,7 @@ class StageProgress:
 
     def __init__(self, what: str, total: int, done: int = 0, console: Console | None = None) -> None:
         self.what, self.total, self.done = what, total, done
-        self.console = console or Console(soft_wrap=True)
+        self.console = console or made()
         self._bar: Progress | None = None
 
     def __enter__(self) -> StageProgress:

@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.text import Text
 
 from dpo.pages.headline import COLUMNS, caption, figure_rows, notes
-from dpo.pages.tables import clean, terminal, to_table
+from dpo.pages.tables import to_table
 from dpo.records.read import json_file, pick, read_samples
+from dpo.records.terminal import terminal
+from dpo.streams import clean
 
 Row = dict[str, Any]
 

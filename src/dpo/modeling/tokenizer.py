@@ -43,6 +43,9 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
+    from dpo.modeling.bounded_template import bound_templates
+
+    bound_templates()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
     except Exception as error:

@@ -11,7 +11,9 @@ from rich.text import Text
 from dpo.data.prepare import Prepared
 from dpo.data.remarks import cuts
 from dpo.data.report import SPLITS
-from dpo.pages.tables import clean, terminal, to_table
+from dpo.pages.tables import to_table
+from dpo.records.terminal import terminal
+from dpo.streams import clean
 
 IDS = 4
 

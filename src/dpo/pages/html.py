@@ -16,8 +16,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dpo.pages.tables import clean, number
+from dpo.pages.tables import number
 from dpo.records.files import write_text
+from dpo.streams import clean
 
 
 def write_page(path: Path, template: str, plots: Mapping[str, Any], **values: Any) -> Path:

@@ -9,24 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# Escape sequences whole (CSI, OSC up to its end, two-character ones), then any control character that is left, the
-# C1 range included, and marks that reorder text on screen.
-_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -~])")
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+from dpo.streams import clean
+
 _FORMULA = re.compile(r"^[\s\"']*[=+\-@\t\r]")
 
 DASH = "-"
 # An Estimate as in summary.json, a number that came without an interval, or nothing.
 Figure = Mapping[str, Any] | float | None
-
-
-def clean(text: str) -> str:
-    """Text that is safe to print: terminal escapes, control and bidirectional characters removed, newlines kept."""
-    return _CONTROL.sub("", _SEQUENCE.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
 
 
 def csv_cell(value: Any) -> str:
@@ -57,14 +49,6 @@ def to_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str |
     for row in rows:
         table.add_row(*(Text(clean("" if cell is None else str(cell))) for cell in row))
     return table
-
-
-def terminal() -> Console:
-    """The console verbs print to: as wide as the terminal, at least 100 columns where there is none."""
-    console = Console(soft_wrap=False, highlight=False)
-    if not console.is_terminal:
-        console = Console(soft_wrap=False, highlight=False, width=max(100, console.width))
-    return console
 
 
 def share(estimate: Figure) -> str:

@@ -8,12 +8,14 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dpo.records.terminal import console as made
+
 
 class TrainingProgress:
     """Shows step, ETA, loss, margin, accuracy and pairs/s; use as a context manager around the steps."""
 
     def __init__(self, max_steps: int, start_step: int, batch_size: int, console: Console | None = None) -> None:
-        self.console = console or Console(soft_wrap=True)
+        self.console = console or made()
         self.max_steps, self.start_step, self.batch_size = max_steps, start_step, batch_size
         self.began = time.monotonic()
         self._bar: Progress | None = None
@@ -65,7 +67,7 @@ class CountProgress:
 
     def __init__(self, what: str, console: Console | None = None) -> None:
         self.what = what
-        self.console = console or Console(soft_wrap=True)
+        self.console = console or made()
         self._bar: Progress | None = None
         self._said = time.monotonic()
 

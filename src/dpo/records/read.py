@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from dpo.config.plain_yaml import load_yaml
 from dpo.errors import CheckpointError, ConfigError
 from dpo.pages.tables import DASH
 from dpo.records.files import check_seal, read_regular
@@ -85,10 +84,7 @@ def _config(path: Path) -> Row:
     """config.yaml as plain data. Interpolations stay text: a stranger's file must not reach the environment."""
     if not path.is_file():
         return {}
-    try:
-        found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception as error:  # noqa: BLE001 - any YAML fault of a foreign file is the same one-line answer
-        raise ConfigError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
+    found = load_yaml(path)
     return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 
 

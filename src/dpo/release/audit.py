@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dpo.errors import CheckpointError
+from dpo.config.plain_yaml import parse_yaml
+from dpo.errors import CheckpointError, ConfigError
 from dpo.modeling.safetensors import Tensor, read_header
 from dpo.records.files import SEAL, sealed
 from dpo.records.read import json_file
@@ -262,8 +261,8 @@ def _card(folder: Path) -> str:
         raise Fault("no README.md")
     parts = path.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
     try:
-        meta: Any = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
-    except yaml.YAMLError:
+        meta: Any = parse_yaml(parts[1], str(path)) if len(parts) == 3 and not parts[0] else None
+    except ConfigError:
         meta = None
     if not isinstance(meta, dict):
         raise Fault("README.md: no YAML block at its head")

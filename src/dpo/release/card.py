@@ -13,7 +13,6 @@ import yaml
 from dpo.errors import CheckpointError
 from dpo.pages.headline import COLUMNS, caption, figure_rows, notes
 from dpo.pages.run import cost_table
-from dpo.pages.tables import clean
 from dpo.records.read import RunFiles, json_file, read_run, read_summary
 from dpo.records.redaction import redact
 from dpo.release.certificate import (
@@ -25,6 +24,7 @@ from dpo.release.certificate import (
     verdict,
 )
 from dpo.release.licences import UNKNOWN, Licence, base_licence, dataset_licence, hub_licence, is_hub_id, public_name
+from dpo.streams import clean
 
 Row = dict[str, Any]
 # Everything Markdown or HTML could take for more than text.

@@ -70,7 +70,8 @@ def plan(folder: Path) -> list[Upload]:
 
 def show_plan(folder: Path, repo: str) -> None:
     """Print what a push would send; sends nothing."""
-    from dpo.pages.tables import terminal, to_table
+    from dpo.pages.tables import to_table
+    from dpo.records.terminal import terminal
 
     uploads = plan(folder)
     rows = [[u.name, f"{u.size:,}", "as it is" if u.text is None else str(u.redactions)] for u in uploads]

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dpo.errors import ConfigError
-from dpo.pages.tables import clean
 from dpo.records.files import write_sealed
 from dpo.records.process import is_alive
 from dpo.records.read import RunFiles, json_file, read_run
+from dpo.streams import clean
 
 Row = dict[str, Any]
 LOG_BYTES = 65536

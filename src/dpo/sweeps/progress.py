@@ -12,8 +12,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from dpo.pages.tables import clean, clock
+from dpo.pages.tables import clock
 from dpo.records.overview import run_status
+from dpo.records.terminal import console as made
+from dpo.streams import clean
 from dpo.sweeps.files import ending, read_job
 
 LOOK_SECONDS = 1.0
@@ -39,7 +41,7 @@ class SweepProgress:
     """Use as a context manager around a launcher's work."""
 
     def __init__(self, tasks: Sequence[Named], evaluation: str | None, console: Console | None = None) -> None:
-        self.console = console or Console(soft_wrap=True, highlight=False)
+        self.console = console or made()
         self.total, self.over, self.evaluation = len(tasks), 0, evaluation
         self._live: Live | None = None
         self._looked = 0.0

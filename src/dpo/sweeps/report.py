@@ -7,8 +7,10 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from dpo.pages.tables import clean, terminal, to_table
+from dpo.pages.tables import to_table
 from dpo.records.files import write_json, write_text
+from dpo.records.terminal import terminal
+from dpo.streams import clean
 from dpo.sweeps.answer import answer
 from dpo.sweeps.files import read_sweep
 from dpo.sweeps.page import notes, write_sweep_page

@@ -14,8 +14,8 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from dpo.caches.folder import cache_folder
-from dpo.config.failures import report
-from dpo.errors import DpoError, NetworkError
+from dpo.config.failures import exits
+from dpo.errors import NetworkError
 
 WHEEL = "llama-index-core==0.14.25"
 COMMAND = "python -m dpo.evaluation.judges.punkt"
@@ -63,10 +63,7 @@ def extract(wheel: Path, folder: Path) -> Path:
 
 def main() -> None:
     """Say where the model is, fetching it if need be."""
-    try:
-        print("nltk finds punkt_tab already" if available() else f"punkt_tab in {fetch()}")
-    except DpoError as error:
-        sys.exit(report(error))
+    exits(lambda: print("nltk finds punkt_tab already" if available() else f"punkt_tab in {fetch()}"))
 
 
 if __name__ == "__main__":

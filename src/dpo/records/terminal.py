@@ -1,0 +1,39 @@
+"""Consoles of rich's whose own colours and bars reach the terminal while the text between them is cleaned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import IO, Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from dpo.streams import AsItIs, Cleaned, clean
+
+
+class CleanConsole(Console):
+    """A console that cleans what it renders; its own control codes pass."""
+
+    @property  # type: ignore[misc]
+    def file(self) -> IO[str]:
+        """What is written to: the stream itself would take the codes out."""
+        found: Any = super().file
+        return AsItIs(found) if isinstance(found, Cleaned) else found  # type: ignore[return-value]
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """rich's segments, their text cleaned."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=clean(segment.text))
+
+
+def console(**settings: Any) -> Console:
+    """A console for lines and bars, which are never wrapped unless `settings` say so."""
+    return CleanConsole(**{"soft_wrap": True, "highlight": False, **settings})
+
+
+def terminal() -> Console:
+    """The console verbs print tables to: as wide as the terminal, at least 100 columns where there is none."""
+    made = console(soft_wrap=False)
+    if not made.is_terminal:
+        made = console(soft_wrap=False, width=max(100, made.width))
+    return made
