@@ -41,8 +41,12 @@ if __name__ == "__main__":
 
 def init(fields: dict[str, Any], folder: Path, force: bool) -> list[Path]:
     """Write the three files, or none when one is there with other contents and `force` is off; returns them."""
+    from dpo.config.schema import Config
+    from dpo.records.defaults import composed
+
     config = {name: fields.get(name, field.default) for name, field in FIELDS.items()}
-    to_overrides(config)
+    made = to_overrides(config)
+    composed("config", Config, [word for name, words in made.items() if name != "output_dir" for word in words])
     files = {
         folder / CONFIG_FILE: json.dumps(config, indent=2) + "\n",
         folder / "dpo_requirements.txt": requirements(),

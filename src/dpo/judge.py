@@ -17,6 +17,8 @@ def judge(config: JudgeAnswers) -> Path:
     check_ranges(config)
     if (config.responses is None) == (config.run is None):
         raise ConfigError("needs a run directory, or responses=FILE; one of them")
+    if config.run is not None and config.gold:
+        raise ConfigError(f"gold={config.gold}: read with responses=FILE only; a run's answers have no such columns")
     from dpo.records.quiet import quiet
 
     quiet()

@@ -12,11 +12,18 @@ from dpo.config.losses import PARAMETERS, SINGLE, SORTED, Dpo, FDivergence, Mix,
 from dpo.config.model import Model
 from dpo.config.nearest import nearest
 from dpo.config.passthrough import ALLOWED, DERIVED, REFUSED
+from dpo.config.passthrough_checks import check_values
 from dpo.config.schema import Config
 from dpo.errors import ConfigError, Refused
 
 MOST_SMOOTHING = 0.5
 COMMIT_DIGITS = 40
+# What rendering hands to a template itself, or takes as an argument of its own.
+TEMPLATE_WORDS = frozenset(
+    "self messages conversation conversations tools documents chat_template add_generation_prompt tokenize padding "
+    "truncation max_length return_tensors return_dict return_assistant_tokens_mask continue_final_message "
+    "tokenizer_kwargs strftime_now raise_exception".split()
+)
 
 
 def check_combinations(config: Config) -> None:
@@ -26,6 +33,7 @@ def check_combinations(config: Config) -> None:
     _check_losses(config.dpo)
     _check_soft_labels(config)
     _check_trainer(config)
+    _check_template_words(config.dataset.chat_template_kwargs)
     _check_parallel(config)
     if config.hardware.device in (Device.cpu, Device.mps) and config.dpo.optimizer is Optimizer.paged_adamw_8bit:
         raise ConfigError("dpo.optimizer=paged_adamw_8bit: needs a CUDA GPU; use dpo.optimizer=adamw on a CPU or Mac")
@@ -152,6 +160,7 @@ def _check_trainer(config: Config) -> None:
             raise ConfigError(f"dpo.trainer.{name}: cannot be changed here")
         if name not in ALLOWED:
             raise ConfigError(f"dpo.trainer.{name}: not a field of TRL's DPOConfig{nearest(name, ALLOWED)}")
+    check_values(dpo.trainer)
     if (
         config.hardware.activation_checkpointing is Checkpointing.off
         and "activation_checkpointing_kwargs" in dpo.trainer
@@ -159,6 +168,12 @@ def _check_trainer(config: Config) -> None:
         raise ConfigError(
             "dpo.trainer.activation_checkpointing_kwargs: has no effect with activation_checkpointing=off"
         )
+
+
+def _check_template_words(words: dict[str, Any]) -> None:
+    for name in words:
+        if name in TEMPLATE_WORDS or not str(name).isidentifier():
+            raise ConfigError(f"dataset.chat_template_kwargs.{name}: decided here; name switches of the template's own")
 
 
 def _check_parallel(config: Config) -> None:

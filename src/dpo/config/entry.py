@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from dpo import signals
 from dpo.config import schema as _schema
 from dpo.config.arguments import arguments, check_flags, overrides_first, quoted
+from dpo.config.choices import check_choices
 from dpo.config.failures import exits, translate
 from dpo.config.folder import conf_folder, options
 from dpo.config.hydra_keys import guard
@@ -82,6 +83,8 @@ def _run(
         _compose(lambda: composed(capture)())
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    for _, composing in captured:
+        check_choices(config_name, composing.runtime.choices)
     # Hydra keeps `--help` and `--cfg` to itself; what it composed comes out here, past its error printing.
     configs = [(_parse(cfg, schema), list(own.overrides.task)) for cfg, own in captured]
     if not configs:

@@ -133,17 +133,17 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (lambda v: v.replace("-", "").replace("_", "").isalnum(), "letters, digits, dash and underscore"),
     "pairs": (lambda v: v >= 1, "at least 1, or null for all"),
     "prompts": (lambda v: v >= 1, "at least 1, or null for all"),
-    "samples_per_prompt": (lambda v: v >= 1, "at least 1"),
+    "samples_per_prompt": (lambda v: 1 <= v <= 1000, "1 to 1000"),
     "temperature": (lambda v: 0 <= v <= 10, "0 (greedy) to 10"),
-    "top_k": (lambda v: v >= 1, "at least 1"),
-    "max_new_tokens": (lambda v: v >= 1, "at least 1"),
+    "top_k": (lambda v: 1 <= v <= 10**6, "at least 1, at most 1000000"),
+    "max_new_tokens": (lambda v: 1 <= v <= 10**6, "at least 1, at most 1000000"),
     "seed": (lambda v: 0 <= v < 2**32, "0 to 4294967295"),
-    "batch_size": (lambda v: v >= 1, "at least 1, or null to size it from memory"),
+    "batch_size": (lambda v: 1 <= v <= 10**5, "at least 1, or null to size it from memory"),
     "divergence_prompts": (lambda v: v >= 0, "at least 0 (0: no KL)"),
-    "resamples": (lambda v: v >= 100, "at least 100"),
+    "resamples": (lambda v: 100 <= v <= 10**6, "at least 100, at most 1000000"),
     "confidence": (lambda v: 0.5 <= v < 1, "0.5 or more and below 1"),
     "show": (lambda v: v >= 0, "at least 0"),
-    "every": (lambda v: v >= 0.2, "at least 0.2 seconds"),
+    "every": (lambda v: 0.2 <= v <= 86400, "at least 0.2 seconds, at most a day"),
     "limit": (lambda v: v >= 1, "at least 1, or null for all"),
 }
 
@@ -156,6 +156,8 @@ def check_ranges(node: Any, prefix: str = "") -> None:
         if value is not None and not holds(value):
             faults.append(f"{prefix}{key}={value}: must be {allowed}")
     endpoint = getattr(node, "endpoint", None)
+    if endpoint is not None and not (1 <= endpoint.concurrency <= 1000 and 0 < endpoint.timeout <= 3600):
+        faults.append(f"{prefix}endpoint: concurrency must be 1 to 1000, timeout above 0 and at most 3600 seconds")
     if endpoint is not None and endpoint.base_url is not None:
         faults += [
             f"{prefix}endpoint.{side}: needs the name {endpoint.base_url} knows that model by"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -64,9 +65,12 @@ class Chat:
     seed: int = MISSING
 
 
+# The hub's own rule of names.
+HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\w[\w.-]*/)?\w[\w.-]*(?<![.-])", re.ASCII)
+
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bound": (lambda v: 0 < v < float("inf"), "above 0"),
-    "push": (lambda v: 1 <= len(v.split("/")) <= 2 and all(v.split("/")), "a hub id such as org/name"),
+    "push": (lambda v: len(v) <= 96 and HUB_ID.fullmatch(v) is not None, "a hub id such as org/name"),
 }
 
 

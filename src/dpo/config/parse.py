@@ -13,6 +13,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dpo.config import judges
 from dpo.config.combinations import check_combinations
+from dpo.config.given import check_given
 from dpo.config.identity import identity
 from dpo.config.nearest import nearest
 from dpo.config.places import make_absolute
@@ -29,36 +30,36 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: SLUG.fullmatch(v) is not None,
         "letters, digits, dot, dash and underscore, at most 100, starting with a letter or digit",
     ),
-    "dataset.max_length": (lambda v: v >= 16, "at least 16 tokens"),
+    "dataset.max_length": (lambda v: 16 <= v <= 10**7, "at least 16 tokens, at most 10000000"),
     "dataset.limit": (lambda v: v >= 1, "at least 1, or null for all rows"),
     "dataset.min_ratio": (lambda v: v >= 1, "at least 1"),
     "dataset.pairs_per_post": (lambda v: v >= 1, "at least 1"),
     "dataset.dev_fraction": (lambda v: 0 <= v < 1, "0 or more and below 1"),
     "dataset.test_fraction": (lambda v: 0 <= v < 1, "0 or more and below 1"),
     "lora.rank": (lambda v: 1 <= v <= 4096, "1 to 4096"),
-    "lora.alpha": (lambda v: v >= 1, "at least 1"),
+    "lora.alpha": (lambda v: 1 <= v <= 10**6, "at least 1, at most 1000000"),
     "lora.dropout": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "lora.quantization.bits": (lambda v: v in (4, 8), "4 or 8"),
-    "dpo.beta": (lambda v: 0 < v < float("inf"), "above 0"),
-    "dpo.learning_rate": (lambda v: 0 < v < 1, "above 0 and below 1"),
+    "dpo.beta": (lambda v: 1e-8 <= v <= 1e38, "above 0, from 1e-8 to 1e38"),
+    "dpo.learning_rate": (lambda v: 1e-12 <= v < 1, "above 0 and below 1, from 1e-12"),
     "dpo.weight_decay": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "dpo.max_grad_norm": (lambda v: v >= 0, "at least 0 (0: no clipping)"),
     "dpo.warmup_ratio": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
-    "dpo.discopop_tau": (lambda v: 0 < v < float("inf"), "above 0"),
+    "dpo.discopop_tau": (lambda v: 1e-8 <= v <= 1e38, "above 0, from 1e-8 to 1e38"),
     "dpo.label_smoothing": (lambda v: 0 <= v < 1, "at least 0 and below 0.5"),
     "dpo.ld_alpha": (lambda v: 0 <= v <= 1, "0 to 1, or null"),
     "dpo.f_alpha_divergence_coef": (lambda v: abs(v) < float("inf"), "a finite number, or null"),
     "dpo.epochs": (lambda v: 0 < v < float("inf"), "above 0"),
     "dpo.max_steps": (lambda v: v >= 1, "at least 1, or null for whole epochs"),
-    "dpo.batch_size": (lambda v: v >= 1, "at least 1"),
+    "dpo.batch_size": (lambda v: 1 <= v <= 10**6, "at least 1, at most 1000000"),
     "dpo.log_every": (lambda v: v >= 1, "at least 1"),
     "dpo.eval_every": (lambda v: v >= 0, "at least 0 (0: only before and after)"),
     "dpo.eval_limit": (lambda v: v >= 1, "at least 1, or null for all dev pairs"),
     "dpo.save_every": (lambda v: v >= 1, "at least 1"),
     "dpo.keep_checkpoints": (lambda v: v >= 1, "at least 1"),
     "hardware.token_budget": (lambda v: v >= 1, "at least 1, or null to size it from memory"),
-    "hardware.memory_gb": (lambda v: 0 < v < float("inf"), "above 0, or null for all there is"),
-    "hardware.processes": (lambda v: v >= 1, "at least 1, or null for one a GPU"),
+    "hardware.memory_gb": (lambda v: 0 < v <= 10**5, "above 0, at most 100000, or null for all there is"),
+    "hardware.processes": (lambda v: 1 <= v <= 64, "1 to 64 on this machine, or null for one a GPU"),
     "hardware.hourly_rate": (lambda v: v >= 0, "at least 0"),
     "hardware.attention": (lambda v: v in ("sdpa", "eager", "flash_attention_2"), "sdpa, eager or flash_attention_2"),
 }
@@ -72,8 +73,10 @@ def parse(cfg: DictConfig, schema: type[Schema]) -> Schema:
             value = _value(cfg, key)
             if value is not None and not holds(value):
                 faults.append(f"{key}={value}: must be {allowed}")
+    faults = faults or [f"{key}={value}: must be a finite number" for key, value in _endless(cfg)]
     if faults:
         raise ConfigError("\n".join(faults[:3]))
+    check_given(cfg)
     try:
         config = OmegaConf.to_object(cfg)
     except MissingMandatoryValue as error:
@@ -110,6 +113,18 @@ def _unknown(cfg: DictConfig, schema: type, prefix: str = "") -> Iterator[tuple[
             continue
         elif isinstance(node := cfg[key], DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node)):
             yield from _unknown(node, OmegaConf.get_type(node), f"{prefix}{key}.")  # type: ignore[arg-type]
+
+
+def _endless(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each number that is infinite, none, or beyond any count: no key of any verb has a use for one."""
+    for key in list(node) if OmegaConf.is_dict(node) else range(len(node)):
+        if OmegaConf.is_missing(node, key):
+            continue
+        value, name = node[key], f"{prefix}{key}"
+        if OmegaConf.is_config(value):
+            yield from _endless(value, f"{name}.")
+        elif isinstance(value, (int, float)) and not abs(value) <= 1e40:
+            yield name, value
 
 
 def plain(config: Any) -> Any:

@@ -11,6 +11,7 @@ from omegaconf import MISSING
 from dpo.config import judges
 from dpo.config.combinations import check_model
 from dpo.config.folder import options
+from dpo.config.given import check_folder_to_make
 from dpo.config.hardware import Hardware
 from dpo.config.judges import Judges
 from dpo.config.model import Model
@@ -63,23 +64,27 @@ def check(config: Synthesize) -> None:
     faults = [
         f"{key}={value}: must be {allowed}"
         for key, value, holds, allowed in (
-            ("n", config.n, config.n >= 2, "at least 2: a pair is the best answer against the worst"),
+            ("n", config.n, 2 <= config.n <= 1000, "2 to 1000: a pair is the best answer against the worst"),
+            ("seed", config.seed, 0 <= config.seed < 2**32, "0 to 4294967295"),
             ("dev_pairs", config.dev_pairs, config.dev_pairs >= 0, "at least 0"),
             ("test_pairs", config.test_pairs, config.test_pairs >= 0, "at least 0"),
             ("sampling.temperature", sampling.temperature, 0 < sampling.temperature <= 10, "above 0, at most 10"),
-            ("sampling.top_k", sampling.top_k, sampling.top_k >= 2, "at least 2"),
-            ("sampling.max_new_tokens", sampling.max_new_tokens, sampling.max_new_tokens >= 1, "at least 1"),
-            ("sampling.batch_size", sampling.batch_size, sampling.batch_size >= 1, "at least 1"),
+            ("sampling.top_k", sampling.top_k, 2 <= sampling.top_k <= 10**6, "at least 2, at most 1000000"),
+            ("sampling.max_new_tokens", sampling.max_new_tokens, 1 <= sampling.max_new_tokens <= 10**6, "1 to 1000000"),
+            ("sampling.batch_size", sampling.batch_size, 1 <= sampling.batch_size <= 10**5, "1 to 100000"),
         )
         if not holds
     ]
     if isinstance(generator, GeneratorEndpoint):
-        if generator.concurrency < 1 or generator.timeout <= 0 or generator.retries < 0:
-            faults.append("generator: concurrency must be at least 1, timeout above 0, retries at least 0")
+        if not (1 <= generator.concurrency <= 1000 and 0 < generator.timeout <= 3600 and 0 <= generator.retries <= 100):
+            faults.append("generator: concurrency must be 1 to 1000, timeout above 0 to 3600, retries 0 to 100")
+        if not generator.base_url.startswith(("http://", "https://")):
+            faults.append(f"generator.base_url={generator.base_url}: must be a URL with http:// or https://")
     elif generator.adapter is not None:
         faults.append(f"generator.adapter={generator.adapter}: not read here; merge it and give generator.path=FOLDER")
     if faults:
         raise ConfigError("\n".join(faults[:3]))
+    check_folder_to_make("out", config.out)
     if isinstance(generator, Model):
         check_model(generator)
 

@@ -1,0 +1,115 @@
+"""Values no run can use are refused before anything is loaded, in every verb; so are paths that are no files."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import pytest
+
+from dpo.config.passthrough import ALLOWED
+from dpo.config.passthrough_checks import CHECKS
+
+TRAIN = {
+    "dpo.beta=1e-300": "dpo.beta",
+    "dpo.beta=nan": "dpo.beta",
+    "dpo.epochs=nan": "dpo.epochs",
+    "seed=99999999999999999999999999999999999999999999": "seed",
+    "hardware.processes=100000 hardware.parallel=ddp": "1 to 64",
+    "hardware.memory_gb=1e300": "hardware.memory_gb",
+    "dpo.trainer.dataloader_num_workers=9999": "0 to 64",
+    "dpo.trainer.dataloader_num_workers=two": "whole number",
+    "dpo.trainer.dataloader_prefetch_factor=2": "dataloader_num_workers of at least 1",
+    "dpo.trainer.adam_beta1=2": "below 1",
+    "dpo.trainer.adam_beta1=high": "a number",
+    "dpo.trainer.adam_epsilon=nan": "adam_epsilon",
+    "dpo.trainer.tf32=perhaps": "true or false",
+    "dpo.trainer.torch_compile=[1]": "true or false",
+    "dpo.trainer.lr_scheduler_kwargs=x": "a mapping",
+    "dpo.trainer.log_level=loud": "one of",
+    "dataset.chat_template_kwargs.messages=x": "chat_template_kwargs.messages",
+    "dataset.chat_template_kwargs.tokenize=false": "chat_template_kwargs.tokenize",
+    "model=[custom,qwen3_8b]": "takes one option",
+    "lora=[lora,qlora]": "takes one option",
+    "experiment=[smoke,quickstart]": "takes one option",
+    "hydra/launcher=[local,local]": "takes one option",
+    "~lora": "takes one option",
+}
+VERBS = {
+    "export x push=../x dry_run=true": "push",
+    "export x push=a--b dry_run=true": "push",
+    "export x bound=nan": "bound",
+    "evaluate x evaluation.resamples=999999999": "resamples",
+    "evaluate x evaluation.endpoint.concurrency=0": "endpoint",
+    "judge x gold=[nope]": "gold",
+    "synthesize n=9e80 out=/etc/passwd": "",
+    "synthesize out=/etc/passwd": "a file",
+    "synthesize generator=endpoint generator.base_url=x generator.name=y": "http://",
+    "status every=inf": "every",
+    "chat x temperature=nan": "temperature",
+    "compare x resamples=1e99": "resamples",
+    "init --beta nan": "beta",
+    "init --beta inf": "beta",
+    "init --beta -1": "beta",
+    "init --learning-rate 7": "learning_rate",
+    "init --lora-rank 0": "lora.rank",
+    "report /etc/passwd": "a file",
+    "evaluate /etc/passwd": "a file",
+    "chat /dev/zero": "device",
+    "status root=/dev/null": "device",
+    "train model=custom model.path=PIPE": "pipe",
+    "train resume=PIPE": "pipe",
+    "evaluate PIPE": "pipe",
+    "compare PIPE PIPE": "pipe",
+    "judge responses=PIPE": "pipe",
+    "synthesize prompts=PIPE": "pipe",
+    "export PIPE": "pipe",
+    "audit PIPE": "no such folder",
+    "prepare dataset=local dataset.path=/dev/zero": "device",
+}
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys):
+    """Run a verb in this process: (exit code, the error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DPO_OUTPUTS", str(tmp_path / "outputs"))
+    os.mkfifo(tmp_path / "PIPE")
+
+    def called(verb: str, *words: str) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", [f"dpo.{verb}", *words])
+        with pytest.raises(SystemExit) as ended:
+            importlib.import_module(f"dpo.{verb}").main()
+        return ended.value.code, capsys.readouterr().err
+
+    return called
+
+
+def fine(found: tuple[object, str], says: str) -> None:
+    code, text = found
+    assert code in (2, 3), text
+    assert "Traceback" not in text
+    assert 1 <= len(text.strip().splitlines()) <= 3
+    assert says in text
+
+
+@pytest.mark.parametrize("words", TRAIN)
+def test_train_refuses(call, words):
+    fine(call("train", *words.split()), TRAIN[words])
+
+
+@pytest.mark.parametrize("words", VERBS)
+def test_every_verb_refuses(call, words):
+    fine(call(*words.split()), VERBS[words])
+
+
+def test_one_option_a_group_in_files_too(call, tmp_path):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\ndefaults:\n  - override /lora: [lora, qlora]\n"
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(text)
+    fine(call("train", "experiment=mine"), "lora: takes one option")
+
+
+def test_every_field_of_the_trainer_has_its_check():
+    assert set(CHECKS) == set(ALLOWED)
