@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from dpo.config.failures import exits
+from dpo.config.given import check_inside
 from dpo.errors import CheckpointError, ConfigError, Refused
 
 USAGE = """python -m dpo.audit FOLDER
@@ -27,6 +28,9 @@ def run(arguments: list[str]) -> None:
     folder = Path(arguments[0].removeprefix("folder=")).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
+from dpo.config.failures import exits
+from dpo.config.given import check_inside
+from dpo.errors import CheckpointError, ConfigError, Refused
     from dpo.release.audit import audit
     from dpo.streams import clean
 

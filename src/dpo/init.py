@@ -42,7 +42,7 @@ if __name__ == "__main__":
 def init(fields: dict[str, Any], folder: Path, force: bool) -> list[Path]:
     """Write the three files, or none when one is there with other contents and `force` is off; returns them."""
     from dpo.config.schema import Config
-    from dpo.records.defaults import composed
+    from dpo.pages.defaults import composed
 
     config = {name: fields.get(name, field.default) for name, field in FIELDS.items()}
     made = to_overrides(config)

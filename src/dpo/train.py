@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from dpo.config.entry import main as app
 from dpo.config.schema import Config
+from dpo.errors import ConfigError
 from dpo.sweeps.follow import follow_parent
 from dpo.sweeps.run import run_sweep
 
@@ -48,6 +50,8 @@ def check_paths(config: Config) -> None:
     from dpo.data.load import locate
     from dpo.modeling.weights import check_there
 
+    if config.hardware.attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise ConfigError("hardware.attention=flash_attention_2: needs the package flash-attn; sdpa is the default")
     check_there(config.model.path, config.model.revision)
     if config.model.adapter is not None:
         check_there(config.model.adapter, config.model.adapter_revision, "model.adapter")

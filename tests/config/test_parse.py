@@ -91,7 +91,7 @@ BAD = {
     "dpo.trainer.adam_beta3=1": "not a field of TRL's DPOConfig; nearest: adam_beta",
     "dpo.trainer.push_to_hub=true": "cannot be changed here",
     "dpo=ipo dataset.soft_labels=true": "only dpo=sigmoid learns from soft labels",
-    "lora.target_modules=3": "must be all-linear or a list of module names",
+    "lora.target_modules=3": "must be all-linear, a list of module names or a pattern",
     "model.path=hf_abcdefghijklmnopqrstuvwxyz": "looks like a secret",
 }
 

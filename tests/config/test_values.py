@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from importlib.util import find_spec
 
 import pytest
 
+from dpo.config.classic import CONFIG_FILE, read_file
 from dpo.config.passthrough import ALLOWED
 from dpo.config.passthrough_checks import CHECKS
+from dpo.errors import ConfigError
 
 TRAIN = {
     "dpo.beta=1e-300": "dpo.beta",
@@ -28,6 +31,7 @@ TRAIN = {
     "dpo.trainer.torch_compile=[1]": "true or false",
     "dpo.trainer.lr_scheduler_kwargs=x": "a mapping",
     "dpo.trainer.log_level=loud": "one of",
+    "hardware.attention=flash_attention_2": "needs the package flash-attn",
     "dataset.chat_template_kwargs.messages=x": "chat_template_kwargs.messages",
     "dataset.chat_template_kwargs.tokenize=false": "chat_template_kwargs.tokenize",
     "model=[custom,qwen3_8b]": "takes one option",
@@ -66,6 +70,13 @@ VERBS = {
     "synthesize prompts=PIPE": "pipe",
     "export PIPE": "pipe",
     "audit PIPE": "no such folder",
+    "audit folder": "folder/inside/PIPE: a pipe",
+    "evaluate folder": "folder/inside/PIPE: a pipe",
+    "compare folder folder": "folder/inside/PIPE: a pipe",
+    "train resume=folder": "folder/inside/PIPE: a pipe",
+    "train model=custom model.path=folder": "folder/inside/PIPE: a pipe",
+    "judge responses=answers.jsonl gold=[nope]": "gold=[nope]: no row has this column",
+    "synthesize out=/proc/x/y": "/proc/x",
     "prepare dataset=local dataset.path=/dev/zero": "device",
 }
 
@@ -75,7 +86,10 @@ def call(monkeypatch, tmp_path, capsys):
     """Run a verb in this process: (exit code, the error)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DPO_OUTPUTS", str(tmp_path / "outputs"))
-    os.mkfifo(tmp_path / "PIPE")
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    for name in ("PIPE", "folder/inside/PIPE"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "answers.jsonl").write_text('{"prompt": "a", "response": "b", "gold": 1}\n')
 
     def called(verb: str, *words: str) -> tuple[object, str]:
         monkeypatch.setattr(sys, "argv", [f"dpo.{verb}", *words])
@@ -96,12 +110,20 @@ def fine(found: tuple[object, str], says: str) -> None:
 
 @pytest.mark.parametrize("words", TRAIN)
 def test_train_refuses(call, words):
+    if "flash_attention" in words and find_spec("flash_attn"):
+        pytest.skip("it is here")
     fine(call("train", *words.split()), TRAIN[words])
 
 
 @pytest.mark.parametrize("words", VERBS)
 def test_every_verb_refuses(call, words):
     fine(call(*words.split()), VERBS[words])
+
+
+def test_a_pipe_in_place_of_the_settings_of_a_folder_is_named(tmp_path):
+    os.mkfifo(tmp_path / CONFIG_FILE)
+    with pytest.raises(ConfigError, match="not readable"):
+        read_file(tmp_path / CONFIG_FILE)
 
 
 def test_one_option_a_group_in_files_too(call, tmp_path):

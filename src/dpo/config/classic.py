@@ -16,8 +16,10 @@ from typing import Any
 from dpo.config.folder import conf_folder, options
 from dpo.config.nearest import nearest
 from dpo.errors import ConfigError
+from dpo.records.files import read_regular
 
 CONFIG_FILE = ".dpo_config.json"
+MOST_BYTES = 1 << 20
 
 
 def _model(value: str) -> list[str]:
@@ -153,7 +155,7 @@ def _typed(where: str, name: str, value: Any) -> Any:
 def read_file(path: Path) -> dict[str, Any]:
     """The fields of `.dpo_config.json`, checked; empty when there is no such file."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(read_regular(path, MOST_BYTES).decode("utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ PATHS = frozenset(
     "resume".split()
 )
 FOLDERS = frozenset(("run", "runs", "root", "include", "folder", "output"))
+# Folders that are read file by file.
+READ = frozenset(("run", "runs", "resume", "path", "adapter", "folder"))
+MOST_ENTRIES = 20_000
 
 
 def check_given(cfg: DictConfig) -> None:
@@ -35,6 +39,22 @@ def check_given(cfg: DictConfig) -> None:
             raise kind(f"{key}={value}: a pipe, socket or device; files and folders are taken here")
         if name in FOLDERS and not stat.S_ISDIR(mode):
             raise kind(f"{key}={value}: a file; must be a folder")
+        if name in READ and stat.S_ISDIR(mode):
+            check_inside(path, kind)
+
+
+def check_inside(folder: Path, kind: type[DpoError] = ConfigError) -> None:
+    """Raise `kind` for a pipe, socket or device in a folder, at any depth; hidden folders are not looked into."""
+    seen = 0
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(parent, name) for name in files):
+            with contextlib.suppress(OSError):
+                if not stat.S_ISREG(path.stat().st_mode):
+                    raise kind(f"{path}: a pipe, socket or device; files are read here")
+        seen += len(files)
+        if seen > MOST_ENTRIES:
+            return
 
 
 def check_folder_to_make(key: str, value: str) -> None:

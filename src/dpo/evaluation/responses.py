@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.caches.entry import file_digest
+from dpo.config.nearest import nearest
 from dpo.data.files import read_rows
 from dpo.data.open_file import check_file
 from dpo.data.pair import Message
@@ -58,6 +59,10 @@ def read_responses(
         rows.append((where, row))
     if not rows:
         raise DataError(f"{path}: no rows")
+    columns = {name for _, row in rows for name in row}
+    for name in gold:
+        if name not in columns:
+            raise DataError(f"{path}: gold=[{name}]: no row has this column{nearest(name, sorted(columns))}")
     paired = next((p for p in PAIRS if p[0] in rows[0][1] and p[1] in rows[0][1]), None) if text is None else None
     if paired is not None:
         pairs = [_pair(where, row, paired, known) for where, row in rows]

@@ -57,7 +57,7 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if template is not None:
         path = templates / f"{template}.jinja"
-        if not path.is_file():
+        if template not in _names(templates):
             near = nearest(template, _names(templates))
             raise ConfigError(f"model.chat_template={template}: no such template{near}")
         # Those files say nothing of the begin token: models differ in whether they were trained with one.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dpo.config.given import check_inside
 from dpo.errors import CheckpointError, ConfigError
 from dpo.records.owner import Owner
 from dpo.records.process import ALIVE_SECONDS, is_alive, is_alive_elsewhere, silence
@@ -62,6 +63,7 @@ def join(folder: Path, owner: str, facts: Facts) -> tuple[Run, bool]:
 
 
 def _go_on(folder: Path, facts: Facts, believe: bool = True, complete: bool = False) -> Run:
+    check_inside(folder, CheckpointError)
     try:
         read_record(folder)
         owner = Owner(folder)
