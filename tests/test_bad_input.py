@@ -64,7 +64,7 @@ CONFIG = {  # words -> (exit code, what the error says)
     "lora.alpha=0": (2, "must be at least 1"),
     "lora.dropout=-0.1": (2, "must be at least 0"),
     "lora.dora=perhaps": (2, "is not a valid bool"),
-    "lora.target_modules=[]": (2, "must be all-linear or a list"),
+    "lora.target_modules=[]": (2, "must be all-linear, a list"),
     "lora.quantization.bits=5": (2, "must be 4 or 8"),
     "lora.quantization.bits=8": (2, "int8 has no double quantization"),
     "lora=int8 lora.quantization.type=nf4": (2, "int8 has no type"),

@@ -28,9 +28,7 @@ def run(arguments: list[str]) -> None:
     folder = Path(arguments[0].removeprefix("folder=")).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
-from dpo.config.failures import exits
-from dpo.config.given import check_inside
-from dpo.errors import CheckpointError, ConfigError, Refused
+    check_inside(folder)
     from dpo.release.audit import audit
     from dpo.streams import clean
 
