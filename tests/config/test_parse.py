@@ -17,7 +17,7 @@ from dpo.config.parse import fingerprint, plain
 from dpo.config.passthrough import ALLOWED, DERIVED, REFUSED
 from dpo.config.read import config_yaml, read_config
 from dpo.config.schema import NODES
-from dpo.errors import ConfigError
+from dpo.errors import ConfigError, Refused
 
 NEEDS = {
     ("model", "custom"): ["model.path=/models/mine"],
@@ -115,6 +115,47 @@ def test_the_value_of_a_flag_is_no_folder(monkeypatch, capsys, words):
     out = capsys.readouterr().out
     assert "- A\n- B\n" in out
     assert "job" not in out
+
+
+HEX = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        f"model.path=/hub/models--a--b/snapshots/{HEX}",
+        f"model.path=~/hub/snapshots/{HEX}/",
+        f"model.path={HEX}/model",
+        f"runs=[/a/{HEX},/b/run-{HEX}]",
+        f"model.revision={HEX}",
+        f"model.adapter_revision={HEX}",
+        "model.path=/data/task-with-a-long-name-of-its-own",
+        f"/runs/{HEX}",
+        f"./{HEX}",
+    ],
+)
+def test_a_commit_in_a_path_is_no_secret(word):
+    assert arguments([word], "run")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        HEX,
+        f"name={HEX}",
+        f"tracking.project={HEX.upper()}",
+        f"name=local-{HEX}",
+        f"+x=[a,{HEX}]",
+        f"model.path=/a/b,name={HEX}",
+        "name=sk-abcdefghijklmnopqrstuv",
+        "model.path=/a/sk-abcdefghijklmnopqrstuv",
+        "model.path=/a/hf_abcdefghijklmnopqrstuvwxyz",
+        f"model.path=/a?token={HEX}",
+    ],
+)
+def test_a_bare_key_is_a_secret(word):
+    with pytest.raises(Refused, match="looks like a secret"):
+        arguments([word], "run")
 
 
 def test_full_training_refuses_quantization_and_lora_keys():

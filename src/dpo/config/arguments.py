@@ -12,10 +12,13 @@ from dpo.config.nearest import nearest
 from dpo.errors import ConfigError, Refused
 
 SECRET = re.compile(
-    r"(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|\b[0-9a-f]{40}\b(?<!revision=.{40})|wandb_v1_[A-Za-z0-9_]{20,}"
+    r"(hf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|wandb_v1_[A-Za-z0-9_]{20,}"
     r"|(?:api_?key|token|password|secret)=\S+)",
     re.IGNORECASE,
 )
+# A W&B key of old has no mark of its own. A commit looks the same, as a revision and in the hub's cache as a folder.
+HEX = re.compile(r"(?<!revision=)\b[0-9a-f]{40}\b(?!/)", re.IGNORECASE)
+IN_PATH = re.compile(r"(?<=/)[^/\s,=]+")
 
 FREE_KEY = re.compile(r"^(?=(dpo\.trainer|dataset\.chat_template_kwargs|dataset\.columns|sweep\.evaluation)(\.|=\{))")
 
@@ -31,7 +34,7 @@ def arguments(argv: list[str], positional: str | None) -> list[str]:
     folders, rest = [], []
     words = iter(argv)
     for argument in words:
-        if (found := SECRET.search(argument)) and not re.search(r"revision=[0-9a-f]{40}$", argument):
+        if found := SECRET.search(argument) or HEX.search(IN_PATH.sub("", argument)):
             name = argument.split("=")[0] if "=" in argument else f"{found.group()[:4]}..."
             raise Refused(
                 f"{name}: looks like a secret; pass secrets by environment variable (HF_TOKEN, WANDB_API_KEY)"
