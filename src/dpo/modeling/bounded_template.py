@@ -22,7 +22,15 @@ WIDEST = 10_000
 # Characters of a template: the longest in use has 20,000.
 LONGEST = 1_000_000
 
-_state = threading.local()
+
+class _State(threading.local):
+    """What is left to spend on this thread, and the conversation whose size has not been added to that yet."""
+
+    left = float(BUDGET)
+    messages: Any = None
+
+
+_state = _State()
 
 
 class TooMuch(Exception):
@@ -61,14 +69,14 @@ def _compile(original: Callable[[str], Any], source: str) -> Any:
     render = template.render
 
     def bounded(*args: Any, **kwargs: Any) -> str:
-        before = getattr(_state, "left", 0.0)
-        _state.left = BUDGET + _size(kwargs.get("messages")) / 8
+        before = _state.left, _state.messages
+        _state.left, _state.messages = float(BUDGET), kwargs.get("messages")
         try:
             return str(render(*args, **kwargs))
         except Exception as error:
             raise ConfigError(explain(error)) from error
         finally:
-            _state.left = before
+            _state.left, _state.messages = before
 
     template.render = bounded
     return template
@@ -86,7 +94,11 @@ def _size(node: Any) -> int:
 
 
 def _spend(cost: float) -> None:
-    _state.left = getattr(_state, "left", float(BUDGET)) - cost
+    _state.left -= cost
+    if _state.left < 0:
+        # Counted only here: most renderings never come near.
+        _state.left += _size(_state.messages) / 8
+        _state.messages = None
     if _state.left < 0:
         raise TooMuch("more loop steps, calls or output than any conversation needs")
 
@@ -110,6 +122,8 @@ def _shown(value: Any) -> Any:
 
 
 def _made(value: Any) -> Any:
+    if type(value) is str and len(value) <= MOST:
+        return value
     if isinstance(value, (str, bytes, list, tuple, dict)) and len(value) > MOST:
         raise TooMuch(f"text or a list of {len(value):,}")
     if isinstance(value, int) and value.bit_length() > 4096:
@@ -139,6 +153,8 @@ WIDTHS = frozenset("center ljust rjust zfill expandtabs indent wordwrap batch sl
 
 
 def _binop(original: Callable[..., Any], context: Any, operator: str, left: Any, right: Any) -> Any:
+    if operator == "+":
+        return _made(left + right)
     if operator == "*":
         for one, other in ((left, right), (right, left)):
             if isinstance(one, (str, bytes, list, tuple)) and isinstance(other, int) and len(one) * other > MOST:
