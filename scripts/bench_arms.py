@@ -21,12 +21,12 @@ from dpo.engine.choice import Engine
 from dpo.engine.install import install
 from dpo.engine.lean_linear import keep_unpacked
 from dpo.engine.memory import free_memory
+from dpo.engine.part import packed_loss
 from dpo.engine.score import sequence_log_probs
 from dpo.engine.workers import Workers, most_at_once
 from dpo.training import trainer as trainers
 from dpo.training.arguments import objective
 from dpo.training.interrupts import Interrupts
-from dpo.training.part import packed_loss
 
 ARMS = ("trl_default", "trl_tuned", "packed", "ours")
 """`packed` is ours without the lean layers."""

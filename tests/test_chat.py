@@ -22,7 +22,7 @@ from dpo.config.export import Chat
 from dpo.conversation.sides import Conversation
 from dpo.conversation.terminal import talk
 from dpo.errors import ConfigError
-from dpo.evaluation.generate import Sampling, sample, stream
+from dpo.generation.sampling import Sampling, sample, stream
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import torch
 from dpo.caches.entry import get_or_build
 from dpo.caches.folder import cache_folder
 from dpo.config.failures import translate
+from dpo.config.roots import outputs_root
 from dpo.errors import CheckpointError, DpoError, is_disk_full
 from dpo.records.files import naming, write_text
-from dpo.records.run import outputs_root
 
 REFUSALS = (
     "EIO",

@@ -1,7 +1,7 @@
 """`dpo-train VERB ...`: every verb of this project under one command.
 
 A verb is `python -m dpo.VERB` and takes the same overrides; beside them `train`, `prepare` and `init` take the flags
-of dpo.config.classic. Nothing heavy is imported before the verb asks for it.
+of dpo.command.classic. Nothing heavy is imported before the verb asks for it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None, config_file: Path | None = None) -> 
 
         signals.stand()
         streams.forgive()
-    from dpo.config.classic import CONFIG_FILE
+    from dpo.command.classic import CONFIG_FILE
 
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None, config_file: Path | None = None) -> 
         print(__version__)
         return
     if words[0] in ("-sc", "--shell-completion"):
-        from dpo.config.completion import complete
+        from dpo.command.completion import complete
 
         complete(words[1:], VERBS, ALIASES)
         return
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None, config_file: Path | None = None) -> 
 
 def dispatch(name: str, arguments: list[str], config_file: Path) -> None:
     """Hand the command line to the verb's module, as if it had been started with `python -m`."""
-    from dpo.config.classic import command_line
+    from dpo.command.classic import command_line
 
     name = ALIASES.get(name, name)
     if name not in VERBS:
@@ -106,8 +106,8 @@ def with_newest_run(arguments: list[str]) -> list[str]:
     """Add the newest complete run to a command line that names none; help and the like are left alone."""
     if any(word.startswith("-") for word in arguments):
         return arguments
+    from dpo.config.roots import outputs_root
     from dpo.records.overview import find_runs, run_status
-    from dpo.records.run import outputs_root
 
     for folder in find_runs(outputs_root()):
         if run_status(folder).state == "complete":

@@ -18,12 +18,12 @@ def compare(config: Compare) -> Path:
     check_ranges(config)
     if not config.runs:
         raise ConfigError("runs: name at least one run directory")
+    from dpo.config.roots import outputs_root
     from dpo.evaluation.comparison import compare as compare_entries
     from dpo.evaluation.comparison import read_entries
     from dpo.pages.compare import write_comparison_page
     from dpo.pages.comparison_tables import comparison_csv
     from dpo.records.files import write_json, write_text
-    from dpo.records.run import outputs_root
 
     folders = [Path(run).expanduser() for run in config.runs]
     entries = read_entries(folders, config.name)

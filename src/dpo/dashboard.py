@@ -15,9 +15,9 @@ def dashboard(config: Dashboard) -> Path:
         from dpo.records.dashboard import as_json, build
     except ModuleNotFoundError as error:
         raise ConfigError(f"the package {error.name} is missing: pip install 'dpo-train[dashboard]'") from None
+    from dpo.config.roots import outputs_root
     from dpo.config.tracking import WandbMode
     from dpo.records.files import write_json
-    from dpo.records.run import outputs_root
     from dpo.records.tracking.wandb import why_offline
 
     why = why_offline(WandbMode.auto)

@@ -17,7 +17,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from dpo import __version__
-from dpo.config.classic import CONFIG_FILE, FIELDS, split_flags, to_overrides
+from dpo.command.classic import CONFIG_FILE, FIELDS, split_flags, to_overrides
 from dpo.errors import ConfigError
 from dpo.records.files import write_text
 

@@ -12,10 +12,10 @@ from rich.text import Text
 
 from dpo.config.entry import main as app
 from dpo.config.evaluation import Status, check_ranges, register
+from dpo.config.roots import outputs_root
 from dpo.errors import ConfigError
 from dpo.pages.tables import clock, to_table
 from dpo.records.overview import RunStatus, as_json, find_runs, run_status
-from dpo.records.run import outputs_root
 from dpo.records.terminal import terminal
 from dpo.streams import clean, reader_left
 

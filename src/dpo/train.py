@@ -27,21 +27,24 @@ def train(config: Config) -> Path:
     use_huge_pages()
     quiet()
     from dpo.distributed.ranks import joined
-    from dpo.training import stages
+    from dpo.release.card import model_card
+    from dpo.training import reference, stages
+    from dpo.training.build import build_trainer
     from dpo.training.continuing import find_checkpoint
     from dpo.training.job import open_job
+    from dpo.training.start import find_base
 
     with joined(place, config.hardware.device) as ranks, open_job(config, ranks) as job:
-        base = stages.find_base(job)
+        base = find_base(job)
         data = stages.load_data(job, base)
         checkpoint = find_checkpoint(job, data.report)
-        trainer = stages.build_trainer(job, base, data, checkpoint)
-        wanted = stages.needed_pairs(job, data)
-        stages.add_reference(job, base, trainer, wanted)
+        needed = stages.needed_pairs(job, data)
+        trainer = build_trainer(job, base, data, needed, checkpoint)
+        reference.add_reference(job, base, trainer, needed)
         if checkpoint is None:
-            stages.check_start(job, trainer, wanted, base.compute)
+            reference.check_start(job, trainer, needed, base.compute)
         stages.run_steps(job, trainer, checkpoint, base.compute)
-        stages.save_final(job, trainer, base.tokenizer)
+        stages.save_final(job, trainer, base.tokenizer, model_card)
     return job.run.folder
 
 

@@ -90,8 +90,8 @@ def asked(monkeypatch, tmp_path):
     """asked("model.path=x") -> {function: everything it is given} on the way from a config to its loaded model."""
     from dpo.distributed.ranks import ALONE
     from dpo.engine import choice as engine
+    from dpo.training import build, start
     from dpo.training import job as jobs
-    from dpo.training import stages, start
 
     given: dict[str, list[Any]] = {}
 
@@ -110,17 +110,18 @@ def asked(monkeypatch, tmp_path):
     from dpo.modeling.device import Compute
 
     weights = SimpleNamespace(folder=tmp_path, remote_code=False, fingerprint="f", revision=None)
-    fake(stages, "choose_compute", Compute("cpu", torch.float32))
-    fake(stages, "resolve", weights)
-    fake(stages, "load_tokenizer", SimpleNamespace(pad_token_id=0))
-    fake(stages, "tokenizer_fingerprint", "t")
-    fake(stages, "model_config")
-    fake(stages, "positions", 10**6)
-    fake(stages, "check_stored")
+    fake(start, "choose_compute", Compute("cpu", torch.float32))
+    fake(start, "resolve", weights)
+    fake(start, "load_tokenizer", SimpleNamespace(pad_token_id=0))
+    fake(start, "tokenizer_fingerprint", "t")
+    fake(start, "model_config")
+    fake(start, "positions", 10**6)
+    fake(start, "check_stored")
     fake(start, "resolve_adapter", Adapter(tmp_path, "some/adapter", None, "f", {}))
     fake(start, "check_agrees")
     fake(start, "keep_copy")
-    fake(stages, "load_base", stop=True)
+    fake(build, "load_base", stop=True)
+    fake(build, "objective")
     fake(engine, "install")
     fake(engine, "most_at_once", 1)
     fake(engine, "held_bytes", 0)
@@ -139,12 +140,12 @@ def asked(monkeypatch, tmp_path):
         interrupts = SimpleNamespace(check=lambda: None)
         job: Any = SimpleNamespace(config=config, ledger=ledger, run=run, ranks=ALONE, interrupts=interrupts)
         job.say = lambda line: None
-        base = stages.find_base(job)
+        base = start.find_base(job)
         data: Any = SimpleNamespace(train=[], dev=[])
         trainer: Any = SimpleNamespace(model=model, use_weighting=False, args=SimpleNamespace())
         for step in (
-            lambda: stages.build_trainer(job, base, data, None),
-            lambda: engine.choose_engine(job, base.compute, trainer, [], 0),
+            lambda: build.build_trainer(job, base, data, data.train, None),
+            lambda: build.set_engine(job, base, trainer, data.train, None),
             lambda: open_it(config),
         ):
             with contextlib.suppress(Stop):

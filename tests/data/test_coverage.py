@@ -14,6 +14,7 @@ from tokenizer_families import CHATML, chatml, llama3
 from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
 
+from dpo.data.chat_template import begins_with_bos
 from dpo.data.coverage import Coverage, stands
 from dpo.data.pair import Message, Pair
 from dpo.data.prepare import prepare
@@ -22,7 +23,7 @@ from dpo.data.remarks import check_positions, remarks
 from dpo.data.tokens import Encoder
 from dpo.errors import ConfigError, DataError
 from dpo.modeling.positions import positions
-from dpo.modeling.tokenizer import begins_with_bos, load_tokenizer
+from dpo.modeling.tokenizer import load_tokenizer
 
 TEMPLATES = REPOSITORY / "conf" / "model" / "templates"
 # What reasoning models' templates do: the part up to </think> goes, and there is no branch for a system message.

@@ -16,10 +16,10 @@ import pytest
 from data_options import dataset
 
 from dpo.data import open_file
-from dpo.data.files import read_rows
 from dpo.data.layout import find_files
 from dpo.data.load import load_splits
 from dpo.data.refusal import Reason, Refusal
+from dpo.data.rows.files import read_rows
 from dpo.data.synthetic.prompts import from_file
 from dpo.errors import DataError
 from dpo.evaluation.responses import read_responses
@@ -66,7 +66,7 @@ def test_a_row_longer_than_the_cap_is_refused_by_name(
 ) -> None:
     for module in ("open_file", "files", "json_rows", "arrow_rows"):
         monkeypatch.setattr(f"dpo.data.{module}.LONGEST_ROW", 2000)
-    monkeypatch.setattr("dpo.data.json_rows.CHUNK", 300)
+    monkeypatch.setattr("dpo.data.rows.json.CHUNK", 300)
     rows = [*ROWS[:3], {**ROWS[3], "chosen": "x" * 3000}, *ROWS[4:6]]
     path = written(tmp_path / f"rows{kind}", rows)
     if kind == ".json":  # where the next element begins cannot be known without reading all of this one
@@ -97,7 +97,7 @@ def test_a_line_without_end_is_read_in_pieces(tmp_path: Path) -> None:
 
 
 def test_an_array_is_read_as_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dpo.data.json_rows.CHUNK", 64)
+    monkeypatch.setattr("dpo.data.rows.json.CHUNK", 64)
     path = written(tmp_path / "rows.json")
     rows = read_rows(path)
     assert next(rows) == (0, ROWS[0])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dpo.evaluation.generate import Sampling, sample
+from dpo.generation.sampling import Sampling, sample
 
 PROMPTS = [[4, 8, 9], [4, 10], [4, 11, 12, 13, 14], [4, 15, 9, 9], [4, 8]]
 SYSTEM = [5, 9, 13, 17, 21, 8, 12, 16, 20]

@@ -59,7 +59,7 @@ def test_the_published_strict_scores_come_out(tmp_path: Path, monkeypatch: pytes
     assert len(rows) == 540
     strict = [followed for row in rows for followed in row["details"]["strict"]]
     assert (sum(strict), len(strict)) == (697, 832)
-    from dpo.data.files import read_rows
+    from dpo.data.rows.files import read_rows
 
     assert [row["details"]["strict"] for row in rows] == [
         row["follow_instruction_list"] for _, row in read_rows(published)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpo.statistics.calibration import calibration
 from dpo.statistics.intervals import (
     bootstrap_mean,
-    calibration,
     compare_scores,
     length_controlled_win_rate,
     sign_test,

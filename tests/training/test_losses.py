@@ -23,6 +23,7 @@ from dpo.config.schema import Config
 from dpo.data.pair import TokenPair
 from dpo.engine.choice import Engine
 from dpo.engine.install import install
+from dpo.engine.part import packed_loss
 from dpo.engine.score import sequence_log_probs
 from dpo.errors import ConfigError, Diverged
 from dpo.losses.objective import WHOLE_STEP
@@ -31,7 +32,7 @@ from dpo.training import guards
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments, objective
 from dpo.training.interrupts import Interrupts
-from dpo.training.part import packed_loss, plain_loss
+from dpo.training.plain import plain_loss
 
 CPU = Compute("cpu", torch.float32)
 PAIRS = [

@@ -21,12 +21,12 @@ from packed_models import VOCABULARY, random_pairs, tiny_model
 from dpo.engine.budget import split
 from dpo.engine.choice import Engine
 from dpo.engine.install import install
+from dpo.engine.part import packed_loss
 from dpo.engine.score import sequence_log_probs
 from dpo.training import trainer as trainers
 from dpo.training.arguments import objective
 from dpo.training.interrupts import Interrupts
 from dpo.training.order import EpochOrder
-from dpo.training.part import packed_loss
 
 STEPS = 20
 

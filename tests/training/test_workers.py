@@ -20,12 +20,12 @@ from packed_models import gradients, random_pairs, tiny_model, with_lora
 from dpo.engine.budget import cost, packed_tokens, split
 from dpo.engine.choice import NO_ENGINE, Engine
 from dpo.engine.install import install
+from dpo.engine.part import packed_loss
 from dpo.engine.score import sequence_log_probs
 from dpo.engine.workers import Workers, most_at_once
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments, objective
 from dpo.training.interrupts import Interrupts
-from dpo.training.part import packed_loss
 
 PAIRS = random_pairs(11, longest=30)
 

@@ -192,9 +192,9 @@ def _signal_at(place: str, number: int, signum: int) -> None:
     import os as target_os
 
     import dpo.modeling.policy as policy
-    import dpo.training.stages as stages
     from dpo.evaluation.folder import EvaluationFolder
     from dpo.records.run import Run
+    from dpo.training import build, reference
     from dpo.training.trainer import Trainer
 
     owner: Any
@@ -205,11 +205,11 @@ def _signal_at(place: str, number: int, signum: int) -> None:
         "dev": (policy, "keep_quantized_in_train_mode"),
         "log": (Trainer, "_drain"),
         "save": (Trainer, "_save_optimizer_and_scheduler"),
-        "load": (stages, "load_base"),
-        "reference": (stages, "sequence_log_probs"),
+        "load": (build, "load_base"),
+        "reference": (reference, "sequence_log_probs"),
         "final": (Trainer, "save_weights"),
         "last word": (Run, "finish"),
-        "drift": (stages, "check_start"),
+        "drift": (reference, "check_start"),
         "silent": (Trainer, "_get_grad_norm"),
         "rows": (EvaluationFolder, "append"),
         "poison": (Trainer, "_forward_backward"),

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import platformdirs
-
+from dpo.config.roots import cache_root
 from dpo.errors import CheckpointError, is_disk_full
-
-
-def cache_root() -> Path:
-    """$DPO_CACHE, else the user's cache folder."""
-    root = os.environ.get("DPO_CACHE")
-    return Path(root).expanduser() if root else Path(platformdirs.user_cache_dir("dpo-train"))
 
 
 def cache_folder(kind: str) -> Path:

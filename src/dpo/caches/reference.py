@@ -13,7 +13,7 @@ import sqlite3
 import struct
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from dpo.caches.claims import Owner
 from dpo.caches.sqlite import CacheFile, batches
@@ -22,9 +22,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from dpo.data.pair import TokenPair
+
+class Tokens(Protocol):
+    """The token ids of a pair; `id` names it among those of one call."""
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+
+    @property
+    def prompt_ids(self) -> Sequence[int]:
+        """Token ids both answers follow."""
+
+    @property
+    def chosen_ids(self) -> Sequence[int]:
+        """Token ids of the better answer."""
+
+    @property
+    def rejected_ids(self) -> Sequence[int]:
+        """Token ids of the other."""
+
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Tokens)
 LogProbs = tuple[float, float]
 """(chosen, rejected), nats: the sum over completion tokens."""
 
@@ -77,7 +97,7 @@ def context_key(
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def entry_key(context: str, pair: TokenPair) -> bytes:
+def entry_key(context: str, pair: Tokens) -> bytes:
     """Hash of the context, the token ids and where the prompt ends; ids, strengths and sources of rows do not count."""
     digest = hashlib.sha256(context.encode())
     for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
@@ -99,9 +119,9 @@ class ReferenceCache:
 
     def fill(
         self,
-        pairs: Sequence[TokenPair],
+        pairs: Sequence[P],
         context: str,
-        compute: Callable[[list[TokenPair]], list[LogProbs]],
+        compute: Callable[[list[P]], list[LogProbs]],
         *,
         chunk: int = 64,
         progress: Callable[[int, int], None] | None = None,
@@ -182,9 +202,9 @@ class ReferenceCache:
     def _compute(
         self,
         mine: list[bytes],
-        pairs: list[TokenPair],
+        pairs: list[P],
         context: str,
-        compute: Callable[[list[TokenPair]], list[LogProbs]],
+        compute: Callable[[list[P]], list[LogProbs]],
         owner: Owner,
     ) -> dict[bytes, LogProbs]:
         began = time.monotonic()

@@ -1,1 +1,1 @@
-"""From YAML and the command line to one typed, checked Config. Nothing here imports torch."""
+"""From YAML and the command line to one typed, checked Config, without torch."""

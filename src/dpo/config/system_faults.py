@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 
+from dpo.config.roots import cache_root, outputs_root
 from dpo.errors import CheckpointError, ConfigError, DiskFull, DpoError, is_disk_full, system_error
 
 ADVICE = {
@@ -31,29 +32,22 @@ def from_system(error: BaseException) -> DpoError | None:
         return DiskFull(f"{what}; free some room and run the same command again")
     advice = [ADVICE[behind.errno]] if behind.errno in ADVICE else []
     kind: type[DpoError] = ConfigError
-    if place is not None and (_around(place, _cache()) or any((up / "run.json").exists() for up in _parents(place))):
+    if place is not None and (
+        _around(place, cache_root()) or any((up / "run.json").exists() for up in _parents(place))
+    ):
         kind = CheckpointError
-    if place is not None and _around(place, _cache()):
+    if place is not None and _around(place, cache_root()):
         advice.append("$DPO_CACHE names another folder for the cache")
-    elif place is not None and _around(place, _outputs()):
+    elif place is not None and _around(place, outputs_root()):
         advice.append("$DPO_OUTPUTS names another folder for runs")
     return kind("\n".join([what, "; ".join(advice)]) if advice else what)
 
 
 def _around(place: Path, folder: Path) -> bool:
     """In it, or on the way to it."""
+    folder = folder.absolute()
     return place.is_relative_to(folder) or folder.is_relative_to(place)
 
 
 def _parents(place: Path) -> list[Path]:
     return [up for up in place.parents if os.access(up, os.R_OK)]
-
-
-def _cache() -> Path:
-    from dpo.caches.folder import cache_root
-
-    return cache_root().absolute()
-
-
-def _outputs() -> Path:
-    return Path(os.environ.get("DPO_OUTPUTS") or "outputs").expanduser().absolute()

@@ -12,8 +12,8 @@ from dpo.config.export import Chat
 from dpo.data.pair import Message
 from dpo.data.tokens import Encoder
 from dpo.errors import ConfigError
-from dpo.evaluation.generate import Sampling, stream
 from dpo.evaluation.sides import BASELINE, POLICY, Sides
+from dpo.generation.sampling import Sampling, stream
 from dpo.records.files import write_json
 from dpo.records.read import json_file
 from dpo.streams import clean

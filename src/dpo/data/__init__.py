@@ -1,1 +1,1 @@
-"""Source rows become preference pairs; pairs become token ids. Nothing here imports torch."""
+"""Source rows become preference pairs, and pairs become token ids, without torch."""

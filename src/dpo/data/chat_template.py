@@ -131,3 +131,9 @@ def join_turns(prompt: Sequence[Message]) -> tuple[Turns, str, bool]:
     if turns and turns[-1]["role"] == "assistant":
         return turns[:-1], turns[-1]["content"] + "\n\n", True
     return turns, "", joined
+
+
+def begins_with_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer's own encoding of a text begins with its begin token."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and list(tokenizer("x")["input_ids"])[:1] == [bos]

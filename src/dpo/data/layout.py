@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from dpo.config.datasets import Dataset, HhRlhf, Shp
 from dpo.config.nearest import nearest
-from dpo.data.files import file_format, known_format
-from dpo.data.open_file import check_file
+from dpo.data.rows.files import file_format, known_format
+from dpo.data.rows.open_file import check_file
 from dpo.errors import ConfigError, DataError
 
 SPLIT_WORDS = {"test": "test", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "train": "train"}

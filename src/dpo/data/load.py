@@ -13,13 +13,13 @@ from dpo.caches.folder import cache_folder
 from dpo.config.datasets import Dataset, HubDataset, Local, Shp
 from dpo.config.nearest import nearest
 from dpo.data.checks import Seen, held_out
-from dpo.data.files import read_rows
 from dpo.data.hub import fetch
 from dpo.data.layout import find_files
 from dpo.data.pair import Pair
 from dpo.data.pair_file import PairFile, PairWriter
 from dpo.data.refusal import Reason, Refusal
 from dpo.data.report import SPLITS, DataReport, Faults
+from dpo.data.rows.files import read_rows
 from dpo.data.sources import SOURCES
 from dpo.data.sources.local import check_columns
 from dpo.errors import ConfigError, DataError

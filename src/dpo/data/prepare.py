@@ -15,14 +15,14 @@ import dpo
 from dpo.caches.entry import file_digest, get_or_build
 from dpo.caches.folder import cache_folder
 from dpo.config.datasets import Dataset
-from dpo.data.files import file_format
 from dpo.data.lengths import length_bias, longest, quantiles
 from dpo.data.load import Files, Splits, load_files, locate, nothing_to_train_on
-from dpo.data.open_file import packing
 from dpo.data.pair_file import PairFile, PairWriter, from_line
 from dpo.data.parallel import encode_all
 from dpo.data.refusal import Refusal
 from dpo.data.report import SPLITS, DataReport, Faults
+from dpo.data.rows.files import file_format
+from dpo.data.rows.open_file import packing
 from dpo.data.token_file import TokenFile, TokenWriter
 from dpo.data.tokens import Encoder
 from dpo.records.files import write_json

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpo.config.datasets import Keep
-from dpo.data.chat_template import ChatTemplate, Turns, join_turns
+from dpo.data.chat_template import ChatTemplate, Turns, begins_with_bos, join_turns
 from dpo.data.control_tokens import Codec
 from dpo.data.coverage import Coverage, stands
 from dpo.data.packed import WIDTH, PackedPair, pack
@@ -17,7 +17,6 @@ from dpo.data.pair import Message, Pair, TokenPair
 from dpo.data.refusal import Reason, Refusal, RowRefused
 from dpo.data.truncation import Ledger
 from dpo.errors import ConfigError
-from dpo.modeling.tokenizer import begins_with_bos
 
 
 @dataclass

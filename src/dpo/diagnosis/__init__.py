@@ -1,1 +1,1 @@
-"""Probes for `dpo.doctor`, one concern a module. Only `device` imports torch, in a process of its own."""
+"""Probes for `dpo.doctor`, one concern a module; only `device` imports torch, in a process of its own."""

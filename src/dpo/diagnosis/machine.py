@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 
 from dpo.caches.folder import cache_folder
+from dpo.config.roots import outputs_root
 from dpo.diagnosis.finding import Finding
-from dpo.records.run import outputs_root
 
 # The default job: converted weights and tokens in the cache, a few adapters in outputs; about 2 GB of memory.
 DISK_GB = 2.0

@@ -3,33 +3,11 @@
 from __future__ import annotations
 
 import os
-import urllib.error
-import urllib.request
 
 from dpo.diagnosis.finding import Finding
+from dpo.records.hub import ask, endpoint
 
-SECONDS = 4.0
 GATED = "meta-llama/Llama-3.1-8B"
-
-
-def endpoint() -> str:
-    """The hub's address."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-
-
-def ask(path: str, token: str | None) -> int | str:
-    """The status of a GET, or why there is none."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(endpoint() + path, headers=headers)  # noqa: S310
-    try:
-        with urllib.request.urlopen(request, timeout=SECONDS) as answer:  # noqa: S310
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except urllib.error.URLError as error:
-        return str(error.reason)
-    except OSError as error:
-        return type(error).__name__
 
 
 def hub() -> list[Finding]:

@@ -118,7 +118,7 @@ def run(config: Config) -> Path:
 
     The run directory is opened and held here and handed to the ranks. Returns it when all went well.
     """
-    from dpo.training.job import OWNER, open_here
+    from dpo.records.opening import OWNER, open_here
 
     count = count_processes(config.hardware)
     plan = compose(config, count)
@@ -212,7 +212,7 @@ def conclude(folder: Path, ranks: list[_Rank], stopped: list[int]) -> int:
             sys.stderr.write(output.read()[-8000:].decode(errors="replace"))
         print(f"{reason}; the other ranks were stopped", file=sys.stderr, flush=True)
     if record is not None:
-        from dpo.training.job import STATUS_OF
+        from dpo.records.opening import STATUS_OF
 
         status = STATUS_OF.get(code, "killed" if code > 128 else "failed")
         Run(folder, record).finish(status, reason, code)

@@ -1,5 +1,5 @@
-"""The packed engine: each prompt once, no padding, the LM head on completion rows only; TRL's losses unchanged.
+"""How a model computes pairs, packed: each prompt once, no padding, the LM head on completion rows only.
 
-`collate.pack` lays pairs out, `install.install` teaches a model to compute on that layout and to answer in TRL's
-padded one, `budget` splits a step under a token budget, `score` gives log-probs without gradients.
+`collate` lays pairs out, `install` teaches a model to compute on that layout, `part` feeds what it gives to the
+losses, `budget` splits a step under a token budget, `score` gives log-probs without gradients.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
@@ -16,16 +16,31 @@ from dpo.engine.budget import cost, split
 from dpo.engine.install import install
 from dpo.engine.lean_linear import keep_unpacked
 from dpo.engine.memory import MemoryPlan, free_memory, plan
+from dpo.engine.part import PartLoss, packed_loss
 from dpo.engine.room import held_bytes, room
 from dpo.engine.workers import Workers, most_at_once
-from dpo.losses.objective import LOSSES, WHOLE_STEP
-from dpo.training.arguments import objective
-from dpo.training.part import PartLoss, packed_loss, plain_loss
+from dpo.losses.objective import LOSSES, WHOLE_STEP, Objective
 
 if TYPE_CHECKING:
+    from dpo.config.schema import Config
     from dpo.modeling.device import Compute
-    from dpo.training.job import Job
-    from dpo.training.trainer import Trainer
+
+T = TypeVar("T")
+
+
+class Processes(Protocol):
+    """Those of one run, seen from one of them."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    @property
+    def local_size(self) -> int:
+        """How many of them on this machine."""
+
+    def gather(self, value: T) -> list[T]:
+        """The value of each."""
 
 
 @dataclass(frozen=True)
@@ -73,47 +88,58 @@ def _none(*_: Any) -> Any:
 NO_ENGINE = Engine(_none, _none, 1)
 
 
-def choose_engine(
-    job: Job,
-    compute: Compute,
-    trainer: Trainer,
-    pairs: Sequence[TokenPair],
-    pad_id: int,
-    split_before: tuple[int, int] | None = None,
-) -> str:
-    """Set the trainer's engine and activation checkpointing; returns a line that says which and why.
+@dataclass(frozen=True)
+class Choice:
+    """An engine, and what its memory plan asks of the trainer."""
 
-    A continued run keeps the split (token budget, micro-batches at once) of its checkpoint, `split_before`, or
-    without one what it began with: another split of a step would change its rounding.
+    engine: Engine
+    activation_checkpointing: bool
+    line: str
+    """Which engine and why, with the plan."""
+
+
+def choose_engine(
+    model: Any,
+    pairs: Sequence[TokenPair],
+    config: Config,
+    compute: Compute,
+    objective: Objective,
+    plain: PartLoss,
+    processes: Processes,
+    split_before: tuple[int | None, int | None] = (None, None),
+) -> Choice:
+    """How `model` computes steps of such `pairs`: packed where its family and the losses allow, else by `plain`.
+
+    A continued run keeps the split (token budget, micro-batches at once) it had, `split_before`: another split of a
+    step would change its rounding. A packed model has its forward replaced.
     """
-    hardware = job.config.hardware
+    hardware, losses, batch_size = config.hardware, config.dpo.loss, config.dpo.batch_size
     name, why = "plain", ""
     if hardware.engine is EngineOption.packed:
-        unknown = sorted(set(job.config.dpo.loss) - LOSSES.keys())
-        refused = f"it has no loss {unknown[0]}" if unknown else install(trainer.model)
+        unknown = sorted(set(losses) - LOSSES.keys())
+        refused = f"it has no loss {unknown[0]}" if unknown else install(model)
         name, why = ("packed", "") if refused is None else ("plain", f" because {refused}")
-    coupled = bool(WHOLE_STEP & set(job.config.dpo.loss))
-    together = job.config.dpo.batch_size if coupled else 1
+    coupled = bool(WHOLE_STEP & set(losses))
+    together = batch_size if coupled else 1
     asked = hardware.activation_checkpointing
-    begun = (job.run.record.get("token_budget"), job.run.record.get("at_once"))
-    budget_before, at_once_before = split_before or begun
+    budget_before, at_once_before = split_before
     at_once = 1
-    if name == "packed" and not coupled and asked is not Checkpointing.on and job.ranks.size == 1:
-        at_once = at_once_before or most_at_once(trainer.model, compute.device, job.config.dpo.batch_size)
+    if name == "packed" and not coupled and asked is not Checkpointing.on and processes.size == 1:
+        at_once = at_once_before or most_at_once(model, compute.device, batch_size)
     free = room(
         free_memory(torch.device(compute.device)),
         hardware.memory_gb,
-        held_bytes(trainer.model),
+        held_bytes(model),
         # Processes of one machine without devices of their own live in the same memory.
-        1 if compute.device == "cuda" else job.ranks.local_size,
+        1 if compute.device == "cuda" else processes.local_size,
     )
     whole = hardware.parallel in (Parallel.none, Parallel.ddp)
-    unpacked = keep_unpacked(trainer.model, compute.dtype, free) if name == "packed" and whole else 0
+    unpacked = keep_unpacked(model, compute.dtype, free) if name == "packed" and whole else 0
     free -= unpacked
 
     def planned_with(at_once: int) -> MemoryPlan:
         return plan(
-            trainer.model,
+            model,
             pairs,
             engine=name,
             dtype=compute.dtype,
@@ -128,27 +154,18 @@ def choose_engine(
     if planned.activation_checkpointing and at_once > 1:
         # Computing a forward twice costs more than a second micro-batch beside it gains.
         at_once, planned = 1, planned_with(1)
-    agreed = job.ranks.gather((planned.token_budget, planned.activation_checkpointing))
+    agreed = processes.gather((planned.token_budget, planned.activation_checkpointing))
     budget, activation_checkpointing = min(b for b, _ in agreed), any(c for _, c in agreed)
-    if activation_checkpointing:
-        trainer.args.activation_checkpointing = True
-        trainer.args.gradient_checkpointing = True
-        trainer.model.enable_input_require_grads()
 
     def parts(pairs: list[TokenPair], budget: int, at_once: int) -> list[list[TokenPair]]:
         if coupled:
             return [pairs[i : i + together] for i in range(0, len(pairs), together)]
         return split(pairs, budget, name, at_once)
 
-    soft_labels = job.config.dataset.soft_labels
-    if name == "packed":
-        loss = packed_loss(objective(trainer.args, soft_labels))
-    else:
-        loss = plain_loss(trainer, pad_id, soft_labels)
-    trainer.engine = Engine(loss, parts, budget, Workers.of(at_once), name)
-    job.run.update(token_budget=budget, at_once=at_once, engine=name)
+    engine = Engine(packed_loss(objective) if name == "packed" else plain, parts, budget, Workers.of(at_once), name)
     unsplit = f", steps of {together} pairs in one part" if coupled else ""
     beside = f", {at_once} micro-batches at once" if at_once > 1 else ""
     weights = f", 4-bit weights kept unpacked too ({unpacked / 2**30:.1f} GiB)" if unpacked else ""
-    kernel = f", attention {describe_kernel(trainer.model, compute.dtype)}" if name == "packed" else ""
-    return f"{name} engine{why}, {planned.line}{unsplit}{beside}{weights}{kernel}"
+    kernel = f", attention {describe_kernel(model, compute.dtype)}" if name == "packed" else ""
+    line = f"{name} engine{why}, {planned.line}{unsplit}{beside}{weights}{kernel}"
+    return Choice(engine, activation_checkpointing, line)

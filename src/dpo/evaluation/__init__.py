@@ -1,0 +1,1 @@
+"""Measuring a policy against its reference: pairs scored, answers generated and judged, runs compared."""

@@ -78,7 +78,7 @@ def draw_answers(
 
 def local_drawer(sides: Sides, config: Evaluation, most: int) -> Drawer:
     """Draw from the loaded models, at most `most` answers at once."""
-    from dpo.evaluation.generate import Sampling, sample
+    from dpo.generation.sampling import Sampling, sample
 
     sampling = Sampling(config.temperature, config.top_k, config.max_new_tokens, config.seed)
     tokenizer = sides.tokenizer

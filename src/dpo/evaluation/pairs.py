@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from dpo.statistics.intervals import Estimate, bootstrap_mean, calibration
+from dpo.statistics.calibration import calibration
+from dpo.statistics.intervals import Estimate, bootstrap_mean
 
 TIED = 0.5
 """Implicit-reward accuracy of the reference: all its rewards are 0."""

@@ -9,10 +9,10 @@ from typing import Any
 
 from dpo.caches.entry import file_digest
 from dpo.config.nearest import nearest
-from dpo.data.files import read_rows
-from dpo.data.open_file import check_file
 from dpo.data.pair import Message
 from dpo.data.refusal import Refusal
+from dpo.data.rows.files import read_rows
+from dpo.data.rows.open_file import check_file
 from dpo.errors import DataError
 from dpo.evaluation.judges.interface import Item, PairItem
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.config.nearest import nearest
+from dpo.data.chat_template import begins_with_bos
 from dpo.errors import ConfigError
 
 
@@ -69,12 +70,6 @@ def load_tokenizer(
         )
     pin_date(tokenizer, date or today())
     return tokenizer
-
-
-def begins_with_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer's own encoding of a text begins with its begin token."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and list(tokenizer("x")["input_ids"])[:1] == [bos]
 
 
 def pin_date(tokenizer: Any, iso: str) -> None:

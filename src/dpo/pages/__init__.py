@@ -1,1 +1,1 @@
-"""What is shown of runs and comparisons: pages, tables, plots, findings. Imports no torch."""
+"""What is shown of runs and comparisons, without torch: pages, tables, plots, findings."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dpo.pages.headline import INDENT, nothing, nothing_of
-from dpo.pages.tables import DASH, clock, number, percent, points, share, to_csv
+from dpo.pages.tables import clock, number, percent, points, share, to_csv
+from dpo.records.read import DASH
 
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]

@@ -11,8 +11,8 @@ from dpo.pages.figures import Figure, Placed, cost_figures, evaluation_figures, 
 from dpo.pages.findings import findings
 from dpo.pages.headline import COLUMNS, caption, figure_rows, notes
 from dpo.pages.html import write_page
-from dpo.pages.tables import DASH, clock, number, share
-from dpo.records.read import RunFiles, json_file, pick, read_pairs, read_rows, read_run, read_samples
+from dpo.pages.tables import clock, number, share
+from dpo.records.read import DASH, RunFiles, json_file, pick, read_pairs, read_rows, read_run, read_samples
 
 Row = dict[str, Any]
 SUBJECT = (("model", "path"), ("dataset", "source"))

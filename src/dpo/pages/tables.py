@@ -12,11 +12,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from dpo.records.read import DASH
 from dpo.streams import clean
 
 _FORMULA = re.compile(r"^[\s\"']*[=+\-@\t\r]")
 
-DASH = "-"
 # An Estimate as in summary.json, a number that came without an interval, or nothing.
 Figure = Mapping[str, Any] | float | None
 

@@ -1,1 +1,1 @@
-"""The run directory and everything read from it. Nothing here imports torch."""
+"""The run directory and everything read from it, without torch."""

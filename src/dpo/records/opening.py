@@ -8,10 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from dpo.config.given import check_inside
+from dpo.config.parse import fingerprint
+from dpo.config.read import config_yaml
+from dpo.config.roots import outputs_root
+from dpo.config.schema import Config
 from dpo.errors import CheckpointError, ConfigError
 from dpo.records.owner import Owner
 from dpo.records.process import ALIVE_SECONDS, is_alive, is_alive_elsewhere, silence
-from dpo.records.run import Facts, Run, outputs_root, read_record
+from dpo.records.run import Facts, Run, read_record
+
+STATUS_OF = {5: "diverged", 6: "out_of_memory", 7: "disk_full", 130: "interrupted", 143: "interrupted"}
+OWNER = "DPO_RUN_OWNER"
+"""Set in ranks whose parent holds the run directory, to the name it holds it by."""
 
 
 class Taken(ConfigError):
@@ -60,6 +68,18 @@ def join(folder: Path, owner: str, facts: Facts) -> tuple[Run, bool]:
         raise Taken(_who(folder, record))
     run = Run.go_on(folder, None, facts)
     return run, len(run.record["attempts"]) > 1
+
+
+def open_here(config: Config) -> tuple[Run, bool]:
+    """The run directory of this process, owned by it, and whether a run in it is continued."""
+    facts = Facts(config_yaml(config), fingerprint(config), config.seed)
+    # A sweep, or whoever starts several ranks, decides the folder and says so in the environment.
+    given, owner = os.environ.get("DPO_RUN_FOLDER"), os.environ.pop(OWNER, None)
+    if given and owner:
+        return join(Path(given), owner, facts)
+    if given:
+        return open_given(Path(given), facts)
+    return open_run(config.name, config.resume, facts, lambda line: print(line, flush=True))
 
 
 def _go_on(folder: Path, facts: Facts, believe: bool = True, complete: bool = False) -> Run:

@@ -13,12 +13,13 @@ from typing import Any
 
 from dpo.config.plain_yaml import load_yaml
 from dpo.errors import CheckpointError, ConfigError
-from dpo.pages.tables import DASH
 from dpo.records.files import check_seal, read_regular
 from dpo.records.rows import check_rows
 from dpo.records.run import read_record, state_of
 
 Row = dict[str, Any]
+DASH = "-"
+"""What is shown where a value was not written."""
 
 
 class Found(dict[str, Any]):

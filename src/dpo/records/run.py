@@ -47,11 +47,6 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", 
 LEFTOVER_SECONDS = 3600.0
 
 
-def outputs_root() -> Path:
-    """Where runs land: $DPO_OUTPUTS, else outputs/ of the current folder."""
-    return Path(os.environ.get("DPO_OUTPUTS") or "outputs").expanduser()
-
-
 def read_record(folder: Path) -> dict[str, Any]:
     """run.json of a folder; raises ConfigError when there is none, CheckpointError when it is torn or no record."""
     path = folder / "run.json"

@@ -1,1 +1,1 @@
-"""Intervals, paired comparisons and agreement. Pure numpy."""
+"""Intervals, paired comparisons and agreement, in pure numpy."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dpo.statistics.intervals import Estimate, Floats, _clusters, _weights
+from dpo.statistics.intervals import Estimate, Floats, clusters, draws
 
 Level = Literal["nominal", "interval"]
 
@@ -90,13 +90,13 @@ def krippendorff_alpha(
 
 def _grouped(rows: Floats, groups: Sequence[Hashable] | None) -> Floats:
     """(groups, columns) sums of rows."""
-    return np.column_stack([_clusters(rows[:, j], groups)[0] for j in range(rows.shape[1])])
+    return np.column_stack([clusters(rows[:, j], groups)[0] for j in range(rows.shape[1])])
 
 
 def _estimate(parts: Floats, statistic: Any, resamples: int, confidence: float, seed: int) -> Estimate | None:
     value = float(statistic(parts.sum(0, keepdims=True))[0])
     if np.isnan(value):
         return None
-    drawn = np.concatenate([statistic(w @ parts) for w in _weights(len(parts), resamples, seed)])
+    drawn = np.concatenate([statistic(w @ parts) for w in draws(len(parts), resamples, seed)])
     low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(value, min(value, float(low)), max(value, float(high)), len(parts))

@@ -33,7 +33,7 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
 
-def _clusters(values: Sequence[float] | Floats, groups: Sequence[Hashable] | None) -> tuple[Floats, Floats]:
+def clusters(values: Sequence[float] | Floats, groups: Sequence[Hashable] | None) -> tuple[Floats, Floats]:
     """(sum, count) per group, in order of first appearance."""
     numbers = np.asarray(values, dtype=np.float64)
     if groups is None:
@@ -44,7 +44,7 @@ def _clusters(values: Sequence[float] | Floats, groups: Sequence[Hashable] | Non
     return sums, np.bincount(of, minlength=len(index)).astype(np.float64)
 
 
-def _weights(clusters: int, resamples: int, seed: int) -> Any:
+def draws(clusters: int, resamples: int, seed: int) -> Any:
     """Yield (rows, clusters) arrays: how often each cluster was drawn in each resample."""
     rng = np.random.default_rng(seed)
     rows = max(1, CHUNK_CELLS // max(1, clusters))
@@ -69,7 +69,7 @@ def bootstrap_mean(
     Raises:
         ValueError: no values.
     """
-    sums, counts = _clusters(values, groups)
+    sums, counts = clusters(values, groups)
     if not len(sums):
         raise ValueError("no values to take a mean of")
     return bootstrap_ratio(np.stack([sums, counts], axis=1), resamples, confidence, seed)
@@ -84,7 +84,7 @@ def bootstrap_ratio(parts: Floats, resamples: int = 2000, confidence: float = 0.
     Raises:
         ValueError: all denominators are 0.
     """
-    return _estimate(parts, lambda w: _ratio(w @ parts), resamples, confidence, seed)
+    return estimate(parts, lambda w: _ratio(w @ parts), resamples, confidence, seed)
 
 
 def bootstrap_ratio_difference(
@@ -92,7 +92,7 @@ def bootstrap_ratio_difference(
 ) -> Estimate:
     """Ratio of `first` less ratio of `second`, both (groups, 2) over the same groups, which are resampled together."""
     both = np.concatenate([first, second], axis=1)
-    return _estimate(
+    return estimate(
         both, lambda w: _ratio((sums := w @ both)[:, :2]) - _ratio(sums[:, 2:]), resamples, confidence, seed
     )
 
@@ -103,14 +103,14 @@ def _ratio(sums: Floats) -> Floats:
         return np.where(sums[:, 1] == 0, np.nan, sums[:, 0] / sums[:, 1])
 
 
-def _estimate(
+def estimate(
     parts: Floats, statistic: Callable[[Floats], Floats], resamples: int, confidence: float, seed: int
 ) -> Estimate:
     """`statistic` of (rows, groups) weights: its value with every weight 1, and its spread over resamples."""
     value = float(statistic(np.ones((1, len(parts))))[0])
     if math.isnan(value):
         raise ValueError("no values to take a ratio of")
-    drawn = np.concatenate([statistic(w) for w in _weights(len(parts), resamples, seed)])
+    drawn = np.concatenate([statistic(w) for w in draws(len(parts), resamples, seed)])
     low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(value, float(low), float(high), len(parts))
 
@@ -195,7 +195,7 @@ def compare_scores(
     """
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     outcome = np.where(np.abs(difference) <= tie, 0.0, np.sign(difference))
-    votes = np.sign(_clusters(outcome, groups)[0])
+    votes = np.sign(clusters(outcome, groups)[0])
     net = bootstrap_mean(outcome, groups, resamples, confidence, seed)
     return Comparison(
         wins=int((outcome > 0).sum()),
@@ -235,7 +235,7 @@ def length_controlled_win_rate(
     index = {group: i for i, group in enumerate(dict.fromkeys(names))}
     of = np.array([index[name] for name in names])
     value = float(_intercept_rate(x, target, np.ones((1, len(target))))[0])
-    rates = np.concatenate([_intercept_rate(x, target, w[:, of]) for w in _weights(len(index), resamples, seed)])
+    rates = np.concatenate([_intercept_rate(x, target, w[:, of]) for w in draws(len(index), resamples, seed)])
     low, high = np.quantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(value, float(low), float(high), len(index))
 
@@ -256,48 +256,3 @@ def _intercept_rate(x: Floats, target: Floats, weights: Floats) -> Floats:
         if max(np.abs(step_a).max(), np.abs(step_b).max()) < 1e-8:
             break
     return 1 / (1 + np.exp(-np.clip(a, -30, 30)))
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Whether stated confidence matches how often it is right; see `calibration`."""
-
-    error: Estimate
-    bins: list[dict[str, float]]
-
-
-def calibration(
-    probability: Sequence[float] | Floats,
-    groups: Sequence[Hashable] | None = None,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    bins: int = 5,
-) -> Calibration:
-    """Expected calibration error of a preference model (Naeini et al. 2015), equally filled bins.
-
-    The interval is a percentile bootstrap over `groups`, the rows' bins held fixed. The error is a sum of absolute
-    values, so few rows make it too high, never too low.
-
-    Args:
-        probability: p(chosen better), sigmoid(beta x margin) for DPO. The label is always "chosen", so confidence is
-            max(p, 1 - p) and a row is right when p > 0.5 (p = 0.5 is half right).
-        groups: the prompt of each row; None means that every row is a prompt of its own.
-    """
-    p = np.asarray(probability, dtype=np.float64)
-    sure = np.maximum(p, 1 - p)
-    right = np.where(p == 0.5, 0.5, (p > 0.5).astype(np.float64))
-    parts = [part for part in np.array_split(np.argsort(sure, kind="stable"), bins) if len(part)]
-    rows = [{"confidence": float(sure[i].mean()), "accuracy": float(right[i].mean()), "n": len(i)} for i in parts]
-    excess = np.zeros((len(parts), len(p)))  # a row a bin: by how much each of its pairs was surer than right
-    for i, part in enumerate(parts):
-        excess[i, part] = sure[part] - right[part]
-    sums = [_clusters(row, groups)[0] for row in excess]
-    table = np.stack([*sums, _clusters(p, groups)[1]], axis=1)
-
-    def error_of(weights: Floats) -> Floats:
-        drawn = np.abs(weights @ table)
-        return drawn[:, :-1].sum(1) / drawn[:, -1]
-
-    error = _estimate(table, error_of, resamples, confidence, seed)
-    return Calibration(error, rows)

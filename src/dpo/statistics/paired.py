@@ -6,11 +6,9 @@ import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dpo.statistics.intervals import Estimate, wilson
+from dpo.statistics.intervals import Estimate, Floats, wilson
 
-Floats = NDArray[np.float64]
 # 97.5% points of Student's t for 1 to 30 degrees of freedom; beyond, the normal one is within 2%.
 T_975 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,

@@ -1,1 +1,1 @@
-"""A grid of runs: its jobs, where they run, what was found, and its page. Imports no torch."""
+"""A grid of runs, without torch: its jobs, where they run, what was found, and its page."""

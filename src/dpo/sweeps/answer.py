@@ -15,8 +15,8 @@ import numpy as np
 from dpo.errors import ConfigError
 from dpo.evaluation.comparison import Entry, check_comparable, differing
 from dpo.records.read import read_pairs, read_rows, read_samples
-from dpo.statistics.intervals import wilson
-from dpo.statistics.paired import Floats, over_seeds, seeds_and_items
+from dpo.statistics.intervals import Floats, wilson
+from dpo.statistics.paired import over_seeds, seeds_and_items
 from dpo.sweeps.choice import Criterion, choose_by_dev, choose_setting
 from dpo.sweeps.files import JobFiles, SweepFiles, label_of, spanning
 

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dpo.pages.tables import number, points, share
-from dpo.statistics.intervals import Estimate
-from dpo.statistics.paired import Floats, seeds_and_items
+from dpo.statistics.intervals import Estimate, Floats
+from dpo.statistics.paired import seeds_and_items
 
 Row = dict[str, Any]
 # A setting is only preferred for being nearer to the reference when its KL is at most this share of the best one's.

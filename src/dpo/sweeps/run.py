@@ -15,11 +15,11 @@ from filelock import FileLock, Timeout
 from dpo.config.hardware import Parallel
 from dpo.config.identity import Role, flat, role
 from dpo.config.parse import plain
+from dpo.config.roots import outputs_root
 from dpo.config.schema import Config
 from dpo.config.sweeps import Grid
 from dpo.errors import ConfigError, DpoError, Interrupted
 from dpo.pages.defaults import composed
-from dpo.records.run import outputs_root
 from dpo.sweeps.files import ending, label_of, read_job, read_sweep, spanning, word, write_sweep
 from dpo.sweeps.launchers import LAUNCHERS
 from dpo.sweeps.task import Task

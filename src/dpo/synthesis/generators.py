@@ -50,7 +50,7 @@ class LocalGenerator(Generator):
         """See Generator. Cost is device time, shared evenly by the answers of a batch."""
         from dpo.data.pair import Message
         from dpo.data.tokens import Encoder
-        from dpo.evaluation.generate import Sampling, sample
+        from dpo.generation.sampling import Sampling, sample
         from dpo.modeling.device import choose_compute
         from dpo.modeling.policy import load_base, templates
         from dpo.modeling.tokenizer import load_tokenizer, stop_tokens

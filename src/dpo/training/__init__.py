@@ -1,1 +1,1 @@
-"""The trainer, its checkpoints and guards, the packed engine and the reference cache."""
+"""From a model and its pairs to an adapter: the stages, the step, evaluation between steps, checkpoints, guards."""

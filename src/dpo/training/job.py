@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,20 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from dpo.config.failures import translate
-from dpo.config.parse import fingerprint
-from dpo.config.read import config_yaml
 from dpo.config.schema import Config
 from dpo.distributed.ranks import ALONE, LostRank, Ranks
 from dpo.records.ledger import Ledger
-from dpo.records.opening import join, open_given, open_run
+from dpo.records.opening import STATUS_OF, open_here
 from dpo.records.owner import Lost, signs_of_life
 from dpo.records.rows import Mark
-from dpo.records.run import Facts, Run
+from dpo.records.run import Run
 from dpo.training.interrupts import Interrupts
 
-STATUS_OF = {5: "diverged", 6: "out_of_memory", 7: "disk_full", 130: "interrupted", 143: "interrupted"}
-OWNER = "DPO_RUN_OWNER"
-"""Set in ranks whose parent holds the run directory, to the name it holds it by."""
 ECHO_SECONDS = 1.0
 """A cluster's signal reaches a rank twice, from its launcher and from the scheduler: within this time it is one."""
 
@@ -65,18 +59,6 @@ class FollowersLedger(Ledger):
 
     def flush(self) -> None:
         """Nothing."""
-
-
-def open_here(config: Config) -> tuple[Run, bool]:
-    """The run directory of this process, owned by it, and whether a run in it is continued."""
-    facts = Facts(config_yaml(config), fingerprint(config), config.seed)
-    # A sweep, or whoever starts several ranks, decides the folder and says so in the environment.
-    given, owner = os.environ.get("DPO_RUN_FOLDER"), os.environ.pop(OWNER, None)
-    if given and owner:
-        return join(Path(given), owner, facts)
-    if given:
-        return open_given(Path(given), facts)
-    return open_run(config.name, config.resume, facts, lambda line: print(line, flush=True))
 
 
 def begin(config: Config, ranks: Ranks) -> tuple[Run, bool]:

@@ -1,15 +1,77 @@
-"""What is settled before anything heavy is loaded: whether this device can do it, and the adapter to start from."""
+"""What is settled before anything heavy is loaded: the device, weights, tokenizer, and the adapter to start from."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from dpo.config.hardware import Parallel
 from dpo.config.lora import Lora
 from dpo.config.losses import Optimizer
 from dpo.config.schema import Config
+from dpo.engine.room import cap_device
 from dpo.errors import ConfigError
 from dpo.modeling.adapter import Adapter, check_agrees, keep_copy, resolve_adapter
-from dpo.modeling.device import Compute
-from dpo.modeling.policy import REFERENCE
+from dpo.modeling.device import Compute, card_uuid, choose_compute, describe
+from dpo.modeling.facts import built
+from dpo.modeling.policy import REFERENCE, model_config, templates
+from dpo.modeling.positions import positions
+from dpo.modeling.stored import check_stored
+from dpo.modeling.tokenizer import load_tokenizer, tokenizer_fingerprint
+from dpo.modeling.weights import Weights, resolve
 from dpo.training.job import Job
+
+
+@dataclass(frozen=True)
+class Base:
+    """The resolved weights, the adapter to start from if any, their tokenizer, and what to compute with."""
+
+    weights: Weights
+    adapter: Adapter | None
+    tokenizer: Any
+    compute: Compute
+    positions: int | None
+    """How long a sequence the model was made for; None where nothing bounds it."""
+
+
+def find_base(job: Job) -> Base:
+    """Resolve device, weights and tokenizer; nothing heavy is loaded yet, so faults show early."""
+    config = job.config
+    with job.ledger.phase("load"), job.ranks.in_turn():
+        compute = choose_compute(config.hardware.device, config.hardware.precision)
+        check_device(config, compute)
+        weights = resolve(config.model.path, config.model.revision, config.model.trust_remote_code)
+        # The day the run began: a template that prints the date renders the same when it is continued or read.
+        began = datetime.fromtimestamp(job.run.record["created"], UTC).date().isoformat()
+        date = job.run.record.setdefault("date", began)
+        tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates(), weights.remote_code, date)
+        longest = positions(model_config(weights))
+        check_stored(weights, config.lora)
+        adapter = find_adapter(job)
+    job.interrupts.check()
+    if compute.device == "cuda":
+        import torch
+
+        job.ledger.devices = job.ranks.size
+        job.ledger.device_peak_mb = lambda: torch.cuda.max_memory_allocated() / 2**20
+        job.ledger.count_energy_of(job.ranks.gather(card_uuid()))
+        cap_device(config.hardware.memory_gb)
+    elif compute.device == "mps":
+        import torch
+
+        job.ledger.devices = 1
+        job.ledger.device_peak_mb = lambda: torch.mps.driver_allocated_memory() / 2**20
+    job.run.record["fingerprints"]["base"] = weights.fingerprint
+    job.run.record["fingerprints"]["tokenizer"] = tokenizer_fingerprint(tokenizer)
+    job.run.record["built"] = built(config)
+    job.run.record["fingerprints"] |= {"device": compute.device, "precision": str(compute.dtype)[6:]}
+    # Another number of ranks gives the same step up to rounding only, and other dropout masks.
+    job.run.record["fingerprints"]["processes"] = str(job.ranks.size)
+    if job.ranks.size > 1 and config.hardware.parallel is not Parallel.ddp:
+        job.run.record["fingerprints"]["parallel"] = config.hardware.parallel.name
+    job.run.update(device=describe(compute), processes=job.ranks.size, revision=weights.revision)
+    return Base(weights, adapter, tokenizer, compute, longest)
 
 
 def check_device(config: Config, compute: Compute) -> None:

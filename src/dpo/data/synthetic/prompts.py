@@ -10,9 +10,9 @@ from typing import IO, Any
 
 import yaml
 
-from dpo.data.json_rows import parse_json
-from dpo.data.open_file import Lines, open_file
 from dpo.data.refusal import Refusal
+from dpo.data.rows.json import parse_json
+from dpo.data.rows.open_file import Lines, open_file
 from dpo.errors import DataError
 
 

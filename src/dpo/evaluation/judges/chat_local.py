@@ -57,7 +57,7 @@ class LocalChat:
         self, questions: Sequence[Question], prompts: dict[int, list[int]]
     ) -> Iterator[tuple[int, str | None]]:
         """(index, the reason the model gives, or None where none is asked for), in batches."""
-        from dpo.evaluation.generate import Sampling, sample
+        from dpo.generation.sampling import Sampling, sample
 
         model, tokenizer, encoder = self._load()
         yield from ((i, None) for i in prompts if "reason" not in questions[i].schema["properties"])

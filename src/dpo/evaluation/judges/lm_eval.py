@@ -15,10 +15,10 @@ from typing import Any
 
 from dpo.config.judges import LmEvalJudge
 from dpo.config.nearest import nearest
-from dpo.diagnosis.network import ask, endpoint
 from dpo.errors import ConfigError, DataError, NetworkError, Refused
 from dpo.evaluation.judges.interface import Benchmark, Measured
 from dpo.evaluation.progress import StageProgress
+from dpo.records.hub import ask, endpoint
 
 # Metrics that are shares of what was asked; others are shown as they are.
 SHARES = ("acc", "acc_norm", "acc_mutual_info", "acc_bytes", "exact_match", "em", "f1", "pass@1")

@@ -1,4 +1,4 @@
-"""Trackers behind one small interface; the run directory has everything without them. Imports no torch."""
+"""Trackers behind one small interface, without torch; the run directory has everything without them."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dpo.config.judges import HumanJudge
+from dpo.config.roots import outputs_root
 from dpo.evaluation.judges.human.ratings import Rating, agreement, agreement_words, read_ratings
 from dpo.evaluation.judges.human.sheet import Sheet, answer_digest, read_sheets, write_sheet
 from dpo.evaluation.judges.interface import AnyJudge, Item, Judge, PairItem, PairJudge, Verdict
 from dpo.records.files import write_json
-from dpo.records.run import outputs_root
 
 WAITING = "not rated yet"
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from dpo.data.open_file import LONGEST_ROW, TOO_LONG
 from dpo.data.refusal import Reason, Refusal
+from dpo.data.rows.open_file import LONGEST_ROW, TOO_LONG
 from dpo.errors import DataError
 
 CHUNK = 1 << 20

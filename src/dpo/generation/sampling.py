@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dpo.evaluation.stepping import Cached, Steps, Whole, uses_cache
+from dpo.generation.stepping import Cached, Steps, Whole, uses_cache
 
 SHORTEST_PREFIX = 8
 

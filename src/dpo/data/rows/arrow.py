@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from dpo.data.files import BATCH_ROWS, check_columns_differ
-from dpo.data.open_file import LONGEST_ROW, TOO_LONG
+from dpo.data.rows.files import BATCH_ROWS, check_columns_differ
+from dpo.data.rows.open_file import LONGEST_ROW, TOO_LONG
 from dpo.errors import DataError
 
 # Bytes of rows that are read at a time.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dpo.config.classic import flag_names
+from dpo.command.classic import flag_names
 
 ZSH = (
     "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -u; }\nautoload -Uz bashcompinit && bashcompinit"

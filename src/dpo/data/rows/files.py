@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from dpo.data.json_rows import array_rows, parse_json
-from dpo.data.open_file import LONGEST_ROW, PACKED, TOO_LONG, Lines, open_file, packing, whole
 from dpo.data.refusal import Reason, Refusal
+from dpo.data.rows.json import array_rows, parse_json
+from dpo.data.rows.open_file import LONGEST_ROW, PACKED, TOO_LONG, Lines, open_file, packing, whole
 from dpo.data.sources.local import CsvRow
 from dpo.errors import DataError
 
@@ -46,7 +46,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
         if kind in readers:
             yield from readers[kind](file, path)
         else:
-            from dpo.data.arrow_rows import arrow_rows, parquet_rows
+            from dpo.data.rows.arrow import arrow_rows, parquet_rows
 
             yield from {".parquet": parquet_rows, ".arrow": arrow_rows}[kind](whole(file, path), path)
 

@@ -1,0 +1,1 @@
+"""What only the command `dpo-train` needs: flags of the first tool of this kind, and completion in a shell."""

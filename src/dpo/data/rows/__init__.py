@@ -1,0 +1,1 @@
+"""Files of rows, compressed or not, in every form that is read."""

@@ -1,0 +1,73 @@
+"""The reference's log-probs of every pair a run reads, and the proof that the policy begins as the reference."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+
+from dpo.caches.folder import cache_folder
+from dpo.caches.reference import ReferenceCache, context_key
+from dpo.config.parse import plain
+from dpo.data.pair import TokenPair
+from dpo.engine.attention import path
+from dpo.engine.install import installed
+from dpo.engine.score import sequence_log_probs
+from dpo.modeling.device import Compute
+from dpo.records.progress import CountProgress
+from dpo.training import guards
+from dpo.training import trainer as trainers
+from dpo.training.job import Job
+from dpo.training.start import Base
+
+IDENTITY_PAIRS = 32
+# Fixed, so that a reference log-prob does not depend on how much memory was free when it was computed.
+REFERENCE_TOKENS = 4096
+
+
+def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: Sequence[TokenPair]) -> None:
+    """Give the trainer the reference's log-probs of every pair it will read.
+
+    The reference is the starting policy: adapters off; or, as this comes before a checkpoint is loaded, the model as
+    it stands for full fine-tuning and when the run continues an adapter. What any run on this machine has computed
+    for the same weights and tokens is taken from the cache.
+    """
+    config, model = job.config, trainer.model
+    computes = path(model, base.compute.dtype) if installed(model) else "plain"
+    context = context_key(
+        base=base.weights.fingerprint,
+        quantization=json.dumps(plain(config.lora.quantization), sort_keys=True),
+        adapter=base.adapter.fingerprint if base.adapter is not None else "none",
+        precision=str(base.compute.dtype),
+        device=base.compute.device,
+        attention=f"{computes}-{config.hardware.attention}",
+        ld_alpha=trainer.ld_alpha,
+    )
+
+    def compute(part: list[TokenPair]) -> list[tuple[float, float]]:
+        job.interrupts.check()
+        return sequence_log_probs(model, part, REFERENCE_TOKENS, ld_alpha=trainer.ld_alpha)
+
+    cache = ReferenceCache(cache_folder("reference") / "log_probs.sqlite", say=job.say)
+    fresh = base.adapter is None and hasattr(model, "disable_adapter")
+    off = model.disable_adapter() if fresh else contextlib.nullcontext()
+    show = CountProgress("reference log-probs")
+    with job.ledger.phase("reference"), off, trainer.accelerator.autocast(), show:
+        trainer.reference = cache.fill(pairs, context, compute, progress=show.update)
+    # What another rank computed is a hit here.
+    hits, misses = cache.counters.hits, sum(job.ranks.gather(cache.counters.misses))
+    hits -= misses - cache.counters.misses
+    job.ledger.count("reference", pairs=len(pairs), hits=max(0, hits), misses=misses)
+    job.say(f"reference: {max(0, hits)} pairs from the cache, {misses} computed")
+
+
+def check_start(job: Job, trainer: trainers.Trainer, pairs: Sequence[TokenPair], compute: Compute) -> None:
+    """Before step 1 the policy is the reference: the log-ratios of the last `IDENTITY_PAIRS` pairs are 0."""
+    pairs = list(pairs[-IDENTITY_PAIRS:])
+    with trainer.accelerator.autocast():
+        scores = sequence_log_probs(trainer.model, pairs, REFERENCE_TOKENS, ld_alpha=trainer.ld_alpha)
+    policy = {pair.id: score for pair, score in zip(pairs, scores, strict=True)}
+    lengths = {pair.id: (len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs}
+    worst = guards.check_reference_identity(policy, trainer.reference, lengths, compute.dtype)
+    job.run.update(reference_identity=worst)
+    job.say(f"reference identity holds: the largest log-ratio before step 1 is {worst:.1g} per token")
