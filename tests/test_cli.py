@@ -17,7 +17,7 @@ import pytest
 import tiny
 
 from dpo import cli
-from dpo.config import classic
+from dpo.command import classic
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,10 +15,10 @@ import pyarrow.parquet
 import pytest
 from data_options import dataset
 
-from dpo.data import open_file
 from dpo.data.layout import find_files
 from dpo.data.load import load_splits
 from dpo.data.refusal import Reason, Refusal
+from dpo.data.rows import open_file
 from dpo.data.rows.files import read_rows
 from dpo.data.synthetic.prompts import from_file
 from dpo.errors import DataError
