@@ -45,8 +45,8 @@ def _judge_file(config: JudgeAnswers, judges: list[Any], interval: dict[str, Any
     from dpo.pages.headline import judged_lines, judged_rows
     from dpo.pages.tables import to_table
     from dpo.records.files import write_json, write_text
-from dpo.records.terminal import terminal
-from dpo.streams import clean
+    from dpo.records.terminal import terminal
+    from dpo.streams import clean
 
     path = Path(str(config.responses)).expanduser()
     prompts = Path(config.prompts_file).expanduser() if config.prompts_file else None

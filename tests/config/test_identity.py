@@ -7,10 +7,10 @@ import typing
 
 import pytest
 
+from dpo.config.checks.passthrough import ALLOWED
 from dpo.config.identity import ROLES, Role, role
 from dpo.config.lora import Quantization
 from dpo.config.parse import fingerprint
-from dpo.config.passthrough import ALLOWED
 from dpo.config.schema import NODES, Config
 from dpo.pages.defaults import composed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dpo.config.combinations import check_model
+from dpo.config.checks.combinations import check_model
 from dpo.config.folder import conf_folder, options
 from dpo.config.model import Model
 from dpo.errors import Refused

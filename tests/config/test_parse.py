@@ -11,10 +11,10 @@ import yaml
 from omegaconf import OmegaConf
 
 from dpo.config.arguments import arguments
+from dpo.config.checks.passthrough import ALLOWED, DERIVED, REFUSED
 from dpo.config.failures import report
 from dpo.config.folder import conf_folder, options
 from dpo.config.parse import fingerprint, plain
-from dpo.config.passthrough import ALLOWED, DERIVED, REFUSED
 from dpo.config.read import config_yaml, read_config
 from dpo.config.schema import NODES
 from dpo.errors import ConfigError, Refused

@@ -9,9 +9,9 @@ from importlib.util import find_spec
 
 import pytest
 
-from dpo.config.classic import CONFIG_FILE, read_file
-from dpo.config.passthrough import ALLOWED
-from dpo.config.passthrough_checks import CHECKS
+from dpo.command.classic import CONFIG_FILE, read_file
+from dpo.config.checks.passthrough import ALLOWED
+from dpo.config.checks.passthrough_checks import CHECKS
 from dpo.errors import ConfigError
 
 TRAIN = {

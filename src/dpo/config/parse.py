@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dpo.config import judges
-from dpo.config.combinations import check_combinations
+from dpo.config.checks.combinations import check_combinations
 from dpo.config.given import check_given
 from dpo.config.identity import identity
 from dpo.config.nearest import nearest

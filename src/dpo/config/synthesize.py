@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from dpo.config import judges
-from dpo.config.combinations import check_model
+from dpo.config.checks.combinations import check_model
 from dpo.config.folder import options
 from dpo.config.given import check_folder_to_make
 from dpo.config.hardware import Hardware

@@ -6,13 +6,13 @@ import math
 import re
 from typing import Any
 
+from dpo.config.checks.passthrough import ALLOWED, DERIVED, REFUSED
+from dpo.config.checks.passthrough_checks import check_values
 from dpo.config.hardware import Checkpointing, Device, Parallel
 from dpo.config.lora import FullTraining, Lora, Trainable
 from dpo.config.losses import PARAMETERS, SINGLE, SORTED, Dpo, FDivergence, Mix, Optimizer, reads
 from dpo.config.model import Model
 from dpo.config.nearest import nearest
-from dpo.config.passthrough import ALLOWED, DERIVED, REFUSED
-from dpo.config.passthrough_checks import check_values
 from dpo.config.schema import Config
 from dpo.errors import ConfigError, Refused
 

@@ -1,0 +1,1 @@
+"""What a config that is well typed may still not say."""
