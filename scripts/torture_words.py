@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import tiny
@@ -23,6 +24,28 @@ VALUES = (
 FLAGS = ("-m", "--cfg", "--help", "--hydra-help", "-c=job", "--multirun=1", "--info", "-p", "--resolve", "--cfg=job",
          "--beta", "--model", "--version", "-x", "--", "+", "~dpo", "~model", "+x=1", "++x=1", "run=",
          "=1")  # fmt: skip
+NUMBERS = ("nan", "-inf", "-1", "0", "1e-300", "1e300", "1.5", "99999999999999999999", "2", "[1,2]", "x")
+# Keys a line does not have; a change may add one, with its own value, an odd number or an odd value.
+MORE: dict[str, tuple[str, ...]] = {
+    "train": (
+        "seed=1", "resume=folder", "model.adapter=folder", "model.chat_template=chatml", "dataset.max_length=64",
+        "dataset.columns.prompt=q", "dataset.chat_template_kwargs.a=1", "lora.dropout=0.1", "lora.rank=4",
+        "lora.target_modules=[q_proj]", "dpo=ipo", "dpo.loss=[sigmoid]", "dpo.beta=0.1", "dpo.learning_rate=1e-5",
+        "dpo.epochs=1", "dpo.trainer.adam_beta1=0.9", "dpo.trainer.tf32=true", "dpo.trainer.log_level=info",
+        "dpo.trainer.dataloader_num_workers=1", "dpo.trainer.lr_scheduler_kwargs.a=1", "hardware.processes=1",
+        "hardware.token_budget=64", "hardware.attention=eager", "hardware.memory_gb=1", "hydra.launcher.slots=2",
+    ),
+    "prepare": ("dataset.min_ratio=2", "dataset.max_length=64", "output=data", "format=parquet"),
+    "evaluate": ("evaluation.seed=1", "evaluation.top_k=5", "evaluation.show=1", "evaluation.confidence=0.9"),
+    "compare": ("name=test", "confidence=0.9", "seed=1", "show=1", "out=compared"),
+    "judge": ("gold=[a]", "responses=prompts.txt", "out=judged", "limit=2", "resamples=100", "confidence=0.9"),
+    "report": ("name=test", "show=2"),
+    "export": ("bound=0.5", "push=a/b", "dry_run=true", "pairs=2", "seed=1"),
+    "chat": ("temperature=1", "top_k=2", "seed=1", "system=x"),
+    "status": ("root=folder", "limit=2", "json=true"),
+    "synthesize": ("seed=1", "sampling.temperature=1", "sampling.top_k=5", "sampling.batch_size=2"),
+    "init": ("--epochs", "1", "--learning-rate", "1e-6", "--lora-rank", "8"),
+}  # fmt: skip
 LINES: dict[str, tuple[str, ...]] = {
     "train": ("{words}", "dpo.max_steps=1"),
     "prepare": ("model=custom", "model.path={model}", "dataset=local", "dataset.path={pairs}", "dataset.limit=20"),
@@ -63,7 +86,7 @@ def _line(world: World, verb: str, name: str, cwd: Path) -> str | None:
     for word in LINES[verb]:
         line += world.words(world.options[0]) if word == "{words}" else [word.format(**values)]
     for _ in range(draw.randint(1, 3)):
-        line = mutated(line, draw)
+        line = mutated(line, draw, MORE.get(verb, ()))
     line = [word.replace("\0", "") for word in line]
     # One entry for all verbs; flags and the newest run are its business too.
     ended = world.run("cli", [verb, *line], cwd, stdin="")
@@ -76,9 +99,14 @@ def _line(world: World, verb: str, name: str, cwd: Path) -> str | None:
     return wrong and f"{verb} {line}: {wrong}"
 
 
-def mutated(line: list[str], draw: random.Random) -> list[str]:
-    """The words with one change."""
+def mutated(line: list[str], draw: random.Random, more: Sequence[str] = ()) -> list[str]:
+    """The words with one change, which may be one of `more` added."""
     line = list(line)
+    if more and draw.random() < 0.4:
+        word = draw.choice(more)
+        key, equals, value = word.partition("=")
+        value = draw.choice((value, draw.choice(NUMBERS), draw.choice(NUMBERS), draw.choice(VALUES)))
+        return [*line, f"{key}={value}" if equals else word]
     if not line:
         return [draw.choice(FLAGS)]
     at = draw.randrange(len(line))
