@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dpo.engine.attention import packed_attention
-from dpo.engine.lean_heads import LeanHeads
+from dpo.engine.lean_layers import LeanHeads, LeanMlp, LeanNorm, activation_name
 from dpo.engine.lean_linear import Branch, LeanLinear, branch_of
-from dpo.engine.lean_mlp import LeanMlp, activation_name
-from dpo.engine.lean_norm import LeanNorm
 from dpo.engine.modes import is_4bit
 
 if TYPE_CHECKING:
