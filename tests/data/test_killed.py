@@ -46,7 +46,7 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
     "before the report": (preparing, "write_json", 1),
     "before the manifest": (entry, "write_json", 1),
     "before it has its name": (entry.os, "rename", 1),
-    "once it has its name": (entry, "sync_folder", 1),
+    "once it has its name": (entry, "sync", 1),
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.errors import CheckpointError
-from dpo.records.files import sync_folder, write_json
+from dpo.records.files import sync, write_json
 
 MANIFEST = "manifest.json"
 
@@ -94,7 +94,7 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], None], say: Calla
             }
             write_json(aside / MANIFEST, manifest)
             os.rename(aside, entry)
-            sync_folder(root)
+            sync(root)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         if (fault := damage(entry)) is not None:

@@ -1,4 +1,4 @@
-"""What a decoder layer keeps for its backward, made small: norm, gated MLP and rotated heads, one autograd function each.
+"""What a layer keeps for its backward, made small: norm, gated MLP and rotated heads, one autograd function each.
 
 The norm keeps its input and one figure a row; the MLP keeps x, gate and up, and makes the product of both again
 backward; the heads keep what their adapters need.

@@ -31,7 +31,7 @@ def write_text(path: Path, text: str) -> None:
             with contextlib.suppress(OSError):
                 aside.unlink()
             raise
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -81,9 +81,9 @@ def check_seal(path: Path, data: dict[str, Any]) -> None:
         raise CheckpointError(f"{path}: damaged or edited after it was written; its own hash differs")
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make what a file holds, or the renames in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

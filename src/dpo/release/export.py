@@ -23,7 +23,7 @@ from dpo.modeling.device import Compute, choose_compute
 from dpo.modeling.facts import check_config, check_final
 from dpo.modeling.policy import REFERENCE, base_of, tokenizer_of
 from dpo.modeling.safetensors import read_header
-from dpo.records.files import sealed, sync_folder, write_json, write_text
+from dpo.records.files import sealed, sync, write_json, write_text
 from dpo.records.run import read_record
 from dpo.release import formats
 from dpo.release.card import model_card
@@ -60,7 +60,7 @@ def _take_place(aside: Path, out: Path) -> None:
     if out.exists():
         out.rename(old)
     aside.rename(out)
-    sync_folder(out.parent)
+    sync(out.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

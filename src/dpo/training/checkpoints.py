@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,7 @@ from typing import Any
 
 from dpo.config.identity import Role, changes
 from dpo.errors import CheckpointError, DiskFull, is_disk_full
-from dpo.records.files import sync_folder
+from dpo.records.files import sync
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
@@ -60,11 +59,11 @@ def write(root: Path, step: int, facts: Facts, fill: Callable[[Path], None]) -> 
         manifest = {"step": step, "facts": asdict(facts), "files": _digest(aside)}
         (aside / MANIFEST).write_text(json.dumps(manifest | {"seal": _seal(manifest)}, indent=2))
         for path in aside.rglob("*"):
-            sync_folder(path) if path.is_dir() else _sync(path)
-        sync_folder(aside)
+            sync(path)
+        sync(aside)
         _remove(final)
         aside.rename(final)
-        sync_folder(root)
+        sync(root)
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
         if is_disk_full(error):
@@ -116,14 +115,6 @@ def _digest(folder: Path) -> dict[str, dict[str, Any]]:
 def _seal(manifest: Mapping[str, Any]) -> str:
     """Hash over the content of a manifest, in one form."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def verify(folder: Path, run: str | None = None, contents: bool = True) -> Checkpoint:

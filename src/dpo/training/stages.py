@@ -18,7 +18,7 @@ from dpo.errors import DiskFull, is_disk_full
 from dpo.modeling.device import Compute
 from dpo.modeling.facts import final_files
 from dpo.modeling.footprint import footprint
-from dpo.records.files import sync_folder
+from dpo.records.files import sync
 from dpo.records.progress import TrainingProgress
 from dpo.records.tracking import NoTracker, Tracker, build_tracker
 from dpo.training import checkpoints, guards
@@ -147,7 +147,7 @@ def save_final(job: Job, trainer: trainers.Trainer, tokenizer: Any, card: Callab
         (aside / "README.md").write_text(card(job.run.folder), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
-        sync_folder(job.run.folder)
+        sync(job.run.folder)
         job.run.update(final=final_files(final))
     except Exception as error:
         if not is_disk_full(error):
