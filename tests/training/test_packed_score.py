@@ -26,8 +26,8 @@ from dpo.engine.collate import layout, pad, padded_index
 from dpo.engine.head import token_statistics
 from dpo.engine.install import install
 from dpo.engine.lean_linear import UNPACKED_SHARE, keep_unpacked
-from dpo.engine.modes import is_4bit, scoring_mode
 from dpo.engine.score import sequence_log_probs
+from dpo.modeling.modes import is_4bit, scoring_mode
 
 
 @pytest.mark.parametrize("engine", ["packed", "plain"])

@@ -191,8 +191,8 @@ def _main(
 def _signal_at(place: str, number: int, signum: int) -> None:
     import os as target_os
 
-    import dpo.modeling.policy as policy
     from dpo.evaluation.folder import EvaluationFolder
+    from dpo.modeling import modes
     from dpo.records.run import Run
     from dpo.training import build, reference
     from dpo.training.trainer import Trainer
@@ -202,7 +202,7 @@ def _signal_at(place: str, number: int, signum: int) -> None:
         "fsync": (target_os, "fsync"),
         "step": (Trainer, "_forward_backward"),
         "norm": (Trainer, "_get_grad_norm"),
-        "dev": (policy, "keep_quantized_in_train_mode"),
+        "dev": (modes, "keep_quantized_in_train_mode"),
         "log": (Trainer, "_drain"),
         "save": (Trainer, "_save_optimizer_and_scheduler"),
         "load": (build, "load_base"),

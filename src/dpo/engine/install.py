@@ -12,8 +12,8 @@ import torch
 from dpo.engine import attention, head
 from dpo.engine.allocator import keep_memory
 from dpo.engine.lean import make_lean, undo_lean
-from dpo.engine.modes import keep_4bit_layout
 from dpo.engine.support import refusal, unwrapped
+from dpo.modeling.modes import keep_4bit_layout
 
 if TYPE_CHECKING:
     from dpo.engine.layout import PackedLayout

@@ -14,7 +14,7 @@ import torch
 from dpo.engine.attention import packed_attention
 from dpo.engine.lean_layers import LeanHeads, LeanMlp, LeanNorm, activation_name
 from dpo.engine.lean_linear import Branch, LeanLinear, branch_of
-from dpo.engine.modes import is_4bit
+from dpo.modeling.modes import is_4bit
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dpo.engine.modes import is_4bit
+from dpo.modeling.modes import is_4bit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

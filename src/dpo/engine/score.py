@@ -10,10 +10,10 @@ from dpo.engine.budget import cost, split
 from dpo.engine.collate import layout as lay_out
 from dpo.engine.collate import pad, padded_index
 from dpo.engine.install import completion_statistics, head_statistics, installed
-from dpo.engine.modes import scoring_mode
 from dpo.engine.support import unwrapped
 from dpo.engine.workers import Workers
 from dpo.losses.completions import length_weights, sums
+from dpo.modeling.modes import scoring_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -32,8 +32,8 @@ def baseline_context(sides: Sides, record: Mapping[str, Any]) -> str:
     """Hash of all that the baseline's figures depend on besides tokens: weights, how they are held and computed."""
     from dpo.engine.attention import path
     from dpo.engine.install import installed
-    from dpo.engine.modes import is_4bit
     from dpo.modeling.device import choose_compute
+    from dpo.modeling.modes import is_4bit
 
     config, prints = sides.config, record["fingerprints"]
     held = "4-bit" if any(is_4bit(module) for module in sides.baseline.modules()) else "dense"

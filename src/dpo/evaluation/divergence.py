@@ -38,8 +38,8 @@ def answer_divergence(sides: Sides, prompts: Sequence[list[int]], answers: Seque
 
 def _states(sides: Sides, side: str, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> torch.Tensor:
     """(answer tokens, hidden) final states of the positions that predict each answer token."""
-    from dpo.engine.modes import scoring_mode
     from dpo.engine.support import unwrapped
+    from dpo.modeling.modes import scoring_mode
 
     sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     width = max(map(len, sequences))

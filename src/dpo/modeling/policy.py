@@ -18,6 +18,7 @@ from dpo.modeling.device import Compute, choose_compute
 from dpo.modeling.facts import check_base, check_config, check_final, check_print, check_start
 from dpo.modeling.footprint import footprint
 from dpo.modeling.loading import load_counted
+from dpo.modeling.modes import keep_quantized_in_train_mode
 from dpo.modeling.stored import compute_in, dequantized, stored_quantization
 from dpo.modeling.tokenizer import load_tokenizer, tokenizer_fingerprint
 from dpo.modeling.trained_adapter import put_on
@@ -142,17 +143,6 @@ def lora_config(lora: Trainable, excluded: str | list[str] | None = None) -> Any
     )
 
 
-def keep_quantized_in_train_mode(model: Any) -> None:
-    """Keep 4-bit layers in train mode through evaluation on a CPU.
-
-    On CPUs with AVX512-BF16 bitsandbytes repacks a Linear4bit on its first no-grad forward in eval mode, and
-    backward through a repacked layer gives no gradient. Train mode changes nothing else in such a layer.
-    """
-    for module in model.modules():
-        if type(module).__module__.startswith("bitsandbytes"):
-            module.training = True
-
-
 def _fits_dequantized(model: Any) -> bool:
     """Whether the weights in fp32 take at most a quarter of the free memory."""
     import psutil
@@ -255,6 +245,5 @@ def load_trained(run: Path, compute: Compute | None = None, quantized: bool = Tr
             check_start(run, run / REFERENCE)
             model = put_on(model, run / REFERENCE, REFERENCE)
     model.eval()
-    if compute.device == "cpu":
-        keep_quantized_in_train_mode(model)
+    keep_quantized_in_train_mode(model)
     return model, tokenizer, config

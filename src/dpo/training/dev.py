@@ -10,6 +10,7 @@ import torch
 
 from dpo.data.pair import TokenPair
 from dpo.engine.part import Part
+from dpo.modeling import modes
 from dpo.training.interrupts import Interrupts
 from dpo.training.step import SteppingTrainer
 from dpo.training.window import Window
@@ -49,15 +50,12 @@ class EvaluatingTrainer(SteppingTrainer):
 
         A pending signal cuts it: all ranks know of the signal then, `evaluated_at` stays, and nothing is logged.
         """
-        from dpo.modeling.policy import keep_quantized_in_train_mode
-
         if not self.dev_pairs:
             self.evaluated_at = self.state.global_step
             return {}
         kept, self._window, cut = self._window, Window(), False
         self.model.eval()
-        if self.args.device.type == "cpu":
-            keep_quantized_in_train_mode(self.model)
+        modes.keep_quantized_in_train_mode(self.model)
 
         def compute(work: tuple[list[TokenPair], int]) -> Part:
             part, counted = work

@@ -13,10 +13,10 @@ import torch
 from dpo.data.pair import TokenPair
 from dpo.engine.collate import pad
 from dpo.engine.install import installed
-from dpo.engine.modes import scoring_mode
 from dpo.engine.score import sequence_log_probs
 from dpo.engine.support import unwrapped
 from dpo.errors import ConfigError, is_out_of_memory
+from dpo.modeling.modes import scoring_mode
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Of a log-prob, and of the logits' deviation; 16-bit types round."""

@@ -24,9 +24,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dpo.data.pair import TokenPair
 from dpo.distributed.ranks import losing
-from dpo.engine.modes import is_4bit
 from dpo.engine.support import unwrapped
 from dpo.errors import ConfigError, OutOfMemory, is_out_of_memory
+from dpo.modeling.modes import is_4bit
 from dpo.training.trainer import Trainer
 
 CONNECTION = {"Connection", "connection", "[gloo]", "gloo"}

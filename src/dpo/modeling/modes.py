@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import torch
 
 
 def is_4bit(module: torch.nn.Module) -> bool:
@@ -27,15 +27,22 @@ def keep_4bit_layout(model: torch.nn.Module) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - not an attribute of nn.Module
 
 
-@contextmanager
-def scoring_mode(model: torch.nn.Module) -> Iterator[None]:
-    """No gradients, eval mode, every module's flag as it was afterwards; 4-bit layers on CPU stay in train mode."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    for module, _ in flags:
+def keep_quantized_in_train_mode(model: torch.nn.Module) -> None:
+    """Put 4-bit layers on a CPU back into train mode, which changes nothing in them but that repacking."""
+    for module in model.modules():
         weight = getattr(module, "weight", None)
         if is_4bit(module) and weight is not None and weight.device.type == "cpu":
             module.training = True
+
+
+@contextmanager
+def scoring_mode(model: torch.nn.Module) -> Iterator[None]:
+    """No gradients, eval mode, every module's flag as it was afterwards; 4-bit layers on CPU stay in train mode."""
+    import torch
+
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    keep_quantized_in_train_mode(model)
     try:
         with torch.no_grad():
             yield
