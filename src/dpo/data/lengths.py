@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dpo.statistics.intervals import wilson
+
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -35,21 +37,13 @@ def length_bias(lengths: np.ndarray) -> dict[str, Any] | None:
         return None
     difference = lengths[:, 1].astype(np.float64) - lengths[:, 2]
     mean, half = float(difference.mean()), 1.96 * float(difference.std(ddof=1)) / math.sqrt(count)
-    share = float(((difference > 0) + 0.5 * (difference == 0)).mean())
-    low, high = wilson(share, count)
+    longer = wilson(float(((difference > 0) + 0.5 * (difference == 0)).sum()), count)
     return {
         "mean_tokens": mean,
         "mean_low": mean - half,
         "mean_high": mean + half,
-        "chosen_longer": share,
-        "chosen_longer_low": low,
-        "chosen_longer_high": high,
+        "chosen_longer": longer.value,
+        "chosen_longer_low": longer.low,
+        "chosen_longer_high": longer.high,
         "pairs": count,
     }
-
-
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The score interval of a share of `count` trials."""
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)

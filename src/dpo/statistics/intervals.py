@@ -115,8 +115,11 @@ def estimate(
     return Estimate(value, float(low), float(high), len(parts))
 
 
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> Estimate:
-    """Share of successes with Wilson's score interval (Wilson 1927); right at 0% and 100%, where others collapse."""
+def wilson(successes: float, trials: int, confidence: float = 0.95) -> Estimate:
+    """Share of successes with Wilson's score interval (Wilson 1927); right at 0% and 100%, where others collapse.
+
+    A tie may count as half a success.
+    """
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"{successes} successes in {trials} trials")
     z = normal_quantile((1 + confidence) / 2)
