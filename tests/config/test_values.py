@@ -53,6 +53,8 @@ VERBS = {
     "status every=inf": "every",
     "chat x temperature=nan": "temperature",
     "compare x resamples=1e99": "resamples",
+    "dashboard project=glob(*) -m": "this grid has no job",
+    "train dpo.beta=glob(*) -m": "this grid has no job",
     "init --beta nan": "beta",
     "init --beta inf": "beta",
     "init --beta -1": "beta",

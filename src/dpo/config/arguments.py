@@ -75,8 +75,11 @@ def is_override(argument: str) -> bool:
     return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 
-def check_flags(argv: list[str]) -> None:
-    """One line for a flag Hydra does not have, where its parser would print its whole usage."""
+def check_flags(argv: list[str]) -> bool:
+    """Whether a flag only asks to be shown something.
+
+    One line for a flag Hydra does not have, where its parser would print its whole usage.
+    """
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
@@ -98,3 +101,5 @@ def check_flags(argv: list[str]) -> None:
     ):
         if value is not None:
             raise Refused(f"{flag}: not taken; options of your own lie in ./conf, or --config-dir FOLDER")
+    shows = ("help", "hydra_help", "cfg", "info", "shell_completion")
+    return any(getattr(found, name) not in (None, False) for name in shows)

@@ -71,7 +71,7 @@ def _run(
     aside = Path(tempfile.gettempdir()) / f"hydra-{uuid.uuid4().hex}"
     words = [*arguments(sys.argv[1:], positional), *HYDRA, f"hydra.sweep.dir={quoted(aside)}"]
     sys.argv[1:] = overrides_first(words)
-    check_flags(sys.argv[1:])
+    shown = check_flags(sys.argv[1:])
     register(config_name, schema)
     composed = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)
     captured: list[tuple[DictConfig, HydraConf]] = []
@@ -88,6 +88,8 @@ def _run(
     # Hydra keeps `--help` and `--cfg` to itself; what it composed comes out here, past its error printing.
     configs = [(_parse(cfg, schema), list(own.overrides.task)) for cfg, own in captured]
     if not configs:
+        if not shown:
+            raise ConfigError("-m: this grid has no job; glob() picks among a group's options, and found none")
         return
     own = captured[0][1]
     if left := drop_leftovers():
