@@ -192,9 +192,8 @@ def _signal_at(place: str, number: int, signum: int) -> None:
     import os as target_os
 
     from dpo.evaluation.folder import EvaluationFolder
-    from dpo.modeling import modes
     from dpo.records.run import Run
-    from dpo.training import build, reference
+    from dpo.training import build, dev, reference
     from dpo.training.trainer import Trainer
 
     owner: Any
@@ -202,7 +201,7 @@ def _signal_at(place: str, number: int, signum: int) -> None:
         "fsync": (target_os, "fsync"),
         "step": (Trainer, "_forward_backward"),
         "norm": (Trainer, "_get_grad_norm"),
-        "dev": (modes, "keep_quantized_in_train_mode"),
+        "dev": (dev, "keep_quantized_in_train_mode"),
         "log": (Trainer, "_drain"),
         "save": (Trainer, "_save_optimizer_and_scheduler"),
         "load": (build, "load_base"),

@@ -10,7 +10,7 @@ import torch
 
 from dpo.data.pair import TokenPair
 from dpo.engine.part import Part
-from dpo.modeling import modes
+from dpo.modeling.modes import keep_quantized_in_train_mode
 from dpo.training.interrupts import Interrupts
 from dpo.training.step import SteppingTrainer
 from dpo.training.window import Window
@@ -55,7 +55,7 @@ class EvaluatingTrainer(SteppingTrainer):
             return {}
         kept, self._window, cut = self._window, Window(), False
         self.model.eval()
-        modes.keep_quantized_in_train_mode(self.model)
+        keep_quantized_in_train_mode(self.model)
 
         def compute(work: tuple[list[TokenPair], int]) -> Part:
             part, counted = work
