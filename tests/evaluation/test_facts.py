@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from dpo.modeling.facts import check_start
 from dpo.modeling.tokenizer import load_tokenizer
 from dpo.modeling.weights import file_hash
 from dpo.records.files import write_sealed
+from dpo.records.read import read_run
 from dpo.records.run import read_record
 
 
@@ -218,3 +220,23 @@ def test_every_rendering_prints_the_pinned_date(tmp_path: Path, monkeypatch: pyt
     # A template without a date has the same tokens on any day.
     template.write_text(plain)
     assert Encoder(load("2020-01-01"), 64).key == Encoder(load("2020-01-02"), 64).key
+
+
+@pytest.mark.parametrize("name", ["ledger.json", "data.json", "config.yaml"])
+@pytest.mark.parametrize("damage", ["another run's", "deleted", "digit"])
+def test_a_file_of_a_finished_run_that_is_not_its_own_is_named(
+    tiny_run: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    path = run / name
+    assert read_run(run).ledger
+    if damage == "deleted":
+        path.unlink()
+    elif damage == "digit":
+        path.write_text(re.sub(r"\d", lambda found: str((int(found[0]) + 1) % 10), path.read_text(), count=1))
+    elif name == "config.yaml":
+        path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
+    else:
+        write_sealed(path, json.loads(path.read_text()) | {"run": "0123"})
+    with pytest.raises(CheckpointError, match=name):
+        read_run(run)

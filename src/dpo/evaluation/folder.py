@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from dpo.config.evaluation import Evaluation
 from dpo.config.parse import plain
 from dpo.errors import ConfigError
-from dpo.records.files import write_json, write_text
+from dpo.records.files import write_json, write_sealed, write_text
 from dpo.records.read import json_file, read_rows
 from dpo.records.rows import Mark, Running
 
@@ -100,7 +100,7 @@ class EvaluationFolder:
         summary = json_file(self.path / "summary.json")
         if stage in (summary.get("rows") or {}):
             del summary["rows"][stage]
-            write_json(self.path / "summary.json", summary)
+            write_sealed(self.path / "summary.json", summary)
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -75,6 +75,7 @@ def measure(config: Evaluate) -> Path:
         "created": time.time(),
         "seconds": time.monotonic() - began,
         "version": dpo.__version__,
+        "run": record.get("id"),
         "base": record["fingerprints"].get("base"),
         "model": sides.config.model.path,
         "quantization": plain(sides.config.lora.quantization),

@@ -215,9 +215,10 @@ def find_on_hub(repo: str, revision: str, key: str) -> tuple[Path | None, str]:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the contents of config and weights, 16 hex digits."""
+    """SHA-256 over the contents of weights, config and generation settings, 16 hex digits."""
     total = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+    settings = [folder / "config.json", *folder.glob("generation_config.json")]
+    for path in sorted([*folder.glob("*.safetensors"), *settings]):
         total.update(f"{path.name}:{file_hash(path)}\n".encode())
     return total.hexdigest()[:16]
 

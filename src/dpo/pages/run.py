@@ -12,7 +12,7 @@ from dpo.pages.findings import findings
 from dpo.pages.headline import COLUMNS, caption, figure_rows, notes
 from dpo.pages.html import write_page
 from dpo.pages.tables import clock, number, share
-from dpo.records.read import DASH, RunFiles, json_file, pick, read_pairs, read_rows, read_run, read_samples
+from dpo.records.read import DASH, RunFiles, of_run, pick, read_pairs, read_rows, read_run, read_samples
 
 Row = dict[str, Any]
 SUBJECT = (("model", "path"), ("dataset", "source"))
@@ -22,7 +22,7 @@ LENGTHS = ("0.05", "0.5", "0.95", "1")
 def write_run_page(folder: Path, evaluation: str, show: int) -> Path:
     """Write `<folder>/report.html`, with the evaluation of that name where there is one; returns its path."""
     run = read_run(folder)
-    summary = json_file(folder / "evaluation" / evaluation / "summary.json") or None
+    summary = of_run(folder / "evaluation" / evaluation / "summary.json", run.record, expected=False) or None
     samples = read_samples(folder, evaluation) if summary else []
     training, training_placed = training_figures(run)
     held_out: dict[str, Figure] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import resource
 import sys
 import threading
@@ -12,8 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dpo.errors import CheckpointError
 from dpo.records.energy import EnergyMeter, card_counters, processor_counters
 from dpo.records.files import write_sealed
+from dpo.records.read import json_file
 
 TICK_SECONDS = 5.0
 
@@ -32,7 +33,9 @@ class Ledger:
         self.devices = 0
         self.device_peak_mb: Callable[[], float] | None = None
         self.energy = EnergyMeter(processor_counters())
-        self.phases = _phases(self.path, say)
+        # Whose costs these are: a copy of another run's file is found by it.
+        self.run = json_file(folder / "run.json").get("id")
+        self.phases = _phases(self.path, self.run, say)
         self._open: list[tuple[str, float]] = []
         self._lock = threading.RLock()
 
@@ -105,6 +108,7 @@ class Ledger:
         """The content of ledger.json; cost = hours x hourly_rate x devices (a CPU counts as one)."""
         seconds = sum(phase["seconds"] for phase in self.phases.values())
         return {
+            "run": self.run,
             "phases": self.phases,
             "seconds": seconds,
             "gpu_seconds": sum(phase.get("gpu_seconds", 0.0) for phase in self.phases.values()),
@@ -123,16 +127,20 @@ class Ledger:
         return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _phases(path: Path, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+def _phases(path: Path, run: str | None, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
     """What earlier attempts cost. A damaged file stops no run: it is said, and counting starts anew."""
     try:
-        found = json.loads(path.read_text())["phases"]
+        whole = json_file(path)
+        if not whole:
+            return {}
+        if whole.get("run") != run:
+            say(f"{path}: another run's; what earlier attempts cost is not in it any more")
+            return {}
+        found = whole["phases"]
         phases = {str(name): {str(k): _amount(v) for k, v in phase.items()} for name, phase in found.items()}
         if all("seconds" in phase for phase in phases.values()):
             return phases
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     say(f"{path}: not readable; what earlier attempts cost is not in it any more")
     return {}

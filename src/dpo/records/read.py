@@ -15,7 +15,7 @@ from dpo.config.plain_yaml import load_yaml
 from dpo.errors import CheckpointError, ConfigError
 from dpo.records.files import check_seal, read_regular
 from dpo.records.rows import check_rows
-from dpo.records.run import read_record, state_of
+from dpo.records.run import check_text, read_record, state_of
 
 Row = dict[str, Any]
 DASH = "-"
@@ -61,11 +61,13 @@ class RunFiles:
 
 def read_run(folder: Path) -> RunFiles:
     """Read a run directory; files it does not have yet are empty. Raises ConfigError when it is no run directory,
-    CheckpointError when it is complete and its metrics are not what it logged."""
+    CheckpointError when something in it is damaged or another run's."""
     record = read_record(folder)
     if record["status"] == "complete" and record.get("metrics"):
         way_out = "its curves cannot be trusted; train it again with resume=never"
         check_rows(folder / "metrics.jsonl", record["metrics"], way_out)
+    if record["status"] == "complete":
+        check_text(folder / "config.yaml", record)
     metrics = json_lines(folder / "metrics.jsonl")
     names = [p.parent.name for p in folder.glob("evaluation/*/summary.json")]
     return RunFiles(
@@ -75,10 +77,23 @@ def read_run(folder: Path) -> RunFiles:
         _config(folder / "config.yaml"),
         [row for row in metrics if row.get("kind") == "train"],
         [row for row in metrics if row.get("kind") == "eval"],
-        json_file(folder / "ledger.json"),
-        json_file(folder / "data.json"),
+        of_run(folder / "ledger.json", record),
+        of_run(folder / "data.json", record),
         sorted(names),
     )
+
+
+def of_run(path: Path, record: Row, expected: bool = True) -> Row:
+    """A file of the run that `record` is of; empty when there is none.
+
+    Raises CheckpointError when it is damaged or another run's, or (`expected`) when a finished run lacks it.
+    """
+    found = json_file(path)
+    if record.get("id") and found and found.get("run") != record["id"]:
+        raise CheckpointError(f"{path}: not of this run, but a copy from another")
+    if expected and record.get("id") and not found and record["status"] == "complete":
+        raise CheckpointError(f"{path}: missing, and a run that has ended has one")
+    return found
 
 
 def _config(path: Path) -> Row:
@@ -99,7 +114,7 @@ def read_summary(run: Path, name: str) -> Row:
             f"python -m dpo.evaluate {run}" + ("" if name == "test" else f" evaluation.name={name}")
         )
     try:
-        return json_file(path)
+        return of_run(path, read_record(run))
     except CheckpointError as error:
         raise CheckpointError(f"{error}\npython -m dpo.evaluate {run} writes it anew from its rows") from None
 

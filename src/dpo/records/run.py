@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -69,6 +70,13 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a run's record: attempts is damaged")
     check_seal(path, record)
     return record
+
+
+def check_text(path: Path, record: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless config.yaml is as the run of `record` wrote it."""
+    known = record.get("config_sha256")
+    if known and (not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != known):
+        raise CheckpointError(f"{path}: damaged or edited after the run wrote it; its hash in run.json is another")
 
 
 def state_of(record: Mapping[str, Any]) -> str:
@@ -183,8 +191,12 @@ class Run:
         record["attempts"].append({"started": now, "ended": None, "status": "running", "from_step": 0})
         self.config_yaml = facts.config_yaml
         if not self.recorded:
-            write_text(self.folder / "config.yaml", facts.config_yaml)
+            self._write_config()
         self._write()
+
+    def _write_config(self) -> None:
+        self.record["config_sha256"] = hashlib.sha256(self.config_yaml.encode()).hexdigest()
+        write_text(self.folder / "config.yaml", self.config_yaml)
 
     def _write(self) -> None:
         with self._writing:
@@ -245,7 +257,7 @@ class Run:
         drop = metrics.rewind(step, mark, self.record.get("metrics") or {}, anyway, say)
         self.metrics, self.recorded = metrics, {}
         self.record["attempts"][-1]["from_step"] = step
-        write_text(self.folder / "config.yaml", self.config_yaml)
+        self._write_config()
         # The mark first: it fits the file before the lines are dropped and after.
         self.update(step=step)
         drop()

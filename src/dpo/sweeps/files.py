@@ -14,7 +14,7 @@ from typing import Any
 from dpo.errors import ConfigError
 from dpo.records.files import write_sealed
 from dpo.records.process import is_alive
-from dpo.records.read import RunFiles, json_file, read_run
+from dpo.records.read import RunFiles, json_file, of_run, read_run
 from dpo.streams import clean
 
 Row = dict[str, Any]
@@ -103,7 +103,9 @@ def read_job(root: Path, job: Row, evaluation: str | None) -> JobFiles:
     """One job as it stands now."""
     folder = root / job["folder"]
     run = read_run(folder) if (folder / "run.json").is_file() else None
-    summary = json_file(folder / "evaluation" / evaluation / "summary.json") if evaluation else {}
+    summary: Row = {}
+    if evaluation and run is not None:
+        summary = of_run(folder / "evaluation" / evaluation / "summary.json", run.record, expected=False)
     state, code, reason = _state(root, job["folder"], run, bool(summary) or evaluation is None)
     return JobFiles(job["label"], job["values"], folder, state, code, reason, run, summary or None)
 

@@ -37,7 +37,7 @@ def find_checkpoint(job: Job, report: Mapping[str, Any]) -> checkpoints.Checkpoi
             checkpoints.check_belongs(found, facts_of(job), anyway, job.say)
             run.continue_at(found.step, dict(found.facts.metrics), anyway, job.say)
             job.say(f"continuing at step {found.step}")
-        write_sealed(run.folder / "data.json", report)
+        write_sealed(run.folder / "data.json", {**report, "run": run.record["id"]})
 
     job.ranks.lead(look)
     found = job.ranks.from_first(found)
