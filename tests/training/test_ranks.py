@@ -156,7 +156,10 @@ def test_another_number_of_ranks_is_refused_by_name(inputs, tmp_path):
 
 def test_several_processes_without_parallel_are_refused(inputs, tmp_path):
     process = tiny.start(
-        "train", tiny.arguments(*inputs), tmp_path, environment={"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+        "train",
+        tiny.arguments(*inputs),
+        tmp_path,
+        environment={"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
     )
     process.join(60)
     assert process.exitcode == 2

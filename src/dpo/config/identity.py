@@ -33,7 +33,8 @@ _KEYS = {
         dataset.subreddit dataset.min_ratio dataset.pairs_per_post dataset.columns dataset.label_a dataset.label_b
         dataset.max_length dataset.min_prompt_tokens dataset.keep dataset.limit dataset.on_bad dataset.soft_labels
         dataset.dev_fraction dataset.test_fraction dataset.chat_template_kwargs
-        lora.quantization lora.rank lora.alpha lora.dropout lora.target_modules lora.rslora lora.dora
+        lora.quantization lora.rank lora.alpha lora.dropout lora.target_modules lora.exclude_modules lora.rslora
+        lora.dora
         dpo.loss dpo.loss_weights dpo.beta dpo.label_smoothing dpo.discopop_tau dpo.f_divergence_type
         dpo.f_alpha_divergence_coef dpo.ld_alpha dpo.use_weighting dpo.learning_rate dpo.optimizer dpo.weight_decay
         dpo.max_grad_norm dpo.scheduler dpo.warmup_ratio dpo.epochs dpo.max_steps dpo.batch_size

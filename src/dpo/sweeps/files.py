@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo.errors import ConfigError
+from dpo.errors import CheckpointError, ConfigError
 from dpo.records.files import write_sealed
 from dpo.records.process import is_alive
 from dpo.records.read import RunFiles, json_file, of_run, read_run
@@ -116,9 +116,12 @@ def write_outcome(root: Path, name: str, outcome: Outcome) -> None:
 
 
 def read_outcome(root: Path, name: str) -> Outcome | None:
-    """A job's latest process, None before its first."""
-    kept = json_file(root / f"{name}.json")
-    return Outcome(**kept) if kept else None
+    """A job's latest process, None before its first, or where what it left is damaged: the run's own record decides."""
+    try:
+        kept = json_file(root / f"{name}.json")
+        return Outcome(**kept) if kept else None
+    except (CheckpointError, TypeError):
+        return None
 
 
 def _state(root: Path, name: str, run: RunFiles | None, evaluated: bool) -> tuple[str, int | None, str | None]:
