@@ -9,7 +9,7 @@ import time
 import pytest
 from rich.console import Console
 
-from dpo.records.progress import CountProgress, TrainingProgress
+from dpo.records.progress import StageProgress, TrainingProgress
 
 VALUES = {"loss": 0.5, "rewards/margins": 0.25, "rewards/accuracies": 0.75}
 
@@ -45,9 +45,11 @@ def test_on_a_terminal_it_is_a_bar_with_the_same_figures():
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_long_count_is_never_silent(terminal):
     file = io.StringIO()
-    with CountProgress("reference log-probs", Console(file=file, force_terminal=terminal, width=100)) as progress:
-        progress._said -= 11
-        progress.update(30, 90)
+    with StageProgress(
+        "reference log-probs", 99, console=Console(file=file, force_terminal=terminal, width=100)
+    ) as progress:
+        progress._spoke -= 11
+        progress.reach(30, 90)
         if progress._bar is not None:
             progress._bar.refresh()
-    assert re.search(r"reference log-probs.*30(/| of )90", file.getvalue().replace("\x1b[32m", ""))
+    assert re.search(r"reference log-probs.*30/90", file.getvalue().replace("\x1b[32m", ""))

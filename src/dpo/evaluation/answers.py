@@ -10,9 +10,9 @@ from typing import Any
 from dpo.config.evaluation import Evaluation
 from dpo.data.pair import Message, Pair, TokenPair
 from dpo.evaluation.folder import EvaluationFolder
-from dpo.evaluation.progress import StageProgress
 from dpo.evaluation.sides import SIDES, Sides
 from dpo.modeling.shape import shape_of
+from dpo.records.progress import StageProgress
 
 MEMORY_SHARE = 0.25
 LARGEST_BATCH = {"cpu": 96, "cuda": 512}

@@ -26,12 +26,12 @@ from dpo.evaluation.folder import EvaluationFolder, digest, file_digest
 from dpo.evaluation.judges.table import build_judges
 from dpo.evaluation.judging import judge_all, measure_all, summarise_judges, write_samples
 from dpo.evaluation.pairs import PairRow, score_pairs, summarise_pairs
-from dpo.evaluation.progress import StageProgress
 from dpo.evaluation.sides import POLICY, Sides, load_sides
 from dpo.evaluation.verdicts import interval, summarise_answers
 from dpo.modeling.facts import check_print
 from dpo.records.files import write_sealed
 from dpo.records.ledger import Ledger
+from dpo.records.progress import StageProgress
 from dpo.records.run import read_record
 from dpo.statistics.intervals import bootstrap_mean, bootstrap_ratio
 

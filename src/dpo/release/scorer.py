@@ -13,9 +13,9 @@ from dpo.data.pair import TokenPair
 from dpo.engine.score import sequence_log_probs
 from dpo.evaluation.folder import digest
 from dpo.evaluation.measure import SCORING_TOKENS
-from dpo.evaluation.progress import StageProgress
 from dpo.evaluation.sides import BASELINE, POLICY, Sides
 from dpo.records.files import write_json
+from dpo.records.progress import StageProgress
 from dpo.release.measure import Floats, Scored
 
 

@@ -12,8 +12,8 @@ from dpo.config.parse import plain
 from dpo.config.synthesize import Synthesize
 from dpo.data.synthetic.prompts import Prompt
 from dpo.errors import ConfigError
-from dpo.evaluation.progress import StageProgress
 from dpo.records.files import write_json, write_text
+from dpo.records.progress import StageProgress
 from dpo.synthesis.generators import Generator
 
 SETTINGS = "settings.json"

@@ -14,7 +14,7 @@ from dpo.engine.attention import path
 from dpo.engine.install import installed
 from dpo.engine.score import sequence_log_probs
 from dpo.modeling.device import Compute
-from dpo.records.progress import CountProgress
+from dpo.records.progress import StageProgress
 from dpo.training import guards
 from dpo.training import trainer as trainers
 from dpo.training.job import Job
@@ -51,9 +51,9 @@ def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: Sequen
     cache = ReferenceCache(cache_folder("reference") / "log_probs.sqlite", say=job.say)
     fresh = base.adapter is None and hasattr(model, "disable_adapter")
     off = model.disable_adapter() if fresh else contextlib.nullcontext()
-    show = CountProgress("reference log-probs")
+    show = StageProgress("reference log-probs", len(pairs))
     with job.ledger.phase("reference"), off, trainer.accelerator.autocast(), show:
-        trainer.reference = cache.fill(pairs, context, compute, progress=show.update)
+        trainer.reference = cache.fill(pairs, context, compute, progress=show.reach)
     # What another rank computed is a hit here.
     hits, misses = cache.counters.hits, sum(job.ranks.gather(cache.counters.misses))
     hits -= misses - cache.counters.misses

@@ -8,7 +8,7 @@ from typing import TypeVar
 from dpo.caches.folder import cache_folder
 from dpo.evaluation.judges.cache import VerdictCache, verdict_key, with_ids
 from dpo.evaluation.judges.interface import Item, Judge, PairItem, PairJudge, Verdict
-from dpo.evaluation.progress import StageProgress
+from dpo.records.progress import StageProgress
 
 Asked = TypeVar("Asked", Item, PairItem)
 SAME = "the answers are the same"

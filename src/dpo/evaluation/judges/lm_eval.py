@@ -17,8 +17,8 @@ from dpo.config.judges import LmEvalJudge
 from dpo.config.nearest import nearest
 from dpo.errors import ConfigError, DataError, NetworkError, Refused
 from dpo.evaluation.judges.interface import Benchmark, Measured
-from dpo.evaluation.progress import StageProgress
 from dpo.records.hub import ask, endpoint
+from dpo.records.progress import StageProgress
 
 # Metrics that are shares of what was asked; others are shown as they are.
 SHARES = ("acc", "acc_norm", "acc_mutual_info", "acc_bytes", "exact_match", "em", "f1", "pass@1")
