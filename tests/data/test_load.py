@@ -13,6 +13,7 @@ from dpo.config.datasets import HelpSteer3, HhRlhf, Shp, UltraFeedback
 from dpo.data.checks import held_out
 from dpo.data.layout import choose, split_of
 from dpo.data.load import Splits, load_splits
+from dpo.data.refusal import Reason
 from dpo.errors import ConfigError, DataError
 
 
@@ -86,8 +87,8 @@ def test_posts_with_one_text_stay_on_one_side(tmp_path: Path) -> None:
     splits = load_splits(dataset("shp", path=str(path), dev_fraction=0.3, test_fraction=0.3))
     prompts = [{pair.prompt for pair in part} for part in (splits.train, splits.dev, splits.test)]
     assert not prompts[0] & prompts[1] | prompts[0] & prompts[2] | prompts[1] & prompts[2]
-    assert splits.report.leaks > 0
-    assert sum(splits.report.kept.values()) + splits.report.leaks == 200
+    assert splits.report.count(Reason.leak) > 0
+    assert sum(splits.report.kept.values()) + splits.report.count(Reason.leak) == 200
 
 
 def test_a_limit_takes_the_first_pairs_that_pass(tmp_path: Path) -> None:

@@ -161,7 +161,8 @@ def test_oldest_turns_go_first_and_whole() -> None:
     assert got.chosen_ids == whole.chosen_ids
     assert encoder.ledger.dropped_turns == {"x": len(whole.prompt_ids) - len(shorter.prompt_ids)}
     assert not encoder.ledger.shortened_user_turn
-    assert not encoder.ledger.truncated_completions
+    assert not encoder.ledger.cut_chosen
+    assert not encoder.ledger.cut_rejected
 
 
 @pytest.mark.parametrize(("keep", "stays"), [(Keep.start, "alpha beta"), (Keep.end, "rho sigma tau")])
@@ -220,7 +221,8 @@ def test_a_pair_that_fits_exactly_is_not_cut() -> None:
     whole = encoded(Encoder(chatml(), 10_000), pair(*TALK))
     encoder = Encoder(chatml(), lengths(whole))
     assert encoded(encoder, pair(*TALK)) == whole
-    assert not encoder.ledger.truncated_prompts | encoder.ledger.truncated_completions
+    ledger = encoder.ledger
+    assert not any((ledger.dropped_turns, ledger.shortened_user_turn, ledger.cut_chosen, ledger.cut_rejected))
 
 
 def test_batches_give_what_single_pairs_give() -> None:

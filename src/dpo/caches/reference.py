@@ -66,8 +66,6 @@ class Counters:
     hits: int = 0
     misses: int = 0
     damaged: int = 0
-    compute_seconds: float = 0.0
-    wait_seconds: float = 0.0
 
 
 def context_key(
@@ -172,7 +170,6 @@ class ReferenceCache:
                             progress(len(found), len(order))
                 if not known and len(unread) == len(missing):
                     time.sleep(self._poll)
-                    self.counters.wait_seconds += self._poll
         return {name: found[key] for name, key in names}
 
     def contexts(self) -> list[tuple[str, int, float]]:
@@ -207,7 +204,6 @@ class ReferenceCache:
         compute: Callable[[list[P]], list[LogProbs]],
         owner: Owner,
     ) -> dict[bytes, LogProbs]:
-        began = time.monotonic()
         try:
             values = compute(pairs)
             if len(values) != len(mine):
@@ -215,7 +211,6 @@ class ReferenceCache:
         except BaseException:
             self._file.once(lambda db: self._release(db, mine, owner))
             raise
-        self.counters.compute_seconds += time.monotonic() - began
         self.counters.misses += len(mine)
         fresh = {key: (float(chosen), float(rejected)) for key, (chosen, rejected) in zip(mine, values, strict=True)}
         self._file.once(lambda db: self._write(db, fresh, context, owner))

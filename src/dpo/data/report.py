@@ -50,10 +50,6 @@ class DataReport:
     def contradictions(self) -> int:
         return self.count(Reason.contradiction)
 
-    @property
-    def leaks(self) -> int:
-        return self.count(Reason.leak)
-
     def summary(self) -> str:
         """Rows read and why they were refused, in one line."""
         why = ", ".join(f"{len(ids)} {name}" for name, ids in sorted(self.refused.items())) or "none"

@@ -29,16 +29,6 @@ class Ledger:
         for name in met:
             getattr(self, name).append(pair_id)
 
-    @property
-    def truncated_prompts(self) -> set[str]:
-        """Pairs whose prompt lost something."""
-        return self.dropped_turns.keys() | self.shortened_user_turn.keys()
-
-    @property
-    def truncated_completions(self) -> set[str]:
-        """Pairs of whose completions at least one lost its end."""
-        return self.cut_chosen.keys() | self.cut_rejected.keys()
-
     def add(self, other: Ledger) -> None:
         """Take in what another ledger, of other pairs, holds."""
         for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
