@@ -61,7 +61,7 @@ VERSION = 1
 
 @dataclass
 class Counters:
-    """What one `ReferenceCache` did: pairs, and seconds spent computing or waiting for another process."""
+    """Pairs that one `ReferenceCache` found, computed, or found damaged."""
 
     hits: int = 0
     misses: int = 0

@@ -46,10 +46,6 @@ class DataReport:
     def duplicates(self) -> int:
         return self.count(Reason.duplicate)
 
-    @property
-    def contradictions(self) -> int:
-        return self.count(Reason.contradiction)
-
     def summary(self) -> str:
         """Rows read and why they were refused, in one line."""
         why = ", ".join(f"{len(ids)} {name}" for name, ids in sorted(self.refused.items())) or "none"
