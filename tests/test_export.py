@@ -107,7 +107,8 @@ def test_the_certificate_says_what_brute_force_says(tiny_run: Path, tiny_export:
     from dpo.evaluation.measure import held_out
     from dpo.evaluation.sides import load_sides
 
-    _, tokens = held_out(load_sides(tiny_run), Split.test, None, tiny_run)
+    sides = load_sides(tiny_run)
+    _, tokens = held_out(sides.config, sides.tokenizer, Split.test, None, tiny_run)
     base = str(tiny_run.parents[2] / "model")
 
     def scores(model: torch.nn.Module) -> np.ndarray:

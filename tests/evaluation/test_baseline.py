@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from asked import asked
 
 from dpo.caches.folder import cache_folder
+from dpo.errors import CheckpointError
 from dpo.evaluation import measure as measuring
+from dpo.evaluation.baseline import baseline_context
 from dpo.evaluation.measure import measure
-from dpo.evaluation.sides import BASELINE, POLICY
+from dpo.evaluation.sides import BASELINE, POLICY, load_sides
+from dpo.records.files import write_sealed
 from dpo.records.read import json_lines
+from dpo.records.run import read_record
+from dpo.train import train
 
 
 @pytest.fixture
@@ -85,3 +91,39 @@ def test_damaged_answers_are_drawn_again(run: Path, drawn: list[str], capsys: py
     assert drawn == [POLICY, BASELINE] * 2
     assert "damaged answers dropped" in capsys.readouterr().err
     assert rows(second, "answers", BASELINE) == rows(first, "answers", BASELINE)
+
+
+def test_another_base_at_the_same_path_takes_nothing_from_the_caches_of_the_old_one(
+    compose: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setenv("DPO_OUTPUTS", str(tmp_path / "outputs"))
+    model, pairs = tiny.make_model(tmp_path / "model"), tiny.make_pairs(tmp_path / "pairs.jsonl", 40)
+    words = ["model=custom", f"model.path={model}", "dataset=local", f"dataset.path={pairs}", "tracking=none"]
+    words += ["dpo.max_steps=1", "dpo.batch_size=2", "dpo.eval_every=0", "dataset.test_fraction=0.4", "hardware=cpu"]
+    config = compose(*words, "resume=never")
+    first = train(config)
+    before = baseline_context(load_sides(first))
+    assert "reference: 0 pairs from the cache" in capsys.readouterr().out
+    train(config)
+    assert ", 0 computed" in capsys.readouterr().out
+    other = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 5e-4 * torch.randn_like(parameter)
+    other.save_pretrained(model)
+    second = train(config)
+    assert "reference: 0 pairs from the cache" in capsys.readouterr().out
+    assert baseline_context(load_sides(second)) != before
+    with pytest.raises(CheckpointError, match="its base was"):
+        measure(asked(first))
+
+
+def test_the_caches_are_asked_by_what_was_loaded_and_not_by_what_a_record_says(run: Path) -> None:
+    before = baseline_context(load_sides(run))
+    record = read_record(run)
+    record["fingerprints"]["adapter"] = "0" * 16
+    write_sealed(run / "run.json", record)
+    assert baseline_context(load_sides(run)) == before

@@ -44,7 +44,7 @@ def test_pair_rows_and_figures_match_brute_force(trained: Path, evaluated: Path)
 
     config = read_config(trained / "config.yaml")
     sides = load_sides(trained)
-    pairs, tokens = held_out(sides, asked(trained).evaluation.split, None, trained)
+    pairs, tokens = held_out(sides.config, sides.tokenizer, asked(trained).evaluation.split, None, trained)
     rows = {row["id"]: row for row in json_lines(evaluated / "pairs.jsonl")}
     assert list(rows) == [pair.id for pair in tokens]
     right, base_right, margins = [], [], []
@@ -71,7 +71,7 @@ def test_pair_rows_and_figures_match_brute_force(trained: Path, evaluated: Path)
 
 def test_divergence_matches_brute_force(trained: Path, evaluated: Path) -> None:
     sides = load_sides(trained)
-    _, tokens = held_out(sides, asked(trained).evaluation.split, None, trained)
+    _, tokens = held_out(sides.config, sides.tokenizer, asked(trained).evaluation.split, None, trained)
     prompts = {pair.id: pair.prompt_ids for pair in tokens}
     answers = {
         r["prompt"]: r for r in json_lines(evaluated / "answers.jsonl") if (r["side"], r["sample"]) == ("policy", 0)

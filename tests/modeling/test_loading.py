@@ -113,6 +113,19 @@ def test_a_tied_head_known_buffers_and_parts_of_other_models_are_no_fault(
     assert "model.layers.2" in capsys.readouterr().err
 
 
+def test_a_base_that_is_changed_while_it_is_loaded_is_refused(model: Path) -> None:
+    weights = resolve(str(model), "main")
+    rewrite(model / "model.safetensors", lambda t: {k: v + 1e-3 for k, v in t.items()})
+    with pytest.raises(ConfigError, match="was changed while it was read"):
+        load_base(weights, None, CPU, "sdpa")
+
+
+def test_an_adapter_inside_a_base_is_not_loaded_unasked(model: Path) -> None:
+    (model / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="a model and an adapter"):
+        load(model)
+
+
 def test_a_head_of_its_own_is_missed(model: Path) -> None:
     config = model / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": False}))

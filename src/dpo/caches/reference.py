@@ -13,6 +13,7 @@ import sqlite3
 import struct
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from dpo.caches.claims import Owner
@@ -57,6 +58,8 @@ CREATE TABLE IF NOT EXISTS uses (context TEXT PRIMARY KEY, used REAL NOT NULL) W
 """
 VERSION = 1
 """Goes into every key: raise it when the meaning of an entry changes."""
+LIBRARIES = ("torch", "transformers", "bitsandbytes")
+"""Another version of one may round otherwise."""
 
 
 @dataclass
@@ -85,11 +88,12 @@ def context_key(
         quantization: canonical text of the quantization, or "none".
         adapter: fingerprint of the adapter the run starts from, or "none".
         precision: dtype the forward computes in.
-        device: device type, cpu or cuda.
+        device: device type and what decides on its kernels, see `modeling.device.kernels`.
         attention: attention path with its engine, such as packed-sdpa.
         ld_alpha: weight of the tokens beyond the shorter answer, which makes the sums other ones; None for plain sums.
     """
-    parts = [str(VERSION), base, quantization, adapter, precision, device, attention]
+    libraries = [f"{name} {version(name)}" for name in LIBRARIES]
+    parts = [str(VERSION), base, quantization, adapter, precision, device, attention, *libraries]
     if ld_alpha is not None:
         parts.append(f"ld_alpha={ld_alpha!r}")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

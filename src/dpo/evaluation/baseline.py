@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +24,26 @@ CREATE TABLE IF NOT EXISTS answers (
 )
 WITHOUT ROWID
 """
-LIBRARIES = ("torch", "transformers", "bitsandbytes")
 
 
-def baseline_context(sides: Sides, record: Mapping[str, Any]) -> str:
+def baseline_context(sides: Sides) -> str:
     """Hash of all that the baseline's figures depend on besides tokens: weights, how they are held and computed."""
     from dpo.engine.attention import path
     from dpo.engine.install import installed
-    from dpo.modeling.device import choose_compute
+    from dpo.modeling.device import choose_compute, kernels
     from dpo.modeling.modes import is_4bit
 
-    config, prints = sides.config, record["fingerprints"]
+    config = sides.config
     held = "4-bit" if any(is_4bit(module) for module in sides.baseline.modules()) else "dense"
     dtype = choose_compute(config.hardware.device, config.hardware.precision).dtype
     engine = path(sides.baseline, dtype) if installed(sides.baseline) else "plain"
-    libraries = [f"{name} {version(name)}" for name in LIBRARIES]
     return context_key(
-        base=prints["base"],
+        base=sides.base,
         quantization=json.dumps(plain(config.lora.quantization), sort_keys=True),
-        adapter=prints.get("adapter", "none"),
+        adapter=sides.adapter or "none",
         precision=str(dtype),
-        device=sides.device.type,
-        attention=" ".join(["evaluation", engine, config.hardware.attention, held, *libraries]),
+        device=kernels(sides.device.type),
+        attention=" ".join(["evaluation", engine, config.hardware.attention, held]),
     )
 
 

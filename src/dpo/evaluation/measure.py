@@ -15,6 +15,7 @@ from dpo.caches.folder import cache_folder
 from dpo.caches.reference import ReferenceCache
 from dpo.config.evaluation import Evaluate, Evaluation, Split
 from dpo.config.parse import plain
+from dpo.config.schema import Config
 from dpo.data.pair import Message, Pair, TokenPair
 from dpo.data.prepare import prepare
 from dpo.data.tokens import Encoder
@@ -45,7 +46,7 @@ def measure(config: Evaluate) -> Path:
     record = read_record(run)
     judges = build_judges(config.judge)
     sides = load_sides(run)
-    pairs, tokens = held_out(sides, config.evaluation.split, config.evaluation.pairs, run)
+    pairs, tokens = held_out(sides.config, sides.tokenizer, config.evaluation.split, config.evaluation.pairs, run)
     settings = config.evaluation
     prompts = _prompts(settings, sides, pairs, tokens)
     marks = {
@@ -59,7 +60,7 @@ def measure(config: Evaluate) -> Path:
     began = time.monotonic()
     with folder.locked(), ledger.phase("evaluate"):
         folder.check()
-        context = baseline_context(sides, record)
+        context = baseline_context(sides)
         before = {"pairs": len(folder.rows("pairs")), "tokens": _tokens(folder.rows("answers"))}
         rows = _pair_rows(folder, sides, pairs, tokens, context)
         answers = draw_answers(folder, prompts, settings, _drawer(sides, settings, prompts, context))
@@ -97,10 +98,12 @@ def _tokens(answers: Sequence[Row]) -> int:
     return sum(row["tokens"] for row in answers)
 
 
-def held_out(sides: Sides, split: Split, limit: int | None, run: Path) -> tuple[list[Pair], list[TokenPair]]:
+def held_out(
+    config: Config, tokenizer: Any, split: Split, limit: int | None, run: Path
+) -> tuple[list[Pair], list[TokenPair]]:
     """The held-out pairs of the run's own dataset, as text and tokens; raises DataError when there are none."""
-    dataset = sides.config.dataset
-    data = prepare(dataset, sides.tokenizer, cache_folder("tokens"))
+    dataset = config.dataset
+    data = prepare(dataset, tokenizer, cache_folder("tokens"))
     check_print(run, "data", data.fingerprint, dataset.path or data.report["origin"])
     tokens: Sequence[TokenPair] = data.test if split is Split.test else data.dev
     if not len(tokens):

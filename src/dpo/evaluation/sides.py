@@ -10,7 +10,8 @@ from typing import Any
 
 from dpo.config.lora import FullTraining
 from dpo.config.schema import Config
-from dpo.modeling.policy import base_of, baseline, load_base, load_trained
+from dpo.modeling.adapter import adapter_fingerprint
+from dpo.modeling.policy import REFERENCE, base_of, baseline, load_base, load_trained
 from dpo.modeling.tokenizer import stop_tokens
 from dpo.records.run import read_record
 
@@ -26,6 +27,9 @@ class Sides:
     baseline: Any
     tokenizer: Any
     config: Config
+    base: str
+    adapter: str | None
+    """Fingerprints of what the baseline was loaded from: the base, and the adapter that training started from."""
     end_id: int | None = None
     """The token that training taught to end an answer, where the run recorded one."""
 
@@ -66,13 +70,15 @@ def load_sides(run: Path, compute: Any = None, quantized: bool = True) -> Sides:
 
     policy, tokenizer, config = load_trained(run, compute, quantized)
     baseline = policy
+    base = base_of(run, config)
     if isinstance(config.lora, FullTraining):
         compute = compute or choose_compute(config.hardware.device, config.hardware.precision)
-        baseline = load_base(base_of(run, config), None, compute, config.hardware.attention).eval()
+        baseline = load_base(base, None, compute, config.hardware.attention).eval()
         install(baseline)
+    adapter = None if config.model.adapter is None else adapter_fingerprint(run / REFERENCE)
     # Scoring shares each prompt between chosen and rejected where the model is verified for it; else it pads.
     install(policy)
-    sides = Sides(policy, baseline, tokenizer, config, read_record(run).get("end_of_turn"))
+    sides = Sides(policy, baseline, tokenizer, config, base.fingerprint, adapter, read_record(run).get("end_of_turn"))
     for model in (policy, baseline):
         # For who generates with transformers' own loop: lm-eval.
         model.generation_config.eos_token_id = sorted(sides.stop_ids)

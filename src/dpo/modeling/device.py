@@ -71,6 +71,19 @@ def describe(compute: Compute) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
+def kernels(device: str) -> str:
+    """What decides, besides torch's version, which kernels compute on a device type: the card, or what a CPU can."""
+    import torch
+
+    if device == "cuda":
+        return f"cuda {torch.cuda.get_device_name()}"
+    if device != "cpu":
+        return device
+    found = torch.cpu.get_capabilities()
+    able = sorted(name for name, value in found.items() if value is True)
+    return " ".join(["cpu", *(str(found.get(name)) for name in ("architecture", "cpu_name")), *able])
+
+
 def card_uuid() -> str:
     """The current CUDA card by the name its driver knows it by, whatever CUDA_VISIBLE_DEVICES renumbers."""
     import torch

@@ -22,7 +22,7 @@ from dpo.modeling.modes import keep_quantized_in_train_mode
 from dpo.modeling.stored import compute_in, dequantized, stored_quantization
 from dpo.modeling.tokenizer import load_tokenizer, tokenizer_fingerprint
 from dpo.modeling.trained_adapter import put_on
-from dpo.modeling.weights import Weights, resolve
+from dpo.modeling.weights import Weights, check_unchanged, resolve
 from dpo.records.run import read_record
 
 # The starting adapter in a run directory, and its name beside the trained one in a model.
@@ -71,6 +71,8 @@ def load_base(
         if not ("attention" in first.lower() or "flash_attn" in first.lower()):
             raise
         raise ConfigError(f"hardware.attention={attention}: {first}") from found
+    if weights.fingerprint:
+        check_unchanged(weights)
     model.config.use_cache = False
     model.config._name_or_path = weights.source
     return model

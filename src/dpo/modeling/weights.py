@@ -96,6 +96,12 @@ def check_folder(folder: Path, source: str, remote_code: bool = False) -> None:
     """Raise unless `folder` is a whole transformers model in safetensors that runs no code of its own."""
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model.path={source}: no config.json in it, so it is not a transformers model")
+    if (folder / "adapter_config.json").exists():
+        # transformers would put the adapter on the model while loading it, and nobody asked for that.
+        raise ConfigError(
+            f"model.path={source}: a model and an adapter (adapter_config.json) lie in it together\n"
+            "keep them in folders of their own, and continue the adapter with model.adapter=FOLDER"
+        )
     check_safetensors(folder, f"model.path={source}")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -212,6 +218,14 @@ def find_on_hub(repo: str, revision: str, key: str) -> tuple[Path | None, str]:
             raise
         return cached(f"the hub did not answer ({type(error).__name__})")
     return None, str(info.sha)
+
+
+def check_unchanged(weights: Weights) -> None:
+    """Raise ConfigError when what has just been loaded is not what the fingerprint was made of any more."""
+    if (now := fingerprint(weights.folder)) != weights.fingerprint:
+        raise ConfigError(
+            f"{weights.named}: {weights.folder} was changed while it was read: was {weights.fingerprint}, is {now}"
+        )
 
 
 def fingerprint(folder: Path) -> str:

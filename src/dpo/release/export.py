@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,13 +16,15 @@ from dpo.config.export import Export, Format
 from dpo.config.lora import FullTraining
 from dpo.config.parse import plain
 from dpo.config.read import read_config
+from dpo.config.schema import Config
 from dpo.engine.install import install
 from dpo.errors import Refused
 from dpo.evaluation.folder import file_digest
 from dpo.evaluation.measure import held_out
-from dpo.evaluation.sides import Sides, load_sides
+from dpo.evaluation.sides import load_sides
+from dpo.modeling.adapter import adapter_fingerprint
 from dpo.modeling.device import Compute, choose_compute
-from dpo.modeling.facts import check_config, check_final
+from dpo.modeling.facts import FINAL, check_config, check_final, final_files
 from dpo.modeling.policy import REFERENCE, base_of, tokenizer_of
 from dpo.modeling.safetensors import read_header
 from dpo.records.files import sealed, sync, write_json, write_text
@@ -70,9 +74,9 @@ def _write_aside(config: Export, run: Path, aside: Path) -> Row:
     check_config(run, trained)
     check_final(run)
     tokenizer = tokenizer_of(run, trained)
-    pairs, tokens = held_out(Sides(None, None, tokenizer, trained), config.split, config.pairs, run)
+    pairs, tokens = held_out(trained, tokenizer, config.split, config.pairs, run)
     weights = file_digest((run / "adapter").glob("*.safetensors"))
-    scorer = Scorer(tokens, f"{weights} {record['fingerprints'].get('base')} {compute} {_reference(run)}")
+    scorer = Scorer(tokens, json.dumps([*_scored(run, trained), str(compute)]))
     models = []
     if trained.lora.quantization is not None:
         label = "adapter on the quantized base"
@@ -142,9 +146,12 @@ def _write_aside(config: Export, run: Path, aside: Path) -> Row:
     )
 
 
-def _reference(run: Path) -> str:
-    """What tells two references apart: the adapter a run started from, if it did."""
-    return file_digest((run / REFERENCE).rglob("*.safetensors"))
+def _scored(run: Path, config: Config) -> list[Any]:
+    """What the models of a certificate are made of, by content: all files of the final weights, the base and how it is
+    held, and the adapter the run started from, if it did."""
+    final, base = final_files(run / FINAL), base_of(run, config).fingerprint
+    held = [plain(config.lora.quantization), config.hardware.attention]
+    return [final, base, held, None if config.model.adapter is None else adapter_fingerprint(run / REFERENCE)]
 
 
 def _advice(form: Format) -> str:

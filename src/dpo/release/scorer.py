@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ import numpy as np
 from dpo.caches.folder import cache_folder
 from dpo.data.pair import TokenPair
 from dpo.engine.score import sequence_log_probs
+from dpo.errors import CheckpointError
 from dpo.evaluation.folder import digest
 from dpo.evaluation.measure import SCORING_TOKENS
 from dpo.evaluation.sides import BASELINE, POLICY, Sides
-from dpo.records.files import write_json
+from dpo.records.files import write_sealed
 from dpo.records.progress import StageProgress
+from dpo.records.read import json_file
 from dpo.release.measure import Floats, Scored
 
 
@@ -50,12 +53,18 @@ class Scorer:
         found = self._known(name)
         if found is None:
             found = score(model, label, self.tokens)
-            write_json(cache_folder("certificates") / f"{self.key}-{name}.json", found.tolist())
+            write_sealed(self._file(name), {"scores": found.tolist()})
         return found
+
+    def _file(self, name: str) -> Path:
+        return cache_folder("certificates") / f"{self.key}-{name}.json"
 
     def _known(self, name: str) -> Floats | None:
         try:
-            found = np.array(json.loads((cache_folder("certificates") / f"{self.key}-{name}.json").read_text()))
-        except (OSError, ValueError):
+            found = np.array(json_file(self._file(name)).get("scores"), dtype=np.float64)
+        except CheckpointError as error:
+            print(f"{error}; scored again", file=sys.stderr, flush=True)
+            return None
+        except (ValueError, TypeError):
             return None
         return found if found.shape == (len(self.tokens), 2) and bool(np.isfinite(found).all()) else None
