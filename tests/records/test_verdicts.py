@@ -43,9 +43,12 @@ def _summary(**parts: Any) -> dict[str, Any]:
 
 
 def test_reference_identity() -> None:
-    assert verdicts.reference_identity(_run([], {}, reference_identity=1e-6)).level == GOOD
-    assert verdicts.reference_identity(_run([], {}, reference_identity=0.4)).level == WARNING
-    assert verdicts.reference_identity(_run([], {})).level == UNKNOWN
+    def level(**record: float) -> str:
+        return verdicts.reference_identity(_run([], {}, **record)).level
+
+    assert level(reference_identity=1e-6, reference_identity_bound=1e-3) == GOOD
+    assert level(reference_identity=0.4, reference_identity_bound=1e-3) == WARNING
+    assert level() == UNKNOWN
 
 
 def test_a_stuck_a_falling_and_a_rising_loss() -> None:

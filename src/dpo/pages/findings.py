@@ -17,7 +17,6 @@ from dpo.records.read import RunFiles
 Row = dict[str, Any]
 SIDES = ("baseline", "policy")
 GOOD, NOTE, WARNING, UNKNOWN = "good", "note", "warning", "unknown"
-IDENTITY_BOUND = 0.05  # nats a token; a fresh adapter gives exactly 0 up to rounding
 ROUNDING = 1e-5  # a margin below it is rounding
 STUCK_SHARE = 0.01
 OVERFIT_RISE = 0.02
@@ -54,14 +53,14 @@ def findings(run: RunFiles, summary: Row | None) -> list[Finding]:
 def reference_identity(run: RunFiles) -> Finding:
     """Before step 1 the policy is the reference, so every log-ratio is 0."""
     name = "Reference identity"
-    worst = run.record.get("reference_identity")
-    if worst is None:
+    worst, bound = (run.record.get(key) for key in ("reference_identity", "reference_identity_bound"))
+    if worst is None or bound is None:
         return Finding(name, UNKNOWN, "Not recorded: the run has not come to its first step.")
-    evidence = [f"largest log-ratio before step 1: {worst:.2g} nats a token (bound {IDENTITY_BOUND})"]
+    evidence = [f"largest log-ratio before step 1: {worst:.2g} nats a token (rounding leaves up to {bound:.2g})"]
     start = _first(run.dev)
     if start and {"rewards/margins", "loss"} <= start.keys():
         evidence.append(f"dev at step 0: margin {_near_zero(start['rewards/margins'])}, loss {start['loss']:.4f}")
-    if abs(worst) <= IDENTITY_BOUND:
+    if abs(worst) <= bound:
         return Finding(name, GOOD, "The policy started as the reference: every reward began at 0.", tuple(evidence))
     return Finding(
         name, WARNING, "The policy did not start as the reference: every figure against it is off.", tuple(evidence)

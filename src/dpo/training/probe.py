@@ -61,6 +61,13 @@ def check_scores(model: Any, pair: TokenPair, dtype: torch.dtype, source: str) -
             )
 
 
+def logits_deviation(model: Any, pair: TokenPair) -> float:
+    """Deviation of the logits over the vocabulary, nats: what their roundings are relative to."""
+    with scoring_mode(model):
+        logits = _logits(unwrapped(model), [*pair.prompt_ids[:TOKENS], *pair.chosen_ids[:TOKENS]])
+    return float(logits.std(-1).mean())
+
+
 def _logits(base: Any, ids: list[int]) -> torch.Tensor:
     device = next(base.get_input_embeddings().parameters()).device
     logits: torch.Tensor = base(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0]
