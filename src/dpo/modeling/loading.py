@@ -9,7 +9,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from dpo.errors import ConfigError, DpoError
+from dpo.errors import CheckpointError, ConfigError, DpoError
+from dpo.modeling.safetensors import read_header
 
 # Masks and tables that old checkpoints hold and that every model computes for itself.
 BUFFERS = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids|causal_mask|attn\.bias|attention\.bias)$")
@@ -70,6 +71,31 @@ def check_tensors(
         raise error("\n".join(f"{what}: {fault}" for fault in faults))
     if parts:
         _say_once(f"{what}: left out what this model has no part for: {', '.join(sorted(parts))}")
+
+
+def check_restored(model: Any, folder: Path) -> None:
+    """Raise CheckpointError unless the safetensors in `folder`, a checkpoint of the whole `model`, hold what of it is
+    trained, in its shapes, and nothing that has no place in it."""
+    held: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            held |= {name: tensor.shape for name, tensor in read_header(path).items()}
+        except (ValueError, OSError) as fault:
+            raise CheckpointError(f"{path}: {fault}") from None
+    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    # Of tied tensors one is written.
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            names.setdefault(id(parameter), []).append(name)
+    odd = {
+        "missing": [same[0] for same in names.values() if not held.keys() & set(same)],
+        "that this model has no place for": held.keys() - needed.keys(),
+        "of another shape": [name for name in held.keys() & needed.keys() if held[name] != needed[name]],
+    }
+    faults = [f"{folder}: {_count(found)} {says}: {_names(found)}" for says, found in odd.items() if found]
+    if faults:
+        raise CheckpointError("\n".join(faults))
 
 
 def _other_part(model: Any, name: str) -> str | None:

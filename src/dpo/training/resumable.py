@@ -16,12 +16,15 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from dpo.distributed.ranks import Ranks, summed
 from dpo.engine.choice import Engine
 from dpo.errors import Refused
+from dpo.modeling.loading import check_restored
 from dpo.modeling.trained_adapter import check_counted
 from dpo.training import checkpoints
 from dpo.training.window import Window
 
 WINDOW = "window.json"
 SPLIT = "split.json"
+AS_HERE = {"save_original_format": False, "max_shard_size": "100TB"}
+"""A whole model's tensors by the names they have here, in one file: what a checkpoint is restored from."""
 RNG_STATE = "rng_state.pth"
 
 
@@ -60,7 +63,7 @@ class ResumableTrainer(DPOTrainer):
         step = self.state.global_step
 
         def fill(folder: Path) -> None:
-            self.save_weights(folder)
+            self.save_weights(folder, published=False)
             self._save_optimizer_and_scheduler(str(folder))
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
@@ -102,19 +105,24 @@ class ResumableTrainer(DPOTrainer):
     def collect(self) -> None:
         """Called on every rank before rank 0 saves: get there what other ranks hold."""
 
-    def save_weights(self, folder: Path) -> None:
-        """The adapter (or the whole model) as safetensors, without asking any hub about the base."""
+    def save_weights(self, folder: Path, published: bool = True) -> None:
+        """The adapter (or the whole model) as safetensors, without asking any hub about the base.
+
+        `published`: a whole model's tensors bear the names that others load it by, not those it has here.
+        """
         model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "peft_config"):
             model.save_pretrained(folder, save_embedding_layers=False)
         else:
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, **({} if published else AS_HERE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         whole = self.accelerator.unwrap_model(self.model)
         if hasattr(whole, "peft_config"):
-            # PEFT and the Trainer leave a tensor that is not in the file as it was, and only warn.
+            # PEFT and the Trainer leave a tensor that is not in the file as it was, and at most warn.
             check_counted(whole, Path(resume_from_checkpoint))
+        else:
+            check_restored(whole, Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         parts = [Path(resume_from_checkpoint), *sorted(Path(resume_from_checkpoint).glob("rank-*"))]
         windows = [json.loads((part / WINDOW).read_text()) for part in parts]

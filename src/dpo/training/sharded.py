@@ -27,6 +27,7 @@ from dpo.distributed.ranks import losing
 from dpo.engine.support import unwrapped
 from dpo.errors import ConfigError, OutOfMemory, is_out_of_memory
 from dpo.modeling.modes import is_4bit
+from dpo.training.resumable import AS_HERE
 from dpo.training.trainer import Trainer
 
 CONNECTION = {"Connection", "connection", "[gloo]", "gloo"}
@@ -96,14 +97,14 @@ class ShardedTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self._weights, self._state = {}, {}
 
-    def save_weights(self, folder: Path) -> None:
+    def save_weights(self, folder: Path, published: bool = True) -> None:
         """What the last `collect` found."""
         if not self.spread:
-            super().save_weights(folder)
+            super().save_weights(folder, published)
         elif hasattr(self.model, "peft_config"):
             self.model.save_pretrained(folder, state_dict=self._weights, save_embedding_layers=False)
         else:
-            self.model.save_pretrained(folder, state_dict=self._weights)
+            self.model.save_pretrained(folder, state_dict=self._weights, **({} if published else AS_HERE))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         own = self.optimizer
