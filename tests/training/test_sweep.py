@@ -21,7 +21,8 @@ from hydra.core.global_hydra import GlobalHydra
 from dpo.config.folder import conf_folder, options
 from dpo.config.sweeps import Grid, Launcher
 from dpo.errors import ConfigError, Interrupted
-from dpo.records.files import write_json
+from dpo.records.files import write_json, write_sealed
+from dpo.records.run import DATE, date_of_begin
 from dpo.sweeps.files import ending, read_job, read_sweep, write_sweep
 from dpo.sweeps.local import run_local
 from dpo.sweeps.run import plan
@@ -51,6 +52,10 @@ def note(word):
                                os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()]) + "\\n")
 note("begin")
 record("running", None)
+if kind == "date":
+    from dpo.records.run import date_of_begin
+    with open(log + ".dates", "a") as file:
+        print(date_of_begin({"created": time.time()}), file=file)
 if kind == "die":
     os.kill(os.getpid(), signal.SIGKILL)
 if kind == "early":
@@ -233,6 +238,28 @@ def test_a_sweep_file_remembers_the_jobs_of_every_grid(tmp_path: Path) -> None:
     assert {found.state for found in read_sweep(tmp_path).jobs} == {"waiting"}
     with pytest.raises(ConfigError, match="not a sweep's folder"):
         read_sweep(tmp_path / "other")
+
+
+def test_jobs_started_on_later_days_bear_the_date_on_which_the_sweep_began(tmp_path: Path) -> None:
+    """A template that prints the date would give each day's jobs other held-out pairs."""
+    root = tmp_path / "s"
+    jobs = [{"label": name, "folder": name, "values": {}} for name in "abc"]
+    root.mkdir()
+    write_sweep(root, ["seed"], None, jobs[:2])
+    began = json.loads((root / "sweep.json").read_text())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", began["date"])
+    write_sealed(root / "sweep.json", {**began, "date": "2020-02-29"})
+    # Grown on another day.
+    write_sweep(root, ["seed"], None, jobs)
+    tasks = [stand(root, name, "date") for name in "abc"]
+    run_local(tasks, Slots(1, 1), lambda task: None, lambda running: None)
+    assert (root / "log.dates").read_text().split() == ["2020-02-29"] * 3
+
+
+def test_a_run_outside_a_sweep_bears_the_date_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DPO_SWEEP", raising=False)
+    monkeypatch.setenv(DATE, "2020-02-29")  # left over
+    assert date_of_begin({"created": 0.0}) == "1970-01-01"
 
 
 @pytest.mark.parametrize(

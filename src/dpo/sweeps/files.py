@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,26 @@ def is_sweep(folder: Path) -> bool:
 
 
 def write_sweep(root: Path, keys: list[str], evaluation: str | None, jobs: list[Row]) -> None:
-    """Write sweep.json; jobs that an earlier, smaller or larger grid of the same keys left stay listed.
+    """Write sweep.json; jobs that an earlier, smaller or larger grid of the same keys left stay listed, and the day the
+    sweep began stays its date.
 
     `jobs`: label, folder (its name) and values of each.
     """
-    known = {job["folder"]: job for job in json_file(root / "sweep.json").get("jobs", [])}
+    before = json_file(root / "sweep.json")
+    known = {job["folder"]: job for job in before.get("jobs", [])}
     known |= {job["folder"]: job for job in jobs}
-    write_sealed(root / "sweep.json", {"keys": keys, "evaluation": evaluation, "jobs": list(known.values())})
+    date = before.get("date") or _today()
+    found = {"keys": keys, "evaluation": evaluation, "date": date, "jobs": list(known.values())}
+    write_sealed(root / "sweep.json", found)
+
+
+def date_of(root: Path) -> str:
+    """The date that chat templates of all jobs print: another one would be another dataset."""
+    return str(json_file(root / "sweep.json").get("date") or _today())
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
 
 
 def read_sweep(root: Path) -> SweepFiles:

@@ -15,8 +15,8 @@ import psutil
 
 from dpo.config.arguments import quoted
 from dpo.records.process import process_mark
-from dpo.records.run import read_record, state_of
-from dpo.sweeps.files import Outcome, read_outcome, write_outcome
+from dpo.records.run import DATE, read_record, state_of
+from dpo.sweeps.files import Outcome, date_of, read_outcome, write_outcome
 from dpo.sweeps.follow import VARIABLE
 
 
@@ -71,6 +71,7 @@ class Task:
             **more,
             "DPO_RUN_FOLDER": str(self.folder),
             "DPO_SWEEP": self.root.name,
+            DATE: date_of(self.root),
             VARIABLE: str(os.getpid()),
         }
         with (self.root / f"{self.name}.log").open("ab") as out:
