@@ -136,6 +136,45 @@ def test_adapters_are_held_to_their_config(tiny_run: Path, tmp_path: Path) -> No
     assert "r is 3" in failed(folder)["config"]
 
 
+def _drop_layer(file: Path, number: int) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_file({k: v for k, v in load_file(file).items() if f"layers.{number}." not in k}, file)
+
+
+def test_whole_layers_that_an_adapter_lacks_are_named(tiny_run: Path, tmp_path: Path) -> None:
+    def adapter(name: str) -> Path:
+        return Path(shutil.copytree(tiny_run / "adapter", tmp_path / name))
+
+    last = adapter("last")
+    _drop_layer(last / "adapter_model.safetensors", 1)
+    # Its base is here and has two layers.
+    assert "no tensor for 7 modules of its base, in layer 1" in failed(last)["config"]
+    _edit(last / "adapter_config.json", layers_to_transform=[0])
+    assert "config" not in failed(last)
+    first = adapter("first")
+    _edit(first / "adapter_config.json", base_model_name_or_path="org/far-away")
+    assert "config" not in failed(first)
+    _drop_layer(first / "adapter_model.safetensors", 0)
+    assert "no tensor of layer 0" in failed(first)["config"]
+    _edit(first / "adapter_config.json", layers_to_transform=[1])
+    assert "config" not in failed(first)
+
+
+def test_layers_that_repeat_in_a_pattern_are_no_gap() -> None:
+    from dpo.release.adapter_layers import missing_layers
+
+    def said(*numbers: int) -> str | None:
+        return missing_layers(
+            {"target_modules": ["q_proj"]}, [f"base_model.model.layers.{n}.a.q_proj" for n in numbers]
+        )
+
+    assert said(0, 1, 2) is None
+    assert said(3, 7, 11) is None
+    assert said(0, 1, 3) == "no tensor of layer 2"
+    assert said(1, 2, 3) == "no tensor of layer 0"
+
+
 def test_headers_that_overlap_or_leave_gaps_are_refused(tmp_path: Path) -> None:
     def write(*spans: tuple[int, int]) -> Path:
         header = {f"t{i}": {"dtype": "U8", "shape": [b - a], "data_offsets": [a, b]} for i, (a, b) in enumerate(spans)}

@@ -15,6 +15,7 @@ from dpo.errors import CheckpointError, ConfigError
 from dpo.modeling.safetensors import Tensor, read_header
 from dpo.records.files import SEAL, sealed
 from dpo.records.read import json_file
+from dpo.release.adapter_layers import missing_layers
 from dpo.release.certificate import CERTIFICATE, weight_files
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".msgpack", ".h5", ".dill")
@@ -183,6 +184,8 @@ def _whole_adapter(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     for target in targets if isinstance(targets, list) else []:
         if not any(module == target or module.endswith(f".{target}") for module in parts):
             raise Fault(f"adapter_config.json: names {target}, which no tensor belongs to")
+    if lacking := missing_layers(config, parts):
+        raise Fault(f"adapter_model.safetensors: {lacking}")
 
 
 def _generation(folder: Path) -> str:
