@@ -37,7 +37,7 @@ def train(config: Config) -> Path:
     with joined(place, config.hardware.device) as ranks, open_job(config, ranks) as job:
         base = find_base(job)
         data = stages.load_data(job, base)
-        checkpoint = find_checkpoint(job, data.report)
+        checkpoint = find_checkpoint(job, base.adapter, data.report)
         needed = stages.needed_pairs(job, data)
         trainer = build_trainer(job, base, data, needed, checkpoint)
         reference.add_reference(job, base, trainer, needed)

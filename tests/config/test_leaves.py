@@ -119,7 +119,6 @@ def asked(monkeypatch, tmp_path):
     fake(start, "check_stored")
     fake(start, "resolve_adapter", Adapter(tmp_path, "some/adapter", None, "f", {}))
     fake(start, "check_agrees")
-    fake(start, "keep_copy")
     fake(build, "load_base", stop=True)
     fake(build, "objective")
     fake(engine, "install")

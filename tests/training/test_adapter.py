@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import tiny
+from safetensors.torch import load_file, save_file
 
 from dpo.config.lora import Lora
 from dpo.data.pair import TokenPair
 from dpo.errors import ConfigError, Refused
-from dpo.modeling.adapter import check_agrees, resolve_adapter
+from dpo.modeling.adapter import adapter_fingerprint, check_agrees, keep_copy, resolve_adapter
 
 RUN = (
     "lora=lora",
@@ -178,3 +180,35 @@ def test_a_widened_adapter_is_the_same_function_at_the_start(first, tmp_path):
     code, output = go_on(first, tmp_path, "model.widen_adapter=true", "lora.rank=4")
     assert code == 2
     assert "contradicts lora.rank=4; the adapter is lora.rank=8" in output
+
+
+def test_a_refused_resume_with_another_adapter_leaves_the_copy_of_the_first(first, tmp_path):
+    code, output = go_on(first, tmp_path, at=("step", 4, tiny.KILL))
+    assert code < 0, output
+    run, before = tiny.record(tmp_path)
+    kept = {path.name: path.read_bytes() for path in (run / "reference").iterdir()}
+    model, pairs, adapter = first
+    other = shutil.copytree(adapter, tmp_path / "other")
+    tensors = load_file(other / "adapter_model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, other / "adapter_model.safetensors")
+    words = tiny.arguments(model, pairs, *RUN, f"model.adapter={other}", f"resume={run}")
+    code, output = tiny.run("train", words, tmp_path)
+    assert code == 4, output
+    assert "adapter was" in output
+    assert {path.name: path.read_bytes() for path in (run / "reference").iterdir()} == kept
+    assert tiny.record(tmp_path)[1]["fingerprints"] == before["fingerprints"]
+    # At the user's word it is the start from now on, and so it is what the run keeps.
+    code, output = tiny.run("train", [*words, "resume_anyway=true"], tmp_path)
+    assert code == 0, output
+    assert adapter_fingerprint(run / "reference") == adapter_fingerprint(other)
+    assert tiny.record(tmp_path)[1]["fingerprints"]["adapter"] == adapter_fingerprint(other)
+
+
+def test_a_damaged_copy_of_the_starting_adapter_is_made_again(first, tmp_path):
+    start = resolve_adapter(str(first[2]), "main")
+    keep_copy(start, tmp_path / "reference")
+    (tmp_path / "reference" / "adapter_config.json").write_text("{}")
+    keep_copy(start, tmp_path / "reference")
+    assert adapter_fingerprint(tmp_path / "reference") == start.fingerprint
+    with pytest.raises(ConfigError, match="was changed while it was read"):
+        keep_copy(dataclasses.replace(start, fingerprint="0" * 16), tmp_path / "reference")

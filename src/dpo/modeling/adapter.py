@@ -172,6 +172,8 @@ def load_into(model: Any, adapter: Adapter, lora: Lora) -> None:
     from safetensors.torch import load_file
 
     tensors = load_file(adapter.folder / TENSORS)
+    if adapter_fingerprint(adapter.folder) != adapter.fingerprint:
+        raise ConfigError(f"model.adapter={adapter.source}: {adapter.folder} was changed while it was read")
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     what = f"model.adapter={adapter.source}"
     for name in DERIVED:
@@ -206,12 +208,24 @@ def load_into(model: Any, adapter: Adapter, lora: Lora) -> None:
 
 
 def keep_copy(adapter: Adapter, folder: Path) -> None:
-    """Keep the starting adapter in the run directory: it is the baseline of every later comparison."""
-    if folder.is_dir():
+    """Keep the starting adapter in the run directory: it is the baseline of every later comparison.
+
+    A whole copy of it that is there already stays; raises ConfigError when the adapter is not what it was any more.
+    """
+    if _is_copy(adapter, folder):
         return
     aside = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     for name in (CONFIG, TENSORS):
         shutil.copyfile(adapter.folder / name, aside / name)
+    if not _is_copy(adapter, aside):
+        raise ConfigError(f"model.adapter={adapter.source}: {adapter.folder} was changed while it was read")
+    # Killed between the two, the next start makes the copy again.
+    shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
+
+
+def _is_copy(adapter: Adapter, folder: Path) -> bool:
+    there = all((folder / name).is_file() for name in (CONFIG, TENSORS))
+    return there and adapter_fingerprint(folder) == adapter.fingerprint

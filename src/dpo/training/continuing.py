@@ -8,6 +8,8 @@ from typing import Any
 from dpo.config.identity import settings
 from dpo.config.parse import plain
 from dpo.errors import CheckpointError
+from dpo.modeling.adapter import Adapter, keep_copy
+from dpo.modeling.policy import REFERENCE
 from dpo.records.files import write_sealed
 from dpo.records.rows import Running
 from dpo.training import checkpoints
@@ -17,10 +19,11 @@ from dpo.training.resumable import read_split
 SPLIT_BY = ("hardware.token_budget", "hardware.memory_gb")
 
 
-def find_checkpoint(job: Job, report: Mapping[str, Any]) -> checkpoints.Checkpoint | None:
+def find_checkpoint(job: Job, adapter: Adapter | None, report: Mapping[str, Any]) -> checkpoints.Checkpoint | None:
     """The verified checkpoint to continue from, or None to start at step 0; metrics after it are dropped.
 
-    Only then are the facts of this attempt put down: run.json's, config.yaml, and `report` as data.json.
+    Only then are the facts of this attempt put down: run.json's, config.yaml, a copy of the adapter it starts from, and
+    `report` as data.json.
 
     Raises CheckpointError when this attempt is not what the checkpoint's was, in anything that decides what is
     computed, or runs on another kind of device or number of ranks, whose steps would be equal up to rounding only.
@@ -38,6 +41,8 @@ def find_checkpoint(job: Job, report: Mapping[str, Any]) -> checkpoints.Checkpoi
             run.continue_at(found.step, dict(found.facts.metrics), anyway, job.say)
             job.say(f"continuing at step {found.step}")
         write_sealed(run.folder / "data.json", {**report, "run": run.record["id"]})
+        if adapter is not None:
+            keep_copy(adapter, run.folder / REFERENCE)
 
     job.ranks.lead(look)
     found = job.ranks.from_first(found)

@@ -6,6 +6,8 @@ import contextlib
 import json
 from collections.abc import Sequence
 
+import torch
+
 from dpo.caches.folder import cache_folder
 from dpo.caches.reference import ReferenceCache, context_key
 from dpo.config.parse import plain
@@ -13,12 +15,12 @@ from dpo.data.pair import TokenPair
 from dpo.engine.attention import path
 from dpo.engine.install import installed
 from dpo.engine.score import sequence_log_probs
-from dpo.modeling.device import Compute
+from dpo.modeling.device import Compute, kernels
 from dpo.records.progress import StageProgress
-from dpo.training import guards
 from dpo.training import trainer as trainers
 from dpo.training.job import Job
 from dpo.training.start import Base
+from dpo.training.start_identity import check_identity, score_start
 
 IDENTITY_PAIRS = 32
 # Fixed, so that a reference log-prob does not depend on how much memory was free when it was computed.
@@ -38,8 +40,8 @@ def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: Sequen
         base=base.weights.fingerprint,
         quantization=json.dumps(plain(config.lora.quantization), sort_keys=True),
         adapter=base.adapter.fingerprint if base.adapter is not None else "none",
-        precision=str(base.compute.dtype),
-        device=base.compute.device,
+        precision=f"{base.compute.dtype} {torch.get_float32_matmul_precision()}",
+        device=kernels(base.compute.device),
         attention=f"{computes}-{config.hardware.attention}",
         ld_alpha=trainer.ld_alpha,
     )
@@ -65,9 +67,7 @@ def check_start(job: Job, trainer: trainers.Trainer, pairs: Sequence[TokenPair],
     """Before step 1 the policy is the reference: the log-ratios of the last `IDENTITY_PAIRS` pairs are 0."""
     pairs = list(pairs[-IDENTITY_PAIRS:])
     with trainer.accelerator.autocast():
-        scores = sequence_log_probs(trainer.model, pairs, REFERENCE_TOKENS, ld_alpha=trainer.ld_alpha)
-    policy = {pair.id: score for pair, score in zip(pairs, scores, strict=True)}
-    lengths = {pair.id: (len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs}
-    worst = guards.check_reference_identity(policy, trainer.reference, lengths, compute.dtype)
-    job.run.update(reference_identity=worst)
+        start = score_start(trainer.model, pairs, compute.dtype, REFERENCE_TOKENS, trainer.ld_alpha)
+    worst, bound = check_identity(start, trainer.reference)
+    job.run.update(reference_identity=worst, reference_identity_bound=bound)
     job.say(f"reference identity holds: the largest log-ratio before step 1 is {worst:.1g} per token")

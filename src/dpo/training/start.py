@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from dpo.config.hardware import Parallel
@@ -12,14 +11,15 @@ from dpo.config.losses import Optimizer
 from dpo.config.schema import Config
 from dpo.engine.room import cap_device
 from dpo.errors import ConfigError
-from dpo.modeling.adapter import Adapter, check_agrees, keep_copy, resolve_adapter
+from dpo.modeling.adapter import Adapter, check_agrees, resolve_adapter
 from dpo.modeling.device import Compute, card_uuid, choose_compute, describe
 from dpo.modeling.facts import built
-from dpo.modeling.policy import REFERENCE, model_config, templates
+from dpo.modeling.policy import model_config, templates
 from dpo.modeling.positions import positions
 from dpo.modeling.stored import check_stored
 from dpo.modeling.tokenizer import load_tokenizer, tokenizer_fingerprint
 from dpo.modeling.weights import Weights, resolve
+from dpo.records.run import date_of_begin
 from dpo.training.job import Job
 
 
@@ -42,9 +42,8 @@ def find_base(job: Job) -> Base:
         compute = choose_compute(config.hardware.device, config.hardware.precision)
         check_device(config, compute)
         weights = resolve(config.model.path, config.model.revision, config.model.trust_remote_code)
-        # The day the run began: a template that prints the date renders the same when it is continued or read.
-        began = datetime.fromtimestamp(job.run.record["created"], UTC).date().isoformat()
-        date = job.run.record.setdefault("date", began)
+        # A template that prints the date renders the same when the run is continued or read.
+        date = job.run.record.setdefault("date", date_of_begin(job.run.record))
         tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates(), weights.remote_code, date)
         longest = positions(model_config(weights))
         check_stored(weights, config.lora)
@@ -81,14 +80,13 @@ def check_device(config: Config, compute: Compute) -> None:
 
 
 def find_adapter(job: Job) -> Adapter | None:
-    """The adapter this run starts from, checked and kept in the run directory; None for a fresh one."""
+    """The adapter this run starts from, checked; None for a fresh one."""
     model, lora = job.config.model, job.config.lora
     if model.adapter is None:
         return None
     assert isinstance(lora, Lora)
     adapter = resolve_adapter(model.adapter, model.adapter_revision)
     check_agrees(adapter, lora, model.widen_adapter)
-    keep_copy(adapter, job.run.folder / REFERENCE)
     job.run.record["fingerprints"]["adapter"] = adapter.fingerprint
     job.run.record["adapter_revision"] = adapter.revision
     made_for = adapter.settings.get("base_model_name_or_path")
