@@ -133,6 +133,33 @@ def test_a_head_of_its_own_is_missed(model: Path) -> None:
         load(model)
 
 
+def test_a_conversion_of_embedded_weights_is_counted(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    import numpy as np
+
+    from dpo.modeling.embedded import _convert
+
+    (tmp_path / "package").mkdir()
+    writer = gguf.GGUFWriter(tmp_path / "package" / "m.gguf", "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(16)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(32)
+    writer.add_tensor("token_embd.weight", np.zeros((32, 16), np.float32))
+    writer.add_tensor("output_norm.weight", np.ones(16, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ConfigError, match=r"m\.gguf: 9 tensors missing: model\.layers\.0\."):
+        _convert(tmp_path / "package" / "m.gguf", tmp_path / "converted")
+    assert not (tmp_path / "converted").exists()
+
+
 def test_an_exported_folder_is_counted_when_it_is_loaded_back(model: Path) -> None:
     rewrite(model / "model.safetensors", first_half)
     with pytest.raises(CheckpointError, match="tensors missing"):
