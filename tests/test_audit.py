@@ -144,7 +144,11 @@ def _drop_layer(file: Path, number: int) -> None:
 
 def test_whole_layers_that_an_adapter_lacks_are_named(tiny_run: Path, tmp_path: Path) -> None:
     def adapter(name: str) -> Path:
-        return Path(shutil.copytree(tiny_run / "adapter", tmp_path / name))
+        folder = Path(shutil.copytree(tiny_run / "adapter", tmp_path / name))
+        # Named by their last part; whole paths name the layers themselves.
+        targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+        _edit(folder / "adapter_config.json", target_modules=sorted({t.rpartition(".")[2] for t in targets}))
+        return folder
 
     last = adapter("last")
     _drop_layer(last / "adapter_model.safetensors", 1)

@@ -337,6 +337,24 @@ def test_a_second_format_scores_only_itself(
     assert first["quantization"] == second["quantization"]
 
 
+def test_damaged_scores_of_a_certificate_are_made_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import numpy as np
+
+    from dpo.data.pair import TokenPair
+    from dpo.release import scorer
+
+    monkeypatch.setenv("DPO_CACHE", str(tmp_path))
+    monkeypatch.setattr(scorer, "score", lambda model, what, tokens: np.array([[-1.5, -2.5]]))
+    pairs = [TokenPair("a", [1], [2], [3])]
+    scorer.Scorer(pairs, "facts").one("x", "x", None)
+    (file,) = (tmp_path / "certificates").iterdir()
+    file.write_text(file.read_text().replace("1.5", "7.5"))
+    assert scorer.Scorer(pairs, "facts").one("x", "x", None).tolist() == [[-1.5, -2.5]]
+    assert f"{file}: damaged or edited" in capsys.readouterr().err
+
+
 def test_gguf_is_written_and_loaded_back(export_run: Callable[..., Path], tmp_path: Path) -> None:
     """A small model with the real tokenizer, which the converter must know by what it does."""
     import tiny
