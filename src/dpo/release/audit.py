@@ -184,8 +184,8 @@ def _whole_adapter(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     for target in targets if isinstance(targets, list) else []:
         if not any(module == target or module.endswith(f".{target}") for module in parts):
             raise Fault(f"adapter_config.json: names {target}, which no tensor belongs to")
-    if lacking := missing_layers(config, parts):
-        raise Fault(f"adapter_model.safetensors: {lacking}")
+    if gaps := missing_layers(config, parts):
+        raise Fault(f"adapter_model.safetensors: {gaps}")
 
 
 def _generation(folder: Path) -> str:
