@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from dpo.caches.reference import ReferenceCache, context_key, entry_key
+from dpo.caches.keys import context_key, entry_key
+from dpo.caches.reference import ReferenceCache
 from dpo.data.pair import TokenPair
 from dpo.errors import CheckpointError
 

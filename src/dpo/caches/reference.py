@@ -13,35 +13,15 @@ import sqlite3
 import struct
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dpo.caches.claims import Owner
+from dpo.caches.keys import Tokens, entry_key
 from dpo.caches.sqlite import CacheFile, batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
-
-
-class Tokens(Protocol):
-    """The token ids of a pair; `id` names it among those of one call."""
-
-    @property
-    def id(self) -> str:
-        """Its name."""
-
-    @property
-    def prompt_ids(self) -> Sequence[int]:
-        """Token ids both answers follow."""
-
-    @property
-    def chosen_ids(self) -> Sequence[int]:
-        """Token ids of the better answer."""
-
-    @property
-    def rejected_ids(self) -> Sequence[int]:
-        """Token ids of the other."""
 
 
 T = TypeVar("T")
@@ -56,10 +36,6 @@ CREATE TABLE IF NOT EXISTS entries (
 CREATE TABLE IF NOT EXISTS claims (key BLOB PRIMARY KEY, owner TEXT NOT NULL, taken REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS uses (context TEXT PRIMARY KEY, used REAL NOT NULL) WITHOUT ROWID;
 """
-VERSION = 1
-"""Goes into every key: raise it when the meaning of an entry changes."""
-LIBRARIES = ("torch", "transformers", "bitsandbytes")
-"""Another version of one may round otherwise."""
 
 
 @dataclass
@@ -69,43 +45,6 @@ class Counters:
     hits: int = 0
     misses: int = 0
     damaged: int = 0
-
-
-def context_key(
-    *,
-    base: str,
-    quantization: str,
-    adapter: str,
-    precision: str,
-    device: str,
-    attention: str,
-    ld_alpha: float | None = None,
-) -> str:
-    """Hash of all that a reference log-prob depends on besides its tokens.
-
-    Args:
-        base: fingerprint of the base weights.
-        quantization: canonical text of the quantization, or "none".
-        adapter: fingerprint of the adapter the run starts from, or "none".
-        precision: dtype the forward computes in.
-        device: device type and what decides on its kernels, see `modeling.device.kernels`.
-        attention: attention path with its engine, such as packed-sdpa.
-        ld_alpha: weight of the tokens beyond the shorter answer, which makes the sums other ones; None for plain sums.
-    """
-    libraries = [f"{name} {version(name)}" for name in LIBRARIES]
-    parts = [str(VERSION), base, quantization, adapter, precision, device, attention, *libraries]
-    if ld_alpha is not None:
-        parts.append(f"ld_alpha={ld_alpha!r}")
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def entry_key(context: str, pair: Tokens) -> bytes:
-    """Hash of the context, the token ids and where the prompt ends; ids, strengths and sources of rows do not count."""
-    digest = hashlib.sha256(context.encode())
-    for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
-        digest.update(struct.pack("<q", len(ids)))
-        digest.update(struct.pack(f"<{len(ids)}q", *ids))
-    return digest.digest()
 
 
 class ReferenceCache:
@@ -134,7 +73,7 @@ class ReferenceCache:
         not kept.
 
         Args:
-            context: from `context_key`.
+            context: from `keys.context_key`.
             compute: log-probs of a list of pairs, in its order; called with up to `chunk` pairs that nobody has.
             chunk: pairs computed and stored at a time, so a kill loses at most that many.
             progress: called with (pairs done, pairs in all).

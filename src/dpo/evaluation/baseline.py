@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from dpo.caches.reference import context_key
+from dpo.caches.keys import context_key
 from dpo.caches.sqlite import CacheFile
 from dpo.config.parse import plain
 from dpo.evaluation.answers import Asked, Drawer

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 
 from dpo.caches.folder import cache_folder
-from dpo.caches.reference import ReferenceCache, context_key
+from dpo.caches.keys import context_key
+from dpo.caches.reference import ReferenceCache
 from dpo.config.parse import plain
 from dpo.data.pair import TokenPair
 from dpo.engine.attention import path
