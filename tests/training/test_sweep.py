@@ -21,8 +21,8 @@ from hydra.core.global_hydra import GlobalHydra
 from dpo.config.folder import conf_folder, options
 from dpo.config.sweeps import Grid, Launcher
 from dpo.errors import ConfigError, Interrupted
+from dpo.records.date import DATE, date_of_begin
 from dpo.records.files import write_json, write_sealed
-from dpo.records.run import DATE, date_of_begin
 from dpo.sweeps.files import ending, read_job, read_sweep, write_sweep
 from dpo.sweeps.local import run_local
 from dpo.sweeps.run import plan
@@ -53,7 +53,7 @@ def note(word):
 note("begin")
 record("running", None)
 if kind == "date":
-    from dpo.records.run import date_of_begin
+    from dpo.records.date import date_of_begin
     with open(log + ".dates", "a") as file:
         print(date_of_begin({"created": time.time()}), file=file)
 if kind == "die":

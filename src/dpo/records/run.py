@@ -18,7 +18,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,6 @@ from dpo.records.redaction import redact
 from dpo.records.rows import Mark
 
 METRICS = "metrics.jsonl"
-DATE = "DPO_SWEEP_DATE"
-"""Set in a sweep's jobs: the day that began it, which is the date of each of its runs."""
 # What continuing and showing a run read from a run.json that may be damaged.
 FORM: dict[str, tuple[type, ...]] = {
     "attempts": (list,),
@@ -264,13 +261,6 @@ class Run:
         # The mark first: it fits the file before the lines are dropped and after.
         self.update(step=step)
         drop()
-
-
-def date_of_begin(record: Mapping[str, Any]) -> str:
-    """The day a run began, or the sweep that it is a job of: what a chat template that prints the date prints."""
-    if os.environ.get("DPO_SWEEP") and (date := os.environ.get(DATE)):
-        return date
-    return datetime.fromtimestamp(record["created"], UTC).date().isoformat()
 
 
 def sweep_up(root: Path, now: float) -> None:

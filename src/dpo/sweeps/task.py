@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 
 from dpo.config.arguments import quoted
+from dpo.records.date import DATE
 from dpo.records.process import process_mark
-from dpo.records.run import DATE, read_record, state_of
+from dpo.records.run import read_record, state_of
 from dpo.sweeps.files import Outcome, date_of, read_outcome, write_outcome
 from dpo.sweeps.follow import VARIABLE
 

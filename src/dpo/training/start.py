@@ -19,7 +19,7 @@ from dpo.modeling.positions import positions
 from dpo.modeling.stored import check_stored
 from dpo.modeling.tokenizer import load_tokenizer, tokenizer_fingerprint
 from dpo.modeling.weights import Weights, resolve
-from dpo.records.run import date_of_begin
+from dpo.records.date import date_of_begin
 from dpo.training.job import Job
 
 
