@@ -100,6 +100,7 @@ def test_another_base_at_the_same_path_takes_nothing_from_the_caches_of_the_old_
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setenv("DPO_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setenv("DPO_CACHE", str(tmp_path / "cache"))
     model, pairs = tiny.make_model(tmp_path / "model"), tiny.make_pairs(tmp_path / "pairs.jsonl", 40)
     words = ["model=custom", f"model.path={model}", "dataset=local", f"dataset.path={pairs}", "tracking=none"]
     words += ["dpo.max_steps=1", "dpo.batch_size=2", "dpo.eval_every=0", "dataset.test_fraction=0.4", "hardware=cpu"]

@@ -220,7 +220,7 @@ def test_settings_are_kept_whole(run: Path) -> None:
     [
         (["run=/nowhere/at/all"], 2, "no run.json"),
         (["run=x", "evaluation.temprature=1"], 2, "evaluation.temperature"),
-        (["run=x", "evaluation.samples_per_prompt=0"], 2, "must be at least 1"),
+        (["run=x", "evaluation.samples_per_prompt=0"], 2, "must be 1 to 1000"),
         (["run=x", "judge=[rulez]"], 2, "rules"),
         ([], 2, "run"),
         (["--help"], 0, "python -m dpo.evaluate"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -37,6 +38,14 @@ CANARIES = {
 }
 
 
+def _set_config(run: Path, text: str) -> None:
+    """Another config.yaml, as if the run had written it."""
+    (run / "config.yaml").write_text(text)
+    record = json.loads((run / "run.json").read_text())
+    record["config_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    write_sealed(run / "run.json", record)
+
+
 @pytest.fixture
 def planted(tiny_run: Path, tiny_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A run and its export with ten secrets in config, command, environment, metrics, data report and evaluation."""
@@ -46,7 +55,7 @@ def planted(tiny_run: Path, tiny_export: Path, tmp_path: Path, monkeypatch: pyte
     config["name"] = f"run {CANARIES['hub']}"
     config["dataset"]["path"] = f"https://{CANARIES['url']}@host/{CANARIES['google']}.jsonl"
     config["dataset"]["chat_template_kwargs"] = {"note": CANARIES["environment"], "api_key": CANARIES["openai"]}
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    _set_config(run, yaml.safe_dump(config))
     record = json.loads((run / "run.json").read_text())
     record["command"] += f" api_key={CANARIES['named']} x={CANARIES['aws']} tracking.project={CANARIES['environment']}"
     with (run / "metrics.jsonl").open("a") as file:
@@ -135,7 +144,10 @@ def test_results_stand_in_the_card_with_intervals(
     few = ["evaluation.prompts=3", "evaluation.max_new_tokens=4", "evaluation.resamples=100"]
     measure(compose_verb("evaluate", Evaluate, f"run='{run}'", *few))
     summary = json.loads((run / "evaluation" / "test" / "summary.json").read_text())
-    for name, text in (("older", json.dumps({"pairs": summary["pairs"]})), ("torn", '{"pairs": ')):
+    for name, text in (
+        ("older", json.dumps({"run": summary["run"], "pairs": summary["pairs"]})),
+        ("torn", '{"pairs": '),
+    ):
         (run / "evaluation" / name).mkdir()
         (run / "evaluation" / name / "summary.json").write_text(text)
     card = model_card(run)
@@ -150,7 +162,7 @@ def test_hostile_text_stays_text(tiny_run: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["name"] = "a\n---\nlicense: stolen\n# [x](http://evil) <script>alert(1)</script> \x1b[2J {{ 7*7 }} | b"
     config["dataset"]["path"] = "x`\n```\n<img src=x onerror=y>"
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    _set_config(run, yaml.safe_dump(config))
     record = json.loads((run / "run.json").read_text())
     record["command"] = "python ```\n# owned"
     write_sealed(run / "run.json", record)
@@ -199,7 +211,7 @@ def test_an_export_reads_licences_from_the_hub_and_lives_without_it(
 ) -> None:
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     text = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(re.sub(r"path: \S+model\n", "path: Qwen/Qwen3-8B\n", text))
+    _set_config(run, re.sub(r"path: \S+model\n", "path: Qwen/Qwen3-8B\n", text))
     record = json.loads((run / "run.json").read_text()) | {"revision": "ab" * 20}
     write_sealed(run / "run.json", record)
     hub["cards"]["/api/models/Qwen/Qwen3-8B"] = {"license": "bsd-3-clause"}
@@ -219,7 +231,7 @@ def test_a_folder_named_like_a_hub_id_has_no_known_licence(tiny_run: Path, tmp_p
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     text = (run / "config.yaml").read_text()
     text = re.sub(r"path: \S+model\n", "path: Qwen/Qwen3-8B\n", text)
-    (run / "config.yaml").write_text(re.sub(r"path: \S+pairs.jsonl\n", "path: /data/synthetic\n", text))
+    _set_config(run, re.sub(r"path: \S+pairs.jsonl\n", "path: /data/synthetic\n", text))
     assert model_card(run).count(UNKNOWN.words) == 2
 
 
@@ -297,7 +309,7 @@ def test_a_push_killed_or_cut_off_publishes_nothing_and_is_taken_up_again(
     run = Path(shutil.copytree(tiny_run, tmp_path / "home-of-canaryuser" / "run"))
     out = Path(shutil.copytree(tiny_export, run / "export" / "bf16"))
     text = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(re.sub(r"path: \S+pairs.jsonl", "path: /data/canaryuser/pairs.jsonl", text))
+    _set_config(run, re.sub(r"path: \S+pairs.jsonl", "path: /data/canaryuser/pairs.jsonl", text))
     record = json.loads((run / "run.json").read_text())
     record["command"] = "python -m dpo.train /data/canaryuser/x model.adapter=/data/canaryuser/y"
     write_sealed(run / "run.json", record)

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from dpo.errors import CheckpointError
+from dpo.records.files import write_sealed
 from dpo.records.ledger import Ledger
 from dpo.records.read import read_run
 from dpo.records.rows import Running
@@ -134,6 +135,8 @@ def test_every_damage_to_logged_lines_is_refused_and_may_be_accepted(tmp_path, d
 
 def test_metrics_of_a_finished_run_are_what_it_logged(tmp_path):
     run, _ = begun(tmp_path)
+    for name in ("ledger.json", "data.json"):
+        write_sealed(run.folder / name, {"run": run.record["id"]})
     run.finish("complete", None, 0)
     assert len(read_run(run.folder).train) == 6
     path = run.folder / "metrics.jsonl"
@@ -152,8 +155,9 @@ def test_damaged_records_are_lines_not_tracebacks(tmp_path, capsys):
         path.write_text(text)
         with pytest.raises(CheckpointError, match=r"run\.json"):
             read_record(run.folder)
+    write_sealed(path, whole)
     for text in ["", "{", "[]", '{"phases": 3}', '{"phases": {"load": {}}}', '{"phases": {"load": {"seconds": "x"}}}']:
-        (run.folder / "ledger.json").write_text(text)
+        (run.folder / "ledger.json").write_text(text.replace('{"phases"', f'{{"run": "{whole["id"]}", "phases"', 1))
         assert Ledger(run.folder, 0.0).phases == {}
         assert "ledger.json: not readable" in capsys.readouterr().out
 

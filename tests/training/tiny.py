@@ -205,7 +205,7 @@ def _signal_at(place: str, number: int, signum: int) -> None:
         "log": (Trainer, "_drain"),
         "save": (Trainer, "_save_optimizer_and_scheduler"),
         "load": (build, "load_base"),
-        "reference": (reference, "sequence_log_probs"),
+        "reference": (reference, "ReferenceCache"),
         "final": (Trainer, "save_weights"),
         "last word": (Run, "finish"),
         "drift": (reference, "check_start"),

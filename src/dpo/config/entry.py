@@ -34,6 +34,7 @@ from dpo.errors import ConfigError, DpoError
 T = TypeVar("T")
 
 # No verb wants Hydra's own folders, logs or change of directory: the run directory is ours.
+SWEEP_DIR = "hydra.sweep.dir="
 HYDRA = (
     "hydra.run.dir=.",
     "hydra.sweep.subdir=.",
@@ -69,7 +70,7 @@ def _run(
 ) -> None:
     # Hydra leaves a multirun.yaml in the sweep's folder; ours is another, and has sweep.json.
     aside = Path(tempfile.gettempdir()) / f"hydra-{uuid.uuid4().hex}"
-    words = [*arguments(sys.argv[1:], positional), *HYDRA, f"hydra.sweep.dir={quoted(aside)}"]
+    words = [*arguments(sys.argv[1:], positional), *HYDRA, f"{SWEEP_DIR}{quoted(aside)}"]
     sys.argv[1:] = overrides_first(words)
     shown = check_flags(sys.argv[1:])
     register(config_name, schema)

@@ -69,7 +69,9 @@ class ChatTemplate:
         try:
             return self._render(turns, generation)
         except (jinja2.TemplateError, ConfigError) as error:
-            raise RowRefused(Reason.template, "prompt", str(error).strip()[:200]) from None
+            raise RowRefused(
+                Reason.template, "prompt", str(error).strip().removeprefix("chat template: ")[:200]
+            ) from None
 
     def _compiled(self) -> Any:
         """The compiled template itself where it gives what the tokenizer's method gives: half the time a call."""

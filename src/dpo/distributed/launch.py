@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dpo.config.entry import HYDRA
+from dpo.config.entry import HYDRA, SWEEP_DIR
 from dpo.config.hardware import Device, Parallel
 from dpo.config.leftovers import RANK_VARIABLES, around
 from dpo.distributed.plans import compose
@@ -124,7 +124,8 @@ def run(config: Config) -> Path:
     plan = compose(config, count)
     held, _ = open_here(config)
     folder, owner = held.folder, held.record["owner"]
-    arguments = [argument for argument in sys.argv[1:] if argument not in HYDRA]
+    # What the entry added to the words of the user; a rank's own entry adds its own.
+    arguments = [word for word in sys.argv[1:] if word not in HYDRA and not word.startswith(SWEEP_DIR)]
     print(plan.line, flush=True)
     ranks: list[_Rank] = []
     minder = _Minder(ranks)

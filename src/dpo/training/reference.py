@@ -37,11 +37,13 @@ def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: Sequen
     """
     config, model = job.config, trainer.model
     computes = path(model, base.compute.dtype) if installed(model) else "plain"
+    # What trains whole is held in fp32, a frozen base in the compute type: the same weights, rounded differently.
+    held = next(parameter.dtype for name, parameter in model.named_parameters() if "lora_" not in name)
     context = context_key(
         base=base.weights.fingerprint,
         quantization=json.dumps(plain(config.lora.quantization), sort_keys=True),
         adapter=base.adapter.fingerprint if base.adapter is not None else "none",
-        precision=f"{base.compute.dtype} {torch.get_float32_matmul_precision()}",
+        precision=f"{base.compute.dtype} on {held} {torch.get_float32_matmul_precision()}",
         device=kernels(base.compute.device),
         attention=f"{computes}-{config.hardware.attention}",
         ld_alpha=trainer.ld_alpha,
