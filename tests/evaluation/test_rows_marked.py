@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,3 +35,24 @@ def test_a_digit_flipped_in_finished_rows_is_found(tmp_path: Path) -> None:
     # Rows about to change are not vouched for: a kill between them and the summary leaves nothing that looks damaged.
     folder.rewrite("samples", [{"id": 9}])
     assert read_samples(tmp_path, "test") == [{"id": 9}]
+
+
+def test_damaged_settings_and_rows_of_an_unfinished_evaluation_are_a_line_with_the_way_out(
+    tmp_path: Path, compose_verb: Callable[..., Any]
+) -> None:
+    from dpo.config.evaluation import Evaluate, register
+
+    register()
+    config = compose_verb("evaluate", Evaluate, "run=x").evaluation
+    folder = EvaluationFolder.open(tmp_path, config, {"weights": "0123"})
+    EvaluationFolder.open(tmp_path, config, {"weights": "0123"})
+    folder.append("pairs", [{"id": 1}])
+    rows = folder.path / "pairs.jsonl"
+    rows.write_bytes(b"{]" + rows.read_bytes()[2:])
+    with pytest.raises(CheckpointError, match=r"pairs\.jsonl: .*\nevaluation\.again=true"):
+        folder.rows("pairs")
+    settings = folder.path / "settings.json"
+    for text in (settings.read_text().replace("0123", "0124"), "{", "[]"):
+        settings.write_text(text)
+        with pytest.raises(CheckpointError, match=r"settings\.json: .*\nevaluation\.again=true"):
+            EvaluationFolder.open(tmp_path, config, {"weights": "0123"})

@@ -6,20 +6,21 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from dpo.config.evaluation import Evaluation
 from dpo.config.parse import plain
-from dpo.errors import ConfigError
-from dpo.records.files import write_json, write_sealed, write_text
+from dpo.errors import CheckpointError, ConfigError
+from dpo.records.files import write_sealed, write_text
 from dpo.records.read import json_file, read_rows
 from dpo.records.rows import Mark, Running
 
+T = TypeVar("T")
 # Keys that change what is shown or how it is computed, not the rows.
 PRESENTATION = ("show", "again", "batch_size", "resamples", "confidence")
 
@@ -44,14 +45,14 @@ class EvaluationFolder:
         path.mkdir(parents=True, exist_ok=True)
         written = path / "settings.json"
         if written.is_file():
-            before = json.loads(written.read_text())
+            before = _or_again(written, json_file)
             # A setting that did not exist when the folder was made had today's default.
             if changed := sorted(key for key, value in before.items() if settings.get(key) != value):
                 raise ConfigError(
                     f"{path}: made with another {', '.join(changed)}\n"
                     "evaluation.name=NEW keeps both; evaluation.again=true throws the earlier one away"
                 )
-        write_json(written, settings)
+        write_sealed(written, settings)
         return cls(path)
 
     @contextlib.contextmanager
@@ -73,7 +74,7 @@ class EvaluationFolder:
         if len(kept) < len(whole):
             with path.open("r+b") as file:
                 file.truncate(len(kept))
-        return [json.loads(line) for line in kept.splitlines()]
+        return _or_again(path, lambda _: [json.loads(line) for line in kept.splitlines()])
 
     def append(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows to a stage, at once on disk."""
@@ -101,6 +102,15 @@ class EvaluationFolder:
         if stage in (summary.get("rows") or {}):
             del summary["rows"][stage]
             write_sealed(self.path / "summary.json", summary)
+
+
+def _or_again(path: Path, read: Callable[[Path], T]) -> T:
+    """What `read` finds in a file of an evaluation; raises CheckpointError, with the way out, when it is damaged."""
+    try:
+        return read(path)
+    except (CheckpointError, ValueError, RecursionError) as error:
+        why = str(error) if isinstance(error, CheckpointError) else f"{path}: a line of it is not readable"
+        raise CheckpointError(f"{why}\nevaluation.again=true measures it anew") from None
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
