@@ -30,7 +30,9 @@ class ChatTemplate:
             self.probe = self.prompt(probe)
             whole = self._text([*probe, {"role": "assistant", "content": ANSWER}], False)
         except RowRefused as error:
-            raise ConfigError(f"{error.refusal.detail} (rendering one question and its answer)") from None
+            raise ConfigError(
+                f"chat template: {error.refusal.detail} (rendering one question and its answer)"
+            ) from None
         if not whole.startswith(self.probe):
             raise ConfigError(
                 "chat template: a prompt rendered for generation is not the start of the whole conversation\n"
