@@ -1,8 +1,9 @@
-"""Shared fixtures: the real data folder, composed configs, an isolated working folder."""
+"""Shared fixtures: the real data folder, a browser, composed configs, an isolated working folder."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,15 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real rows are not at {folder}; set DPO_REAL_DATA to run this test")
     return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of a Chromium; tests that need one skip where it is not installed."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    pytest.skip("Chromium is not installed: apt-get install chromium runs the page tests")
 
 
 @pytest.fixture
@@ -71,6 +81,20 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("tiny_run")
     model, pairs = tiny.make_model(base / "model"), tiny.make_pairs(base / "pairs.jsonl", 60)
     code, output = tiny.run("train", tiny.arguments(model, pairs, "dataset.test_fraction=0.4"), base)
+    assert code == 0, output
+    return tiny.record(base)[0]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of eight steps on a tiny model; not to be written to."""
+    import tiny
+
+    base = tmp_path_factory.mktemp("trained")
+    model, pairs = tiny.make_model(base / "model"), tiny.make_pairs(base / "pairs.jsonl", 60)
+    code, output = tiny.run(
+        "train", tiny.arguments(model, pairs, "dataset.test_fraction=0.4", "hardware.precision=fp32"), base
+    )
     assert code == 0, output
     return tiny.record(base)[0]
 

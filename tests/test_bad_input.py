@@ -11,9 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "training"))
-
 import tiny
 
 CONFIG = {  # words -> (exit code, what the error says)

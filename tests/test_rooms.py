@@ -111,3 +111,12 @@ def test_an_installation_has_every_folder() -> None:
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     there = {".".join(path.parent.relative_to(SOURCE).parts) for path in SOURCE.glob("*/**/*.py")}
     assert sorted(stated) == sorted(there | {"dpo.conf"})
+
+
+def test_the_tests_of_a_room_lie_under_its_name() -> None:
+    """A folder of tests is a room, or says what it is: what tests are built from, what needs a GPU, the scripts'."""
+    tests = Path(__file__).parent
+    own = {"kit", "gpu", "scripts"}
+    for folder in sorted(path for path in tests.rglob("*") if path.is_dir() and path.name != "__pycache__"):
+        name = folder.relative_to(tests)
+        assert str(name) in own or (ROOT / "src" / "dpo" / name).is_dir(), f"tests/{name} is the name of no room"

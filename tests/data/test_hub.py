@@ -144,7 +144,7 @@ def load_all(
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "DPO_CACHE": str(cache / "dpo"),
-        "PYTHONPATH": f"{REPOSITORY / 'src'}:{Path(__file__).parent}",
+        "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY / 'tests' / 'kit'}",
         "NO_PROXY": "127.0.0.1",
     }
     done = subprocess.run(

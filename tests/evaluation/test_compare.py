@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "records"))
-
 from hostile import estimate, write_run
 
 from dpo.compare import compare

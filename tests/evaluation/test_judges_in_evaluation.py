@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import tiny
 
 pytest.importorskip("openai", reason="the openai client is not installed: pip install 'dpo-train[endpoint]'")
 
-sys.path.insert(0, str(Path(__file__).parent))
 
 from asked import asked
 from judge_server import JudgeServer, shown

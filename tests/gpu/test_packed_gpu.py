@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
 from packed_models import gradients, random_pairs, separate_log_probs, tiny_model, with_lora
 
 from dpo.engine import attention_cuda

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 
 from dpo.config.lora import FullTraining, Lora, Quantization, QuantType
@@ -17,9 +17,6 @@ from dpo.modeling.inspection import adapted, adapting, check_targets, excluded, 
 from dpo.modeling.policy import load_base, lora_config
 from dpo.modeling.stored import check_stored, stored_quantization
 from dpo.modeling.weights import Weights
-
-sys.path.append(str(Path(__file__).parents[1] / "training"))
-import tiny
 
 CPU = Compute("cpu", torch.float32)
 NF4 = Quantization(4, QuantType.nf4, True)

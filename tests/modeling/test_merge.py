@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +71,9 @@ def test_a_number_that_is_not_finite_stops_the_merge() -> None:
 
 
 def test_quantized_weights_are_never_merged_into(tmp_path: Path) -> None:
+    import tiny
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    sys.path.append(str(Path(__file__).parents[1] / "training"))
-    import tiny
 
     base = AutoModelForCausalLM.from_pretrained(
         tiny.make_model(tmp_path / "model"),

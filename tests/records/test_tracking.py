@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from wandb_server import Server
 
-HERE = Path(__file__).parent
+KIT = Path(__file__).parents[1] / "kit"
 CONFIG = {"dpo": {"beta": 0.1, "loss": ["sigmoid"]}, "lora": {"rank": 8}}
 
 
@@ -24,7 +24,7 @@ def start(folder: Path, tracking: dict[str, Any], environment: dict[str, str], *
     spec = {"folder": str(folder), "tracking": tracking, "config": CONFIG, "sweep": None, "steps": [0, 1, 2, 3]} | more
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "TRACKIO"))}
     return subprocess.Popen(
-        [sys.executable, HERE / "track.py", json.dumps(spec)],
+        [sys.executable, KIT / "track.py", json.dumps(spec)],
         env={**clean, "WANDB_SILENT": "true", "NETRC": os.devnull, **environment},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
     )  # fmt: skip

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import tiny
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
-
 from dpo.synthesize import main
 from dpo.train import main as train
 

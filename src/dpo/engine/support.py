@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 VERIFIED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text")
-"""`config.model_type` of the families in tests/training/test_packed_families.py."""
+"""`config.model_type` of the families in tests/engine/test_packed_families.py."""
 
 
 def refusal(model: torch.nn.Module) -> str | None:

@@ -17,7 +17,6 @@ import pytest
 
 pytest.importorskip("openai", reason="the openai client is not installed: pip install 'dpo-train[endpoint]'")
 
-sys.path.insert(0, str(Path(__file__).parent))
 
 from judge_server import (
     Body,

@@ -14,9 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "records"))
-
 from hostile import change_run, write_sweep_folder
 
 from dpo.records.files import write_sealed

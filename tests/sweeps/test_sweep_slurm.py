@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("submitit")
-sys.path.insert(0, str(Path(__file__).parent))
 
 import cloudpickle
 import test_sweep

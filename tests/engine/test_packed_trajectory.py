@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from packed_models import VOCABULARY, random_pairs, tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from packed_models import VOCABULARY, random_pairs, tiny_model
 
 from dpo.engine.budget import split
 from dpo.engine.choice import Engine

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from trl.trainer.utils import add_fused_lm_head
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from packed_models import (
     EXTRA,
     gradients,
@@ -24,6 +17,8 @@ from packed_models import (
     tiny_model,
     with_lora,
 )
+from peft import LoraConfig, get_peft_model
+from trl.trainer.utils import add_fused_lm_head
 
 from dpo.engine import attention_cpu
 from dpo.engine.install import install, installed

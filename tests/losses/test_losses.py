@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
-from test_packed_trajectory import SameOrder, lora, tokenizer
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from packed_models import gradients, random_pairs, tiny_model
+from test_packed_trajectory import SameOrder, lora, tokenizer
 
 from dpo.config.folder import options
 from dpo.config.losses import PARAMETERS, SINGLE, reads

@@ -6,16 +6,12 @@ import gzip
 import importlib.util
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from packed_models import gradients, packed_log_probs, padded_log_probs, plain_and_packed, separate_log_probs, with_lora
 
 from dpo.config.hardware import Device, Precision

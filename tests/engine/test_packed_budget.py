@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from packed_models import random_pairs, tiny_model
 
 from dpo.engine.budget import cost, packed_tokens, plain_tokens, split
