@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from dpo.caches.reference import ReferenceCache, context_key
+from dpo.caches.keys import context_key
+from dpo.caches.reference import ReferenceCache
 from dpo.data.pair import TokenPair
 from dpo.engine.budget import split
 from dpo.engine.choice import Engine
