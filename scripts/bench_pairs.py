@@ -24,13 +24,13 @@ def read_pairs(path: Path, tokenizer: Any, count: int, max_length: int) -> list[
             continue
         messages, chosen, rejected = texts
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
-        sides = [
+        taken, left = (
             [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
             for text in (chosen, rejected)
-        ]
+        )
         ids = list(prompt["input_ids"])
-        if sides[0] != sides[1] and len(ids) + max(map(len, sides)) <= max_length:
-            pairs.append(TokenPair(f"{path.name}:{number}", ids, *sides))
+        if taken != left and len(ids) + max(len(taken), len(left)) <= max_length:
+            pairs.append(TokenPair(f"{path.name}:{number}", ids, taken, left))
         if len(pairs) == count:
             break
     return pairs

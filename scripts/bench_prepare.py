@@ -129,7 +129,7 @@ def config(kind: str, path: Path) -> Any:
     option = {"hh": "hh_rlhf", "shp": "shp"}[kind]
     folder = Path(__file__).parents[1] / "conf" / "dataset"
     own = OmegaConf.load(folder / f"{option}.yaml")
-    del own["defaults"]  # type: ignore[attr-defined]
+    del own["defaults"]  # type: ignore[arg-type]
     values: dict[str, Any] = {"path": str(path)}
     if kind == "shp":
         values |= {"min_ratio": 1.0, "pairs_per_post": None}
@@ -166,7 +166,8 @@ def ours(kind: str, path: Path, tokenizer: Any) -> tuple[float, float, int]:
 def trl(kind: str, path: Path, tokenizer: Any, processes: int | None) -> tuple[float, float, int]:
     """TRL's preparation of the pairs in that file, which it gets parsed, in memory; see `timed`."""
     import datasets
-    from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
 
     from dpo.data.load import load_splits
 
@@ -184,7 +185,7 @@ def trl(kind: str, path: Path, tokenizer: Any, processes: int | None) -> tuple[f
     datasets.disable_caching()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         options = DPOConfig(output_dir=folder, dataset_num_proc=processes, bf16=False, use_cpu=True)
-        trainer = SimpleNamespace(_tokenizer=tokenizer)
+        trainer: Any = SimpleNamespace(_tokenizer=tokenizer)
         return timed(lambda: len(DPOTrainer._prepare_dataset(trainer, dataset, tokenizer, options, "train")))
 
 

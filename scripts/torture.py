@@ -131,7 +131,7 @@ def attempt(world: World, case: Case) -> str | None:
 def main() -> None:
     """Run the parts, print the table, exit 1 on any miss."""
     options = parse()
-    aside = None if options.folder else tempfile.mkdtemp(prefix="torture-")
+    aside = "" if options.folder else tempfile.mkdtemp(prefix="torture-")
     root = Path(options.folder or aside)
     names = options.parts.split(",") if options.parts else list(PARTS)
     if options.case:

@@ -95,7 +95,7 @@ def refused(ended: Ended, codes: Iterable[int]) -> str | None:
         return fault
     lines = ended.output.splitlines()
     first = next((i for i, line in enumerate(lines) if line.startswith("error: ")), None)
-    if ended.code not in codes:
+    if ended.code is None or ended.code not in codes:
         return f"exit {ended.code}, not one of {tuple(codes)}: {ended.output[-200:]!r}"
     if first is None or len([line for line in lines[first:] if line.strip()]) > 3:
         return f"exit {ended.code} without one to three lines of error: {ended.output[-300:]!r}"

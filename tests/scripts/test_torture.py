@@ -63,6 +63,7 @@ def test_each_damage_changes_the_file(way, tmp_path):
 
 WRITER = """
 import sys
+sys.path[:0] = [{scripts!r}]
 import torture_preload
 torture_preload.arm(torture_preload.{arm!r})
 for name in ("a", "b", "c"):
