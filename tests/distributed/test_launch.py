@@ -1,4 +1,4 @@
-"""One command becomes one process a device: what is handed to accelerate, and how signals and deaths come back."""
+"""One command becomes one process a device: where they meet, and how signals and deaths come back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 import tiny
 
 from dpo.config.folder import conf_folder
+from dpo.config.hardware import Parallel
 from dpo.distributed import launch, plans
 from dpo.errors import ConfigError
 from dpo.records.files import write_json
@@ -205,49 +206,20 @@ def test_the_code_of_the_cause_passes_through(tmp_path, codes, code, status, cau
     assert (record["status"], record["reason"]) == (status, cause)
 
 
-PLANS = {
-    "ddp": {"multi_gpu": True, "use_fsdp": False, "use_deepspeed": False},
-    "fsdp": {"use_fsdp": True, "fsdp_version": 2, "fsdp_reshard_after_forward": True, "use_deepspeed": False},
-    "zero2": {"use_fsdp": True, "fsdp_version": 2, "fsdp_reshard_after_forward": False, "use_deepspeed": False},
-    "zero3": {"use_fsdp": True, "fsdp_version": 2, "fsdp_reshard_after_forward": True, "use_deepspeed": False},
-}
-PLUGIN = (
-    "fsdp_version", "reshard_after_forward", "auto_wrap_policy", "cpu_offload", "cpu_ram_efficient_loading",
-    "state_dict_type", "activation_checkpointing", "mixed_precision_policy", "transformer_cls_names_to_wrap",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("parallel", PLANS)
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_each_plan_is_what_accelerate_is_given(compose, parallel, precision):
-    config = compose(f"hardware.parallel={parallel}", "lora=lora", f"hardware.precision={precision}")
-    plan = plans.compose(config, 4)
-    given = {name: getattr(plan.arguments, name) for name in PLANS[parallel]}
-    if "fsdp_reshard_after_forward" in given:
-        given["fsdp_reshard_after_forward"] = str(given["fsdp_reshard_after_forward"]).lower() == "true"
-    assert given == PLANS[parallel]
-    assert (plan.arguments.num_processes, plan.arguments.num_machines) == (4, 1)
-    assert plan.arguments.mixed_precision == ("bf16" if precision == "bf16" else "no")
-    assert plan.environment["MASTER_PORT"] == str(plan.arguments.main_process_port) != "29500"
-    assert Path(plan.argv[1]).name == plans.SHIPPED[config.hardware.parallel]
+@pytest.mark.parametrize(("on_cpu", "threads"), [(True, max(1, (os.cpu_count() or 1) // 2)), (False, 1)])
+def test_ranks_meet_at_a_free_port_of_this_machine_and_share_its_cores(monkeypatch, on_cpu, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    shared = launch.meeting(2, on_cpu)
+    assert (shared["MASTER_ADDR"], shared["OMP_NUM_THREADS"]) == ("127.0.0.1", str(threads))
+    with socket.socket() as free:
+        free.bind((shared["MASTER_ADDR"], int(shared["MASTER_PORT"])))
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert launch.meeting(2, on_cpu)["OMP_NUM_THREADS"] == "7"
 
 
 @pytest.mark.parametrize("parallel", ["fsdp", "zero2", "zero3"])
-def test_accelerate_makes_of_a_plan_what_the_trainer_follows(compose, parallel, monkeypatch):
-    """The plugin that accelerate itself builds in a rank, from the environment it would have there."""
-    from accelerate import FullyShardedDataParallelPlugin
-
-    config = compose(f"hardware.parallel={parallel}", "lora=lora")
-    for name, value in plans.compose(config, 4).environment.items():
-        if name.startswith("FSDP_"):
-            monkeypatch.setenv(name, value)
-    theirs = FullyShardedDataParallelPlugin()
-    for name in [name for name in os.environ if name.startswith("FSDP_")]:
-        monkeypatch.delenv(name)
-    ours = plans.fsdp_plugin(config.hardware.parallel)
-    monkeypatch.delenv("FSDP_CPU_RAM_EFFICIENT_LOADING", raising=False)
-    assert {name: getattr(theirs, name) for name in PLUGIN} == {name: getattr(ours, name) for name in PLUGIN}
-    assert ours.reshard_after_forward == (parallel != "zero2")
+def test_what_is_spread_follows_the_stage(parallel):
+    assert plans.fsdp_plugin(Parallel[parallel]).reshard_after_forward == (parallel != "zero2")
 
 
 @pytest.mark.parametrize(

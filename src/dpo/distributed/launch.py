@@ -1,8 +1,7 @@
 """From one command to one process a device: starts the ranks of a run, passes signals on, and tells how they ended.
 
-What the ranks are started with is composed and checked by accelerate (see `plans`). The processes themselves are
-minded here and not by torchrun's agent, which kills what has not ended 30 seconds after a signal (a step and its
-checkpoint may take longer) and turns every exit code into 1. Under torchrun or accelerate launch a run just joins.
+They are minded here and not by torchrun's agent, which kills what has not ended 30 seconds after a signal (a step and
+its checkpoint may take longer) and turns every exit code into 1. Under torchrun or accelerate launch a run just joins.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +21,6 @@ from typing import IO, TYPE_CHECKING, Any
 from dpo.config.entry import HYDRA, SWEEP_DIR
 from dpo.config.hardware import Device, Parallel
 from dpo.config.leftovers import RANK_VARIABLES, around
-from dpo.distributed.plans import compose
 from dpo.errors import ConfigError
 from dpo.records.process import is_alive
 from dpo.records.run import Run, read_record
@@ -118,20 +117,22 @@ def run(config: Config) -> Path:
 
     The run directory is opened and held here and handed to the ranks. Returns it when all went well.
     """
+    from dpo.modeling.device import choose_compute
     from dpo.records.opening import OWNER, open_here
 
     count = count_processes(config.hardware)
-    plan = compose(config, count)
+    on_cpu = choose_compute(config.hardware.device, config.hardware.precision).device == "cpu"
+    shared = meeting(count, on_cpu)
     held, _ = open_here(config)
     folder, owner = held.folder, held.record["owner"]
     # What the entry added to the words of the user; a rank's own entry adds its own.
     arguments = [word for word in sys.argv[1:] if word not in HYDRA and not word.startswith(SWEEP_DIR)]
-    print(plan.line, flush=True)
+    print(f"{config.hardware.parallel.name} over {count} {'CPU processes' if on_cpu else 'GPUs'}", flush=True)
     ranks: list[_Rank] = []
     minder = _Minder(ranks)
     with minder:
         for number in range(count):
-            environment = {**plan.environment, "DPO_RUN_FOLDER": str(folder), OWNER: owner, STARTED: str(os.getpid())}
+            environment = {**shared, "DPO_RUN_FOLDER": str(folder), OWNER: owner, STARTED: str(os.getpid())}
             environment |= dict(zip(RANK_VARIABLES, map(str, (number, number, count, count)), strict=True))
             output = tempfile.TemporaryFile() if number else None  # noqa: SIM115 - read when the rank has ended
             process = subprocess.Popen(
@@ -149,6 +150,16 @@ def run(config: Config) -> Path:
     if code != 0:
         sys.exit(code)
     return folder
+
+
+def meeting(count: int, on_cpu: bool) -> dict[str, str]:
+    """The environment that `count` ranks of this machine share: where they meet, and how many threads each computes
+    with."""
+    threads = max(1, (os.cpu_count() or 1) // count) if on_cpu else 1
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 class _Minder:
