@@ -169,9 +169,10 @@ def trl(kind: str, path: Path, tokenizer: Any, processes: int | None) -> tuple[f
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    from dpo.data.load import load_splits
+    from dpo.data.load import load_files, locate
 
-    splits = load_splits(config(kind, path))
+    with tempfile.TemporaryDirectory() as folder:
+        splits = load_files(config(kind, path), locate(config(kind, path)), Path(folder))
     rows = [
         {
             "prompt": [{"role": turn.role, "content": turn.content} for turn in pair.prompt],

@@ -13,10 +13,9 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
-from data_options import dataset
+from data_options import dataset, load_splits
 
 from dpo.data.layout import find_files
-from dpo.data.load import load_splits
 from dpo.data.refusal import Reason, Refusal
 from dpo.data.rows import open_file
 from dpo.data.rows.files import read_rows

@@ -110,8 +110,7 @@ def hub() -> Iterator[str]:
 
 SCRIPT = """
 import json, sys, time
-from data_options import dataset
-from dpo.data.load import load_splits
+from data_options import dataset, load_splits
 from dpo.errors import DpoError
 for option, values in json.loads(sys.argv[1]):
     start = time.monotonic()

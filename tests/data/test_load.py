@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_options import dataset
+from data_options import dataset, load_splits
 
 from dpo.config.datasets import HelpSteer3, HhRlhf, Shp, UltraFeedback
 from dpo.data.checks import held_out
 from dpo.data.layout import choose, split_of
-from dpo.data.load import Splits, load_splits
+from dpo.data.load import Splits
 from dpo.data.refusal import Reason
 from dpo.errors import ConfigError, DataError
 

@@ -19,10 +19,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from data_options import dataset
+from data_options import dataset, load_splits
 from tokenizer_families import chatml
 
-from dpo.data.load import load_splits
 from dpo.data.prepare import prepare
 from dpo.data.refusal import Reason
 from dpo.errors import DataError

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_options import dataset
+from data_options import dataset, load_splits
 from tokenizer_families import chatml, llama3
 
 from dpo.caches.entry import get_or_build
 from dpo.data import parallel
 from dpo.data.lengths import length_bias
-from dpo.data.load import load_splits
 from dpo.data.pair_file import PairFile
 from dpo.data.prepare import Prepared, prepare
 from dpo.data.review import write_pairs

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import real_rows
-from data_options import dataset
+from data_options import dataset, load_splits
 from tokenizer_families import chatml
 
-from dpo.data.load import Splits, load_splits
+from dpo.data.load import Splits
 from dpo.data.pair import Pair
 from dpo.data.prepare import prepare
 

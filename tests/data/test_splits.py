@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_options import dataset
+from data_options import dataset, load_splits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo.data.load import load_splits
 from dpo.data.sources import SOURCES
 from dpo.data.sources.fields import prompt_key
 from dpo.errors import DataError

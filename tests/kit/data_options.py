@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dpo.config.datasets import SCHEMAS
+from dpo.data.load import Splits, load_files, locate
 
 REPOSITORY = Path(__file__).parents[2]
 REAL_DATA = Path(os.environ.get("DPO_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -26,3 +28,9 @@ def dataset(option: str, **values: Any) -> Any:
     del own["defaults"]
     layers = [OmegaConf.structured(SCHEMAS[option]), OmegaConf.load(folder / "shared.yaml"), own, values]
     return OmegaConf.to_object(OmegaConf.merge(*layers))
+
+
+def load_splits(config: Any) -> Splits:
+    """The checked pairs of a dataset; the readers hold their files open, so these outlive their folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load_files(config, locate(config), Path(folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from array import array
 from dataclasses import dataclass
 from importlib import resources
@@ -73,19 +72,12 @@ def locate(dataset: Dataset) -> Files:
     return Files({split: [folder / f"{split}.jsonl"] for split in SPLITS}, "the package's own rows")
 
 
-def load_splits(dataset: Dataset) -> Splits:
-    """Read, convert and check every row. No seed enters: what is held out depends on the text alone.
-
-    The pairs lie in a temporary folder as long as the result is used. Raises DataError when rows are bad and
-    `on_bad` is error, or when nothing is left to train on; NetworkError when the hub is needed and out of reach.
-    """
-    with tempfile.TemporaryDirectory(prefix="dpo-pairs-") as folder:
-        # The readers hold the files open, so they outlive their names.
-        return load_files(dataset, locate(dataset), Path(folder))
-
-
 def load_files(dataset: Dataset, files: Files, folder: Path) -> Splits:
-    """`load_splits` of files already located; `folder` receives one file of pairs a split."""
+    """Read, convert and check every row; `folder` receives one file of pairs a split.
+
+    No seed enters: what is held out depends on the text alone. Raises DataError when rows are bad and `on_bad` is
+    error, or when nothing is left to train on.
+    """
     return _Loading(dataset, files, folder).run()
 
 

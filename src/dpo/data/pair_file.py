@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
+from dpo.data.indexed import Indexed
 from dpo.data.pair import Message, Pair
 
 _ENCODE = json.JSONEncoder(ensure_ascii=False, default=str, check_circular=False).encode
@@ -59,7 +60,7 @@ class PairWriter:
         self._file.close()
 
 
-class PairFile(Sequence[Pair]):
+class PairFile(Indexed[Pair]):
     """The pairs of a file at the given line starts (bytes), in that order. Safe to read from several threads."""
 
     def __init__(self, path: Path, starts: array[int] | None = None) -> None:
@@ -70,14 +71,8 @@ class PairFile(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self.starts)
 
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Pair]: ...
-    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return from_line(self.line(range(len(self.starts))[index]))
+    def at(self, index: int) -> Pair:
+        return from_line(self.line(index))
 
     def __iter__(self) -> Iterator[Pair]:
         return (from_line(line) for line in self.lines())

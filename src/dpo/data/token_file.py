@@ -8,10 +8,11 @@ import struct
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
+from dpo.data.indexed import Indexed
 from dpo.data.packed import PackedPair
 from dpo.data.pair import TokenPair
 
@@ -66,7 +67,7 @@ class TokenWriter:
         return self._state.hexdigest()
 
 
-class TokenFile(Sequence[TokenPair]):
+class TokenFile(Indexed[TokenPair]):
     """The token pairs of one split. `lengths` is (pairs, 3): tokens of prompt, chosen, rejected."""
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -84,14 +85,7 @@ class TokenFile(Sequence[TokenPair]):
     def __len__(self) -> int:
         return len(self.strengths)
 
-    @overload
-    def __getitem__(self, index: int) -> TokenPair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenPair]: ...
-    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    def at(self, index: int) -> TokenPair:
         prompt, chosen, rejected = (int(length) for length in self.lengths[index])
         size = 4 * (prompt + chosen + rejected)
         ids = np.frombuffer(os.pread(self._descriptor, size, int(self._starts[index])), dtype=np.int32).tolist()
@@ -111,7 +105,7 @@ class TokenFile(Sequence[TokenPair]):
             os.close(self._descriptor)
 
 
-class Selection(Sequence[TokenPair]):
+class Selection(Indexed[TokenPair]):
     """Pairs of some files, each with the indices wanted of it, in that order; read as asked for, 8 bytes a pair."""
 
     def __init__(self, *parts: tuple[Sequence[TokenPair], Iterable[int]]) -> None:
@@ -123,11 +117,5 @@ class Selection(Sequence[TokenPair]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    @overload
-    def __getitem__(self, index: int) -> TokenPair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenPair]: ...
-    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def at(self, index: int) -> TokenPair:
         return self._files[self._file[index]][int(self._indices[index])]
