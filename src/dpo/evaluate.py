@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpo.config.entry import main as app
 from dpo.config.evaluation import Evaluate, check_ranges, register
-from dpo.sweeps.follow import follow_parent
+from dpo.sweeps.orphan import end_with_the_sweep
 
 
 def evaluate(config: Evaluate) -> Path:
@@ -35,7 +35,7 @@ def _body(config: Evaluate) -> None:
 
 def main() -> None:
     """Compose, parse and evaluate; exits with the code of the outcome."""
-    follow_parent()
+    end_with_the_sweep()
     register()
     app("evaluate", Evaluate, _body, positional="run")
 

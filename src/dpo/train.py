@@ -8,7 +8,7 @@ from pathlib import Path
 from dpo.config.entry import main as app
 from dpo.config.schema import Config
 from dpo.errors import ConfigError
-from dpo.sweeps.follow import follow_parent
+from dpo.sweeps.orphan import end_with_the_sweep
 from dpo.sweeps.run import run_sweep
 
 
@@ -64,7 +64,7 @@ def check_paths(config: Config) -> None:
 
 def main() -> None:
     """Compose, parse and train; exits with the code of the outcome."""
-    follow_parent()
+    end_with_the_sweep()
     app("config", Config, train, multirun=run_sweep)
 
 

@@ -90,4 +90,4 @@ def test_rows_with_typed_control_tokens_are_counted() -> None:
             Pair("typed", (Message("user", "hello"),), "a <|im_start|>", "b", "g"),
         ]
     )
-    assert own.ledger.control_text == ["typed"]
+    assert own.cuts.control_text == ["typed"]

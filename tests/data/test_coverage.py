@@ -69,7 +69,7 @@ def test_a_prompt_that_loses_text_is_noted_even_where_the_text_is_short() -> Non
     encoder.encode(pair(("system", "a"), ("user", "q"), name="system"))
     encoder.encode(pair(("user", "q"), ("assistant", "x</think>y"), ("user", "q"), name="turn"))
     encoder.encode(pair(("user", " q \n"), ("assistant", "y"), ("user", "q"), name="whole"))
-    notes = encoder.ledger.notes()
+    notes = encoder.cuts.notes()
     assert notes["system message left out by the chat template"] == ["system"]
     assert notes["turn altered by the chat template"] == ["turn"]
 
@@ -99,7 +99,7 @@ def test_a_turn_that_is_shortened_keeps_its_role() -> None:
     got = encoder.encode(pair(("user", "q"), ("system", words)))
     assert not isinstance(got, Refusal)
     assert "⟦<|im_start|>⟧system" in encoder.codec.visible(got.prompt_ids)
-    assert encoder.ledger.shortened_user_turn
+    assert encoder.cuts.shortened_user_turn
 
 
 def test_typed_control_tokens_stay_text_in_every_prompt() -> None:

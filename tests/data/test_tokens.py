@@ -97,7 +97,7 @@ def test_neighbours_of_one_role_are_joined_and_counted() -> None:
     twice = encoded(encoder, pair(("user", "one"), ("user", "two"), name="twice"))
     once = encoded(encoder, pair(("user", "one\n\ntwo"), name="once"))
     assert twice.prompt_ids == once.prompt_ids
-    assert encoder.ledger.joined_turns == ["twice"]
+    assert encoder.cuts.joined_turns == ["twice"]
 
 
 def test_an_assistant_turn_before_the_answer_stands_before_both() -> None:
@@ -128,7 +128,7 @@ def test_an_answer_that_begins_inside_a_token_starts_one_of_its_own() -> None:
     )
     encoder = Encoder(_with_template(chatml(), template), 200)
     got = encoded(encoder, pair(("user", "hi"), chosen="ick fox", rejected="estion", name="inside"))
-    assert encoder.ledger.forced_boundary == ["inside"]
+    assert encoder.cuts.forced_boundary == ["inside"]
     assert got.prompt_ids == encoder.encode_prompt([Message("user", "hi")])
     assert encoder.codec.visible(got.chosen_ids) == "ick fox⟦<|im_end|>⟧"
 
@@ -159,10 +159,10 @@ def test_oldest_turns_go_first_and_whole() -> None:
     shorter = encoded(Encoder(chatml(), 10_000), pair(TALK[0], *TALK[3:]))
     assert got.prompt_ids == shorter.prompt_ids
     assert got.chosen_ids == whole.chosen_ids
-    assert encoder.ledger.dropped_turns == {"x": len(whole.prompt_ids) - len(shorter.prompt_ids)}
-    assert not encoder.ledger.shortened_user_turn
-    assert not encoder.ledger.cut_chosen
-    assert not encoder.ledger.cut_rejected
+    assert encoder.cuts.dropped_turns == {"x": len(whole.prompt_ids) - len(shorter.prompt_ids)}
+    assert not encoder.cuts.shortened_user_turn
+    assert not encoder.cuts.cut_chosen
+    assert not encoder.cuts.cut_rejected
 
 
 @pytest.mark.parametrize(("keep", "stays"), [(Keep.start, "alpha beta"), (Keep.end, "rho sigma tau")])
@@ -178,7 +178,7 @@ def test_then_the_last_user_turn_is_shortened_at_the_end_that_may_go(keep: Keep,
     assert ("alpha" in kept) != ("tau" in kept)
     assert "first" not in kept
     assert got.chosen_ids == whole.chosen_ids
-    assert encoder.ledger.shortened_user_turn == {"x": len(whole.prompt_ids) - len(got.prompt_ids)}
+    assert encoder.cuts.shortened_user_turn == {"x": len(whole.prompt_ids) - len(got.prompt_ids)}
 
 
 def test_then_both_answers_lose_their_end_and_its_token() -> None:
@@ -190,11 +190,11 @@ def test_then_both_answers_lose_their_end_and_its_token() -> None:
     room = 100 - len(got.prompt_ids)
     assert got.chosen_ids == whole.chosen_ids[:room]
     assert got.chosen_ids[-1] != encoder.end_id
-    assert encoder.ledger.cut_chosen == {"x": len(whole.chosen_ids) - room}
+    assert encoder.cuts.cut_chosen == {"x": len(whole.chosen_ids) - room}
     if len(whole.rejected_ids) <= room:
         assert got.rejected_ids == whole.rejected_ids
         assert got.rejected_ids[-1] == encoder.end_id
-        assert not encoder.ledger.cut_rejected
+        assert not encoder.cuts.cut_rejected
 
 
 def test_the_user_turn_keeps_its_floor() -> None:
@@ -221,8 +221,8 @@ def test_a_pair_that_fits_exactly_is_not_cut() -> None:
     whole = encoded(Encoder(chatml(), 10_000), pair(*TALK))
     encoder = Encoder(chatml(), lengths(whole))
     assert encoded(encoder, pair(*TALK)) == whole
-    ledger = encoder.ledger
-    assert not any((ledger.dropped_turns, ledger.shortened_user_turn, ledger.cut_chosen, ledger.cut_rejected))
+    cuts = encoder.cuts
+    assert not any((cuts.dropped_turns, cuts.shortened_user_turn, cuts.cut_chosen, cuts.cut_rejected))
 
 
 def test_batches_give_what_single_pairs_give() -> None:

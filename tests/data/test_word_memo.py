@@ -15,7 +15,7 @@ from tokenizer_families import CORPUS, chatml, gemma
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from dpo.data.control_tokens import Codec
-from dpo.data.packed import unpack
+from dpo.data.id_bytes import to_ids
 from dpo.data.word_memo import SPLITS, WordMemo, cuts_at_spaces
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -56,7 +56,7 @@ def codec(step: str) -> Codec:
 
 
 def encode(one: Codec, texts: list[str]) -> list[list[int]]:
-    return [unpack(ids) for ids in one.encode_batch(texts)]
+    return [to_ids(ids) for ids in one.encode_batch(texts)]
 
 
 SPACES = [

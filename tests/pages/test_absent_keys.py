@@ -19,12 +19,12 @@ from dpo.evaluation.comparison import SHARED, SHARED_SETTINGS, read_entries
 from dpo.evaluation.comparison import compare as compare_entries
 from dpo.evaluation.show import show
 from dpo.evaluation.tracked import figures
-from dpo.pages.compare import comparison_figures
+from dpo.pages.compare import comparison_plots
 from dpo.pages.comparison_tables import comparison_csv, cost_table, figure_tables, pairwise_table, quality_table
-from dpo.pages.figures import cost_figures, evaluation_figures, training_figures
 from dpo.pages.findings import findings
 from dpo.pages.headline import figure_rows, notes
 from dpo.pages.html import environment
+from dpo.pages.plots import cost_plots, evaluation_plots, training_plots
 from dpo.pages.run import cost_table as phases
 from dpo.pages.run import write_run_page
 from dpo.records.files import write_sealed
@@ -60,13 +60,13 @@ def _show_everything(folder: Path, other: Path) -> str:
     with (folder / "shown.txt").open("w") as file:
         show(folder / "evaluation" / "test", 2, Console(file=file, width=200))
     text = [str(part) for part in (figure_rows(summary), notes(summary), findings(run, summary), phases(run.ledger))]
-    for plots in (training_figures(run), evaluation_figures(summary, samples, pairs, []), cost_figures(run.ledger)):
+    for plots in (training_plots(run), evaluation_plots(summary, samples, pairs, []), cost_plots(run.ledger)):
         json.dumps(plots)
     text += [str(run_status(folder)), (folder / "shown.txt").read_text()]
     found = compare_entries(read_entries([other, folder], "test"), 100, 0.95, 0)
     json.dumps(found, allow_nan=False)
     text += [str(table(found)) for table in (quality_table, figure_tables, pairwise_table, cost_table, comparison_csv)]
-    json.dumps(comparison_figures(found))
+    json.dumps(comparison_plots(found))
     return "\n".join(text)
 
 

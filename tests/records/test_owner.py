@@ -219,16 +219,16 @@ def test_ranks_join_the_run_that_their_parent_holds() -> None:
 def test_a_claim_outlives_a_clock_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     if process_mark(os.getpid()) is None:
         pytest.skip("only Linux tells when a process started by anything but the clock")
-    from dpo.caches.claims import Owner as Claim
+    from dpo.caches.claims import Claimant
 
     with multiprocessing.Pool(1) as pool:
         name = pool.apply(_claim)
         monkeypatch.setattr(psutil.Process, "create_time", lambda self: 12345.0)
-        assert Claim.is_alive(name, time.time())
-    assert not Claim.is_alive(name, time.time())
+        assert Claimant.is_alive(name, time.time())
+    assert not Claimant.is_alive(name, time.time())
 
 
 def _claim() -> str:
-    from dpo.caches.claims import Owner as Claim
+    from dpo.caches.claims import Claimant
 
-    return Claim().name
+    return Claimant().name

@@ -84,7 +84,7 @@ def test_no_canary_reaches_the_card_or_the_upload(
     shapes = {"named": "key={}", "url": "https://{}@host"}
     planted_lines = [shapes.get(name, "{}").format(secret) for name, secret in CANARIES.items()]
     (out / "README.md").write_text("\n".join([card, *planted_lines]))
-    uploads = publish.plan(out)
+    uploads = publish.to_upload(out)
     content = "\n".join(u.text if u.text is not None else u.path.read_bytes().decode("latin-1") for u in uploads)
     assert [name for name, secret in CANARIES.items() if secret in content] == []
     by_name = {u.name: u for u in uploads}
@@ -101,17 +101,17 @@ def test_a_secret_in_a_file_the_model_is_loaded_from_stops_the_push(tiny_export:
     out = Path(shutil.copytree(tiny_export, tmp_path / "out"))
     (out / "chat_template.jinja").write_text("{{ messages }}" + CANARIES["hub"])
     with pytest.raises(Refused, match=r"chat_template\.jinja: holds what looks like a secret"):
-        publish.plan(out)
+        publish.to_upload(out)
     # A template's own keywords are no secrets.
     (out / "chat_template.jinja").write_text("{{ messages | map(attribute='x') }}{% set token='<|im_end|>' %}")
-    assert sum(u.redactions for u in publish.plan(out)) == 0
+    assert sum(u.redactions for u in publish.to_upload(out)) == 0
 
 
 def test_a_folder_that_fails_its_audit_is_not_pushed(tiny_export: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(tiny_export, tmp_path / "out"))
     (out / "optimizer.pt").write_bytes(b"x")
     with pytest.raises(Refused, match=r"optimizer\.pt"):
-        publish.plan(out)
+        publish.to_upload(out)
 
 
 def test_the_card_tells_the_run(tiny_run: Path, tiny_export: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_push_sends_what_the_dry_run_listed(
     planted: tuple[Path, Path], hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, out = planted
-    listed = {u.name: u for u in publish.plan(out)}
+    listed = {u.name: u for u in publish.to_upload(out)}
     url = publish.push(out, "org/name", private=True)
     assert url.endswith("/commit/abc")
     assert hub["created"]["visibility"] == "private"
@@ -299,7 +299,7 @@ def test_an_edited_export_is_not_pushed(tiny_export: Path, tmp_path: Path) -> No
     certificate = json.loads((out / "certificate.json").read_text())
     (out / "certificate.json").write_text(json.dumps(certificate | {"measured": 0.0}))
     with pytest.raises(Refused, match="edited"):
-        publish.plan(out)
+        publish.to_upload(out)
 
 
 def test_a_push_killed_or_cut_off_publishes_nothing_and_is_taken_up_again(

@@ -32,9 +32,9 @@ from dpo.sweeps.task import Task
 WORK = """
 import json, os, signal, socket, sys, time
 import psutil
-from dpo.sweeps.follow import follow_parent
+from dpo.sweeps.orphan import end_with_the_sweep
 kind, log = sys.argv[1:]
-follow_parent()
+end_with_the_sweep()
 folder = os.environ["DPO_RUN_FOLDER"]
 def record(status, code, reason=None):
     os.makedirs(folder, exist_ok=True)

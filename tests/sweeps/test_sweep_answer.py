@@ -21,8 +21,8 @@ from dpo.statistics.intervals import bootstrap_mean
 from dpo.statistics.paired import over_seeds, seeds_and_items
 from dpo.sweeps.answer import answer
 from dpo.sweeps.choice import Criterion, choose_setting, widened
-from dpo.sweeps.figures import sweep_figures
 from dpo.sweeps.files import read_sweep
+from dpo.sweeps.plots import sweep_plots
 from dpo.sweeps.report import report_sweep
 
 
@@ -182,7 +182,7 @@ def test_a_grid_whose_part_failed_as_a_whole_is_still_drawn(tmp_path: Path) -> N
     root = write_sweep_folder(tmp_path / "s", jobs)
     for number in (1, 3, 5, 7):
         change_run(root / f"job{number}", status="diverged", exit_code=5, reason="loss is not finite")
-    figures, _ = sweep_figures(answer(read_sweep(root)))
+    figures, _ = sweep_plots(answer(read_sweep(root)))
     assert {key for key in figures if key.startswith("sweep-accuracy")} == {"sweep-accuracy-0"}
 
 

@@ -15,14 +15,14 @@ FOREIGN_SECONDS = 3600.0
 """A claim from another host cannot be checked; after this long it counts as abandoned."""
 
 
-class Owner:
+class Claimant:
     """This process as `host|pid|start|nonce`; the nonce tells two uses within one process apart."""
 
     def __init__(self) -> None:
         self._nonce = uuid.uuid4().hex
         self.name = f"{socket.gethostname()}|{os.getpid()}|{_started(os.getpid())}|{self._nonce}"
 
-    def __enter__(self) -> Owner:
+    def __enter__(self) -> Claimant:
         _LIVE.add(self._nonce)
         return self
 

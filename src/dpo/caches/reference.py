@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from dpo.caches.claims import Owner
+from dpo.caches.claims import Claimant
 from dpo.caches.keys import Tokens, entry_key
 from dpo.caches.sqlite import CacheFile, batches
 
@@ -89,7 +89,7 @@ class ReferenceCache:
             keys.setdefault(names[-1][1], index)
         order = list(keys)
         found: dict[bytes, LogProbs] = {}
-        with Owner() as owner:
+        with Claimant() as claimant:
             self._file.once(lambda db: self._touch(db, context))
             # Each key is looked up once, and again only where another process was at work on it.
             unread = order
@@ -103,12 +103,12 @@ class ReferenceCache:
                 unread, start = [], 0
                 while start < len(missing):
                     mine, others, start = self._file.once(
-                        lambda db, keys=missing, start=start: self._claim(db, keys, start, chunk, owner)  # type: ignore[misc]
+                        lambda db, keys=missing, start=start: self._claim(db, keys, start, chunk, claimant)  # type: ignore[misc]
                     )
                     unread += others
                     if mine:
                         part = [pairs[keys[key]] for key in mine]
-                        found.update(self._compute(mine, part, context, compute, owner))
+                        found.update(self._compute(mine, part, context, compute, claimant))
                         if progress is not None:
                             progress(len(found), len(order))
                 if not known and len(unread) == len(missing):
@@ -145,18 +145,18 @@ class ReferenceCache:
         pairs: list[P],
         context: str,
         compute: Callable[[list[P]], list[LogProbs]],
-        owner: Owner,
+        claimant: Claimant,
     ) -> dict[bytes, LogProbs]:
         try:
             values = compute(pairs)
             if len(values) != len(mine):
                 raise AssertionError(f"compute returned {len(values)} values for {len(mine)} pairs")
         except BaseException:
-            self._file.once(lambda db: self._release(db, mine, owner))
+            self._file.once(lambda db: self._release(db, mine, claimant))
             raise
         self.counters.misses += len(mine)
         fresh = {key: (float(chosen), float(rejected)) for key, (chosen, rejected) in zip(mine, values, strict=True)}
-        self._file.once(lambda db: self._write(db, fresh, context, owner))
+        self._file.once(lambda db: self._write(db, fresh, context, claimant))
         return fresh
 
     def _read(self, db: sqlite3.Connection, keys: list[bytes], context: str) -> dict[bytes, LogProbs]:
@@ -177,7 +177,7 @@ class ReferenceCache:
         return found
 
     def _claim(
-        self, db: sqlite3.Connection, keys: list[bytes], start: int, chunk: int, owner: Owner
+        self, db: sqlite3.Connection, keys: list[bytes], start: int, chunk: int, claimant: Claimant
     ) -> tuple[list[bytes], list[bytes], int]:
         """Claim up to `chunk` of `keys` from `start` on: (those, the ones on the way that others have stored or are at
         work on, where to go on)."""
@@ -194,17 +194,17 @@ class ReferenceCache:
                 if key in claims:
                     name, taken = claims[key]
                     if name not in alive:
-                        alive[name] = Owner.is_alive(name, taken)
+                        alive[name] = Claimant.is_alive(name, taken)
                     (others if alive[name] else mine).append(key)
                 elif db.execute("SELECT 1 FROM entries WHERE key = ?", (key,)).fetchone():
                     others.append(key)
                 else:
                     mine.append(key)
-            taken_now = [(key, owner.name, time.time()) for key in mine]
+            taken_now = [(key, claimant.name, time.time()) for key in mine]
             db.executemany("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", taken_now)
         return mine, others, start
 
-    def _write(self, db: sqlite3.Connection, fresh: dict[bytes, LogProbs], context: str, owner: Owner) -> None:
+    def _write(self, db: sqlite3.Connection, fresh: dict[bytes, LogProbs], context: str, claimant: Claimant) -> None:
         rows = []
         for key, pair in fresh.items():
             if all(math.isfinite(x) for x in pair):
@@ -212,12 +212,12 @@ class ReferenceCache:
                 rows.append((key, context, value, _checksum(key, context, value), time.time()))
         with db:
             db.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", rows)
-            self._release(db, list(fresh), owner)
+            self._release(db, list(fresh), claimant)
 
     @staticmethod
-    def _release(db: sqlite3.Connection, keys: list[bytes], owner: Owner) -> None:
+    def _release(db: sqlite3.Connection, keys: list[bytes], claimant: Claimant) -> None:
         with db:
-            db.executemany("DELETE FROM claims WHERE key = ? AND owner = ?", [(key, owner.name) for key in keys])
+            db.executemany("DELETE FROM claims WHERE key = ? AND owner = ?", [(key, claimant.name) for key in keys])
 
     @staticmethod
     def _touch(db: sqlite3.Connection, context: str) -> None:

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dpo.data.packed import pack, unpack
+from dpo.data.id_bytes import to_bytes, to_ids
 from dpo.data.word_memo import WordMemo, cuts_at_spaces
 from dpo.errors import ConfigError
 
@@ -97,7 +97,7 @@ class Codec:
 
     def encode(self, text: str, sealed: bool = False) -> list[int]:
         """Token ids of one text, without any token the text does not hold."""
-        return unpack(self.encode_batch([text], sealed)[0])
+        return to_ids(self.encode_batch([text], sealed)[0])
 
     def encode_batch(self, texts: Sequence[str], sealed: bool = False) -> list[bytes]:
         """Packed token ids of each text; equal texts are encoded once, and new words on all cores."""
@@ -156,7 +156,7 @@ class Codec:
 
 def _encode_batch(tokenizer: Any, texts: list[str]) -> list[bytes]:
     with _all_cores():
-        return [pack(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [to_bytes(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 @contextlib.contextmanager

@@ -10,25 +10,25 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from dpo.data import control_tokens
-from dpo.data.packed import PackedPair
+from dpo.data.id_bytes import EncodedPair
 from dpo.data.pair_file import PairFile, from_line
 from dpo.data.refusal import Refusal
 from dpo.data.tokens import Encoder
-from dpo.data.truncation import Ledger
+from dpo.data.truncation import Cuts
 
 BATCH = 1024
 # Below this many pairs starting processes costs more than it saves.
 WORTH_IT = 20_000
 MOST = 8
 
-Results = list[PackedPair | Refusal]
+Results = list[EncodedPair | Refusal]
 
 # What forked workers inherit: the encoder and pairs of the set in work.
 _inherited: tuple[Encoder, PairFile] | None = None
 
 
 def encode_all(encoder: Encoder, pairs: PairFile) -> Iterator[tuple[int, Results]]:
-    """Yield (index of the first, results) of consecutive batches; `encoder.ledger` receives what all of them cut.
+    """Yield (index of the first, results) of consecutive batches; `encoder.cuts` receives what all of them cut.
 
     Workers are forked, so they share the tokenizer and start at once. Where a worker dies, the rest is encoded here.
     """
@@ -42,14 +42,14 @@ def encode_all(encoder: Encoder, pairs: PairFile) -> Iterator[tuple[int, Results
     _inherited = encoder, pairs
     executor = ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), initializer=_begin)
     try:
-        futures: list[Future[tuple[Results, Ledger]]] = [executor.submit(_work, start) for start in starts]
+        futures: list[Future[tuple[Results, Cuts]]] = [executor.submit(_work, start) for start in starts]
         for start, future in zip(starts, futures, strict=True):
             try:
-                results, ledger = future.result()
+                results, cuts = future.result()
             except BrokenProcessPool:
                 yield start, _encode(encoder, pairs, start)
             else:
-                encoder.ledger.add(ledger)
+                encoder.cuts.add(cuts)
                 yield start, results
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
@@ -58,7 +58,7 @@ def encode_all(encoder: Encoder, pairs: PairFile) -> Iterator[tuple[int, Results
 
 def _encode(encoder: Encoder, pairs: PairFile, start: int) -> Results:
     stop = min(start + BATCH, len(pairs))
-    return encoder.encode_packed([from_line(pairs.line(index)) for index in range(start, stop)])
+    return encoder.encode_to_bytes([from_line(pairs.line(index)) for index in range(start, stop)])
 
 
 def _begin() -> None:
@@ -75,8 +75,8 @@ def _end_with_the_parent() -> None:
     os._exit(1)
 
 
-def _work(start: int) -> tuple[Results, Ledger]:
+def _work(start: int) -> tuple[Results, Cuts]:
     assert _inherited is not None
     encoder, pairs = _inherited
-    encoder.ledger = Ledger()
-    return _encode(encoder, pairs, start), encoder.ledger
+    encoder.cuts = Cuts()
+    return _encode(encoder, pairs, start), encoder.cuts

@@ -146,7 +146,7 @@ def _place(row_id: str) -> tuple[str, str]:
 def _report(dataset: Dataset, splits: Splits, encoder: Encoder, folder: Path, fingerprint: str) -> dict[str, Any]:
     tokens = {split: TokenFile(folder, split) for split in SPLITS}
     report = splits.report
-    for name, ids in encoder.ledger.notes().items():
+    for name, ids in encoder.cuts.notes().items():
         report.notes[name] = [*report.notes.get(name, []), *ids]
     return {
         **report.as_dict(),
@@ -156,7 +156,7 @@ def _report(dataset: Dataset, splits: Splits, encoder: Encoder, folder: Path, fi
         "soft_labels": sum(int((part.strengths < 1).sum()) for part in tokens.values()),
         "lengths": {split: quantiles(part.lengths) for split, part in tokens.items()},
         "length_bias": {split: length_bias(part.lengths) for split, part in tokens.items()},
-        "truncation": encoder.ledger.as_dict(),
+        "truncation": encoder.cuts.as_dict(),
         "warnings": [*encoder.warnings, *_rendered_already(encoder, sum(report.kept.values()))],
         "template": {
             "sha256": hashlib.sha256(encoder.template.source.encode()).hexdigest(),
@@ -171,7 +171,7 @@ def _report(dataset: Dataset, splits: Splits, encoder: Encoder, folder: Path, fi
 
 
 def _rendered_already(encoder: Encoder, kept: int) -> list[str]:
-    typed = len(encoder.ledger.control_text)
+    typed = len(encoder.cuts.control_text)
     if typed < 10 or 2 * typed < kept:
         return []
     return [

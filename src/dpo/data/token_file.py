@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from dpo.data.id_bytes import EncodedPair
 from dpo.data.indexed import Indexed
-from dpo.data.packed import PackedPair
 from dpo.data.pair import TokenPair
 
 IDS = "tokens.bin"
@@ -32,7 +32,7 @@ class TokenWriter:
         self._strengths = array("d")
         self._names: list[bytes] = []
 
-    def write(self, pair: PackedPair) -> None:
+    def write(self, pair: EncodedPair) -> None:
         """Append one pair to the split that is being written."""
         lengths = pair.lengths
         self._lengths.extend(lengths)

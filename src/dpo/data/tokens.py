@@ -12,15 +12,15 @@ from dpo.config.datasets import Keep
 from dpo.data.chat_template import ChatTemplate, Turns, begins_with_bos, join_turns
 from dpo.data.control_tokens import Codec
 from dpo.data.coverage import Coverage, stands
-from dpo.data.packed import WIDTH, PackedPair, pack
+from dpo.data.id_bytes import WIDTH, EncodedPair, to_bytes
 from dpo.data.pair import Message, Pair, TokenPair
 from dpo.data.refusal import Reason, Refusal, RowRefused
-from dpo.data.truncation import Ledger
+from dpo.data.truncation import Cuts
 from dpo.errors import ConfigError
 
 
 @dataclass
-class _Plan:
+class _Rendered:
     """A pair rendered, on its way to token ids."""
 
     pair: Pair
@@ -51,7 +51,7 @@ class Encoder:
 
     What does not fit goes in this order: the oldest turns, whole (a system message stays); the last user turn from
     the end that `keep` does not name, down to `min_prompt_tokens` or half of `max_length`; the ends of both
-    completions, which then lack their end-of-turn token. `ledger` counts all of it.
+    completions, which then lack their end-of-turn token. `cuts` counts all of it.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Encoder:
         self.max_length = max_length
         self.keep = keep
         self.floor = max(1, min(min_prompt_tokens, max_length // 2))
-        self.ledger = Ledger()
+        self.cuts = Cuts()
         self.codec = Codec(tokenizer)
         try:
             self.template = ChatTemplate(tokenizer, chat_template_kwargs or {})
@@ -140,69 +140,69 @@ class Encoder:
 
     def encode_batch(self, pairs: Sequence[Pair]) -> list[TokenPair | Refusal]:
         """Each pair as token ids or the reason why not, in order."""
-        return [one if isinstance(one, Refusal) else one.unpack() for one in self.encode_packed(pairs)]
+        return [one if isinstance(one, Refusal) else one.token_pair() for one in self.encode_to_bytes(pairs)]
 
-    def encode_packed(self, pairs: Sequence[Pair]) -> list[PackedPair | Refusal]:
+    def encode_to_bytes(self, pairs: Sequence[Pair]) -> list[EncodedPair | Refusal]:
         """`encode_batch` with packed ids; large batches are faster."""
-        plans = [self._plan(pair) for pair in pairs]
+        batch = [self._rendered(pair) for pair in pairs]
         for sealed in (False, True):
-            self._encode([plan for plan in plans if isinstance(plan, _Plan) and plan.sealed is sealed], sealed)
-        return [plan if isinstance(plan, Refusal) else self._finish(plan) for plan in plans]
+            self._encode([one for one in batch if isinstance(one, _Rendered) and one.sealed is sealed], sealed)
+        return [one if isinstance(one, Refusal) else self._finish(one) for one in batch]
 
-    def _plan(self, pair: Pair) -> _Plan | Refusal:
+    def _rendered(self, pair: Pair) -> _Rendered | Refusal:
         turns, lead, joined = join_turns(pair.prompt)
         texts = [pair.chosen, pair.rejected, lead, *(turn["content"] for turn in turns)]
-        plan = _Plan(pair, turns, lead, any(self.codec.needs_sealing(text) for text in texts), joined=joined)
+        one = _Rendered(pair, turns, lead, any(self.codec.needs_sealing(text) for text in texts), joined=joined)
         try:
-            self._render(plan, check=True)
+            self._render(one, check=True)
         except RowRefused as refused:
             return refused.refusal
-        plan.typed = plan.sealed and any(self.codec.hide(text) != text for text in texts)
-        return plan
+        one.typed = one.sealed and any(self.codec.hide(text) != text for text in texts)
+        return one
 
     def _hidden(self, turns: Turns) -> Turns:
         return [{"role": turn["role"], "content": self.codec.hide(turn["content"])} for turn in turns]
 
-    def _render(self, plan: _Plan, check: bool = False) -> None:
-        turns, (chosen, rejected) = plan.turns, (plan.lead + plan.pair.chosen, plan.lead + plan.pair.rejected)
-        if plan.sealed:
+    def _render(self, one: _Rendered, check: bool = False) -> None:
+        turns, (chosen, rejected) = one.turns, (one.lead + one.pair.chosen, one.lead + one.pair.rejected)
+        if one.sealed:
             turns, chosen, rejected = self._hidden(turns), self.codec.hide(chosen), self.codec.hide(rejected)
-        plan.prompt = self.template.prompt(turns)
-        plan.chosen = self.template.answered(turns, plan.prompt, chosen) + self.ending
-        plan.rejected = self.template.answered(turns, plan.prompt, rejected) + self.ending
+        one.prompt = self.template.prompt(turns)
+        one.chosen = self.template.answered(turns, one.prompt, chosen) + self.ending
+        one.rejected = self.template.answered(turns, one.prompt, rejected) + self.ending
         if check:
             for side, answer in (("chosen", chosen), ("rejected", rejected)):
-                if not stands(answer, getattr(plan, side)):
+                if not stands(answer, getattr(one, side)):
                     raise RowRefused(Reason.altered, side, "name another with model.chat_template")
-            plan.lost = {turns[index]["role"] for index in self._coverage.lost(turns, plan.prompt)}
+            one.lost = {turns[index]["role"] for index in self._coverage.lost(turns, one.prompt)}
         # From its last control token on, the prompt is encoded again in front of each answer: control tokens cut
         # the text before anything else looks at it, so the answer's ids are those it has in the whole conversation.
-        plan.tail = plan.prompt[self.codec.last_control(plan.prompt) :]
-        if plan.sealed:
-            plan.prompt, plan.tail, plan.chosen, plan.rejected = (
-                self.codec.seal(text) for text in (plan.prompt, plan.tail, plan.chosen, plan.rejected)
+        one.tail = one.prompt[self.codec.last_control(one.prompt) :]
+        if one.sealed:
+            one.prompt, one.tail, one.chosen, one.rejected = (
+                self.codec.seal(text) for text in (one.prompt, one.tail, one.chosen, one.rejected)
             )
 
-    def _encode(self, plans: list[_Plan], sealed: bool) -> None:
+    def _encode(self, batch: list[_Rendered], sealed: bool) -> None:
         texts: list[str] = []
-        for plan in plans:
-            texts += plan.prompt, plan.tail + plan.chosen, plan.tail + plan.rejected
+        for one in batch:
+            texts += one.prompt, one.tail + one.chosen, one.tail + one.rejected
         encoded = self.codec.encode_batch(texts, sealed)
-        for index, plan in enumerate(plans):
+        for index, one in enumerate(batch):
             prompt, chosen, rejected = encoded[3 * index : 3 * index + 3]
-            plan.ids = {"prompt": prompt}
+            one.ids = {"prompt": prompt}
             for side, ids in (("chosen", chosen), ("rejected", rejected)):
-                plan.ids[side] = self._behind_tail(plan, ids, getattr(plan, side))
+                one.ids[side] = self._behind_tail(one, ids, getattr(one, side))
 
-    def _behind_tail(self, plan: _Plan, ids: bytes, answer: str) -> bytes:
-        tail = self._tail_ids(plan.tail, plan.sealed)
+    def _behind_tail(self, one: _Rendered, ids: bytes, answer: str) -> bytes:
+        tail = self._tail_ids(one.tail, one.sealed)
         if ids.startswith(tail):
             ids = ids[len(tail) :]
         else:
             # A token spans the boundary. At inference the prompt stands alone, so the answer starts a token here.
-            plan.forced = True
-            [ids] = self.codec.encode_batch([answer], plan.sealed)
-        return ids + pack([self.end_id]) if self.appended_end else ids
+            one.forced = True
+            [ids] = self.codec.encode_batch([answer], one.sealed)
+        return ids + to_bytes([self.end_id]) if self.appended_end else ids
 
     def _tail_ids(self, tail: str, sealed: bool) -> bytes:
         if (tail, sealed) not in self._tails:
@@ -211,69 +211,69 @@ class Encoder:
             [self._tails[tail, sealed]] = self.codec.encode_batch([tail], sealed)
         return self._tails[tail, sealed]
 
-    def _finish(self, plan: _Plan) -> PackedPair | Refusal:
-        forced = plan.forced
+    def _finish(self, one: _Rendered) -> EncodedPair | Refusal:
+        forced = one.forced
         try:
-            cuts = self._cut(plan) if plan.over(self.max_length) > 0 else {}
+            cuts = self._cut(one) if one.over(self.max_length) > 0 else {}
         except RowRefused as refused:
             return refused.refusal
-        if plan.ids["chosen"] == plan.ids["rejected"]:
+        if one.ids["chosen"] == one.ids["rejected"]:
             cut = any(cuts.get(f"cut_{side}", 0) > 0 for side in ("chosen", "rejected"))
             return Refusal(Reason.equal_after_cutting if cut else Reason.same_tokens, "rejected")
         met = {
-            "joined_turns": plan.joined,
-            "control_text": plan.typed,
+            "joined_turns": one.joined,
+            "control_text": one.typed,
             "forced_boundary": forced,
-            "system_left_out": "system" in plan.lost,
-            "turn_altered": bool(plan.lost - {"system"}),
+            "system_left_out": "system" in one.lost,
+            "turn_altered": bool(one.lost - {"system"}),
         }
-        self.ledger.record(plan.pair.id, cuts, [name for name, is_so in met.items() if is_so])
-        return PackedPair(id=plan.pair.id, strength=plan.pair.strength, **plan.ids)
+        self.cuts.record(one.pair.id, cuts, [name for name, is_so in met.items() if is_so])
+        return EncodedPair(id=one.pair.id, strength=one.pair.strength, **one.ids)
 
-    def _cut(self, plan: _Plan) -> dict[str, int]:
-        """Bring an encoded plan under `max_length`; tokens cut, by the ledger's heads.
+    def _cut(self, one: _Rendered) -> dict[str, int]:
+        """Bring an encoded pair under `max_length`; tokens cut, by the heads of `Cuts`.
 
         Raises RowRefused when no token of an answer would be left.
         """
-        before = plan.tokens("prompt")
-        while plan.over(self.max_length) > 0 and self._drop_oldest(plan):
-            self._again(plan)
-        dropped = before - plan.tokens("prompt")
-        self._shorten_user(plan)
-        shortened = before - dropped - plan.tokens("prompt")
-        room = self.max_length - plan.tokens("prompt")
+        before = one.tokens("prompt")
+        while one.over(self.max_length) > 0 and self._drop_oldest(one):
+            self._again(one)
+        dropped = before - one.tokens("prompt")
+        self._shorten_user(one)
+        shortened = before - dropped - one.tokens("prompt")
+        room = self.max_length - one.tokens("prompt")
         if room < 1:
-            raise RowRefused(Reason.completion_lost, "prompt", f"{plan.tokens('prompt')} tokens of prompt remain")
+            raise RowRefused(Reason.completion_lost, "prompt", f"{one.tokens('prompt')} tokens of prompt remain")
         cuts = {"dropped_turns": dropped, "shortened_user_turn": shortened}
         for side in ("chosen", "rejected"):
-            cuts[f"cut_{side}"] = plan.tokens(side) - room
-            plan.ids[side] = plan.ids[side][: room * WIDTH]
+            cuts[f"cut_{side}"] = one.tokens(side) - room
+            one.ids[side] = one.ids[side][: room * WIDTH]
         return cuts
 
-    def _drop_oldest(self, plan: _Plan) -> bool:
+    def _drop_oldest(self, one: _Rendered) -> bool:
         """Drop the first exchange of a conversation, up to the next user turn; False when only one is left."""
-        first = 1 if plan.turns[0]["role"] == "system" else 0
-        for index in range(first + 1, len(plan.turns)):
-            if plan.turns[index]["role"] == "user":
-                plan.turns = plan.turns[:first] + plan.turns[index:]
+        first = 1 if one.turns[0]["role"] == "system" else 0
+        for index in range(first + 1, len(one.turns)):
+            if one.turns[index]["role"] == "user":
+                one.turns = one.turns[:first] + one.turns[index:]
                 return True
         return False
 
-    def _shorten_user(self, plan: _Plan) -> None:
+    def _shorten_user(self, one: _Rendered) -> None:
         """Cut the last user turn token by token, never below the floor, until the pair fits."""
-        content = plan.turns[-1]["content"]
-        offsets = self.codec.offsets(content, plan.sealed)
+        content = one.turns[-1]["content"]
+        offsets = self.codec.offsets(content, one.sealed)
         size = len(offsets)
-        while (over := plan.over(self.max_length)) > 0 and size > self.floor:
+        while (over := one.over(self.max_length)) > 0 and size > self.floor:
             size = max(self.floor, size - over)
             start = self.keep is Keep.start
             left = content[: offsets[size - 1][1]] if start else content[offsets[-size][0] :]
-            plan.turns = [*plan.turns[:-1], {**plan.turns[-1], "content": left}]
-            self._again(plan)
+            one.turns = [*one.turns[:-1], {**one.turns[-1], "content": left}]
+            self._again(one)
 
-    def _again(self, plan: _Plan) -> None:
-        self._render(plan)
-        self._encode([plan], plan.sealed)
+    def _again(self, one: _Rendered) -> None:
+        self._render(one)
+        self._encode([one], one.sealed)
 
 
 def _about_bos(tokenizer: Any, begins: bool, named: bool) -> list[str]:

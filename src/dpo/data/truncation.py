@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass
-class Ledger:
+class Cuts:
     """Tokens cut, by pair id. A pair can stand under several heads."""
 
     dropped_turns: dict[str, int] = field(default_factory=dict)
@@ -29,8 +29,8 @@ class Ledger:
         for name in met:
             getattr(self, name).append(pair_id)
 
-    def add(self, other: Ledger) -> None:
-        """Take in what another ledger, of other pairs, holds."""
+    def add(self, other: Cuts) -> None:
+        """Take in what another, of other pairs, holds."""
         for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
             if isinstance(mine, dict):
                 mine.update(theirs)

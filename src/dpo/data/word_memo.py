@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dpo.data.packed import WIDTH, pack, unpack
+from dpo.data.id_bytes import WIDTH, to_bytes, to_ids
 
 # Pre-tokenizer expressions for which the above was checked: Llama 3, and Qwen 2 to 3 (digits one by one).
 SPLITS = {
@@ -79,7 +79,7 @@ class WordMemo:
         self._encode_batch = encode_batch
         longest_first = sorted(added, key=len, reverse=True)
         self._segments = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-        self._memory = {f"  {text}": pack([token_id]) for text, token_id in added.items()}
+        self._memory = {f"  {text}": to_bytes([token_id]) for text, token_id in added.items()}
         self._separator, self._separator_id = next(iter(added.items()), ("", -1))
         self._row = ROW if added else 1
 
@@ -139,7 +139,7 @@ class WordMemo:
         rows = [keys[start : start + self._row] for start in range(0, len(keys), self._row)]
         texts = [self._separator.join(map(_text, row)) for row in rows]
         for row, packed in zip(rows, self._encode_batch(texts), strict=True):
-            ids = unpack(packed)
+            ids = to_ids(packed)
             if ids.count(self._separator_id) != len(row) - 1:  # a word's end and the separator gave another token
                 self._memory.update(zip(row, self._encode_batch(list(map(_text, row))), strict=True))
                 continue

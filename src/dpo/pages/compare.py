@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dpo.pages.comparison_tables import COST_NOTE, cost_table, figure_tables, pairwise_table, quality_table
-from dpo.pages.figures import Figure, Placed
 from dpo.pages.headline import EQUAL_LENGTH
 from dpo.pages.html import write_page
+from dpo.pages.plots import Placed, Plot
 from dpo.pages.tables import percent
 from dpo.records.read import pick
 
@@ -19,11 +19,11 @@ Row = dict[str, Any]
 
 def write_comparison_page(path: Path, comparison: Row, samples: Sequence[Row], show: int) -> Path:
     """Write the page. `samples`: one row a prompt with `messages` and `answers`, a list of (label, side)."""
-    figures, placed = comparison_figures(comparison)
+    plots, placed = comparison_plots(comparison)
     return write_page(
         path,
         "compare.html",
-        figures,
+        plots,
         title=f"{len(comparison['rows']) - 1} runs and their baseline",
         subtitle=f"evaluation {comparison['evaluation']}; written {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC",
         choice=comparison["choice"],
@@ -55,9 +55,9 @@ def _notes(comparison: Row) -> list[str]:
     return lines
 
 
-def comparison_figures(comparison: Row) -> tuple[dict[str, Figure], Placed]:
+def comparison_plots(comparison: Row) -> tuple[dict[str, Plot], Placed]:
     """Levels by each judge with intervals; quality against distance and against cost."""
-    figures: dict[str, Figure] = {}
+    plots: dict[str, Plot] = {}
     placed: Placed = []
     rows = comparison["rows"]
     runs = rows[1:]
@@ -69,7 +69,7 @@ def comparison_figures(comparison: Row) -> tuple[dict[str, Figure], Placed]:
             "error_x": {"type": "data", "symmetric": False, "array": [e["high"] - e["value"] for e in levels],
                         "arrayminus": [e["value"] - e["low"] for e in levels]},
         }  # fmt: skip
-        figures[f"level-{name}"] = {
+        plots[f"level-{name}"] = {
             "data": [bars],
             "layout": {
                 "yaxis": {"autorange": "reversed", "automargin": True},
@@ -96,7 +96,7 @@ def comparison_figures(comparison: Row) -> tuple[dict[str, Figure], Placed]:
                 "cliponaxis": False, "text": [row["label"] for row in kept],
             }  # fmt: skip
             room = {"range": [0, 1.2 * max(levels)]} if judge["decides"] and max(levels) > 0 else {}
-            figures[f"{key}-{name}"] = {
+            plots[f"{key}-{name}"] = {
                 "data": [points],
                 "layout": {
                     "xaxis": {"title": {"text": title}, "range": [0, 1.08 * max(x) or 1]},
@@ -110,4 +110,4 @@ def comparison_figures(comparison: Row) -> tuple[dict[str, Figure], Placed]:
             }
             words = "distance" if key == "kl" else "cost"
             placed.append((f"{key}-{name}", f"Quality against {words}", f"By {name}."))
-    return figures, placed
+    return plots, placed

@@ -28,7 +28,7 @@ SMALL_FALL = 0.05  # nats a token
 
 @dataclass(frozen=True)
 class Finding:
-    """One verdict: its name, how serious (good, note, warning, unknown), a sentence, and the figures behind it."""
+    """One finding: its name, how serious (good, note, warning, unknown), a sentence, and the figures behind it."""
 
     name: str
     level: str
@@ -37,7 +37,7 @@ class Finding:
 
 
 def findings(run: RunFiles, summary: Row | None) -> list[Finding]:
-    """All verdicts on a run; `summary` is its evaluation's, None when it has none."""
+    """All findings on a run; `summary` is its evaluation's, None when it has none."""
     return [
         reference_identity(run),
         loss_moves(run),

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dpo.pages.defaults import changed_settings, default_settings
-from dpo.pages.figures import Figure, Placed, cost_figures, evaluation_figures, training_figures
 from dpo.pages.findings import findings
 from dpo.pages.headline import COLUMNS, caption, figure_rows, notes
 from dpo.pages.html import write_page
+from dpo.pages.plots import Placed, Plot, cost_plots, evaluation_plots, training_plots
 from dpo.pages.tables import clock, number, share
 from dpo.records.read import DASH, RunFiles, of_run, pick, read_pairs, read_rows, read_run, read_samples
 
@@ -24,13 +24,13 @@ def write_run_page(folder: Path, evaluation: str, show: int) -> Path:
     run = read_run(folder)
     summary = of_run(folder / "evaluation" / evaluation / "summary.json", run.record, expected=False) or None
     samples = read_samples(folder, evaluation) if summary else []
-    training, training_placed = training_figures(run)
-    held_out: dict[str, Figure] = {}
+    training, training_placed = training_plots(run)
+    held_out: dict[str, Plot] = {}
     held_out_placed: Placed = []
     if summary:
         divergence = read_rows(folder, evaluation, "divergence")
-        held_out, held_out_placed = evaluation_figures(summary, samples, read_pairs(folder, evaluation), divergence)
-    costs, costs_placed = cost_figures(run.ledger)
+        held_out, held_out_placed = evaluation_plots(summary, samples, read_pairs(folder, evaluation), divergence)
+    costs, costs_placed = cost_plots(run.ledger)
     return write_page(
         folder / "report.html",
         "run.html",

@@ -54,7 +54,7 @@ def write(model: Any, tokenizer: Any, form: Format, gguf_type: GgufType, folder:
     """Write weights, config, generation settings, tokenizer and chat template to `folder`; safetensors or GGUF only."""
     parameters = sum(p.numel() for p in model.parameters())
     itemsize = next(model.parameters()).element_size()
-    check_room(folder, int(parameters * (BYTES[form] + (itemsize if form in (Format.int8, Format.gguf) else 0))))
+    check_disk(folder, int(parameters * (BYTES[form] + (itemsize if form in (Format.int8, Format.gguf) else 0))))
     with disk_full_named(folder):
         folder.mkdir(parents=True)
         tokenizer.save_pretrained(folder)
@@ -120,7 +120,7 @@ def load_back(folder: Path, form: Format, device: str, dtype: Any) -> Any:
     return model.eval()
 
 
-def check_room(folder: Path, size: int) -> None:
+def check_disk(folder: Path, size: int) -> None:
     """Raise DiskFull when `size` bytes and a tenth more are not free where `folder` will be."""
     place = next(parent for parent in folder.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(place).free

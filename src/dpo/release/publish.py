@@ -39,7 +39,7 @@ class Upload:
     text: str | None
 
 
-def plan(folder: Path) -> list[Upload]:
+def to_upload(folder: Path) -> list[Upload]:
     """Every file of a folder that a push would send.
 
     Raises Refused when the folder does not pass `audit`, holds a file that is neither weights nor text, or has a
@@ -73,7 +73,7 @@ def show_plan(folder: Path, repo: str) -> None:
     from dpo.pages.tables import to_table
     from dpo.records.terminal import terminal
 
-    uploads = plan(folder)
+    uploads = to_upload(folder)
     rows = [[u.name, f"{u.size:,}", "as it is" if u.text is None else str(u.redactions)] for u in uploads]
     rows.append([f"{len(uploads)} files", f"{sum(u.size for u in uploads):,}", ""])
     terminal().print(to_table(("file", "bytes", "redactions"), rows, f"dry run: what would be pushed to {repo}"))
@@ -94,7 +94,7 @@ def push(folder: Path, repo: str, private: bool) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
 
     check_push(repo)
-    uploads = plan(folder)
+    uploads = to_upload(folder)
     api = HfApi()
     repo = _asked(repo, lambda: api.create_repo(repo, private=private, exist_ok=True)).repo_id
     operations = [

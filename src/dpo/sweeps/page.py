@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.pages.html import write_page
-from dpo.sweeps.figures import sweep_figures
+from dpo.sweeps.plots import sweep_plots
 from dpo.sweeps.tables import best_table, failures, job_table, seed_table
 
 Row = dict[str, Any]
@@ -20,13 +20,13 @@ WHOLE = 32
 
 def write_sweep_page(path: Path, found: Row) -> Path:
     """Write the page of an answer (`dpo.sweeps.answer`); returns its path."""
-    figures, placed = sweep_figures(found)
+    plots, placed = sweep_plots(found)
     states = Counter(job["state"] for job in found["jobs"])
     counted = ", ".join(f"{count} {state}" for state, count in states.most_common())
     return write_page(
         path,
         "sweep.html",
-        figures,
+        plots,
         title=Path(found["folder"]).name,
         subtitle=f"{len(found['jobs'])} jobs over {', '.join(found['keys']) or 'one setting'}: {counted}; "
         f"written {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC",

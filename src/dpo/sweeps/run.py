@@ -30,7 +30,7 @@ class JobsFailed(DpoError):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sweep:
     """The sweep's folder, the keys its jobs differ in, and its jobs: config, swept values and task of each."""
 
     root: Path
@@ -46,46 +46,46 @@ def run_sweep(grid: Grid[Config]) -> None:
 
     Every config has been checked before this is called. The same command goes on in the same folders.
     """
-    planned = plan(grid)
-    root = planned.root
+    sweep = lay_out(grid)
+    root = sweep.root
     root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(root / ".lock", timeout=0):
-            _run(planned, grid)
+            _run(sweep, grid)
     except Timeout:
         raise ConfigError(f"{root}: another process is running this sweep") from None
     from dpo.sweeps.report import report_sweep  # numpy is only needed here
 
     report_sweep(root)
     jobs = {job.folder.name: job for job in read_sweep(root).jobs}
-    mine = [jobs[task.name] for task in planned.tasks]
+    mine = [jobs[task.name] for task in sweep.tasks]
     failed = [f"{job.label}: {ending(job)}; see {job.folder}.log" for job in mine if not job.complete]
     if failed:
         raise JobsFailed("\n".join([f"{len(failed)} of {len(mine)} jobs did not complete", *failed]))
 
 
-def _run(planned: Plan, grid: Grid[Config]) -> None:
-    tasks, root = planned.tasks, planned.root
+def _run(sweep: Sweep, grid: Grid[Config]) -> None:
+    tasks, root = sweep.tasks, sweep.root
     listed = [
         {"label": task.label, "folder": task.name, "values": values}
-        for task, values in zip(tasks, planned.values, strict=True)
+        for task, values in zip(tasks, sweep.values, strict=True)
     ]
-    write_sweep(root, planned.keys, planned.evaluation, listed)
+    write_sweep(root, sweep.keys, sweep.evaluation, listed)
     left = [task for task in tasks if not task.done()]
     done = f", {len(tasks) - len(left)} complete already" if len(left) < len(tasks) else ""
     print(f"sweep directory {root}, {len(tasks)} jobs{done}", flush=True)
     try:
         if left:
-            configs = [config for config, task in zip(planned.configs, tasks, strict=True) if task in left]
-            LAUNCHERS[grid.launcher](left, configs, grid.settings, planned.evaluation)
+            configs = [config for config, task in zip(sweep.configs, tasks, strict=True) if task in left]
+            LAUNCHERS[grid.launcher](left, configs, grid.settings, sweep.evaluation)
     except Interrupted:
-        states = [read_job(root, job, planned.evaluation) for job in listed]
+        states = [read_job(root, job, sweep.evaluation) for job in listed]
         complete = sum(job.complete for job in states)
         print(f"interrupted: {complete} of {len(states)} jobs complete; the same command continues", file=sys.stderr)
         raise
 
 
-def plan(grid: Grid[Config]) -> Plan:
+def lay_out(grid: Grid[Config]) -> Sweep:
     """Folders and tasks. Folders are named by hashes of what they hold, so a grown grid renames none."""
     rows = [flat(plain(config)) for config, _ in grid.jobs]
     order = [key for _, overrides in grid.jobs for key in (o.lstrip("+~").partition("=")[0] for o in overrides)]
@@ -130,7 +130,7 @@ def plan(grid: Grid[Config]) -> Plan:
         values.append(mine)
     if len({task.name for task in tasks}) < len(tasks):
         raise ConfigError("two jobs of this sweep have the same settings")
-    return Plan(root, keys, evaluation, [config for config, _ in grid.jobs], values, tasks)
+    return Sweep(root, keys, evaluation, [config for config, _ in grid.jobs], values, tasks)
 
 
 def _evaluation(config: Config) -> tuple[str | None, tuple[str, ...]]:

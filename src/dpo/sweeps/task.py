@@ -18,7 +18,7 @@ from dpo.records.date import DATE
 from dpo.records.process import process_mark
 from dpo.records.run import read_record, state_of
 from dpo.sweeps.files import Outcome, date_of, read_outcome, write_outcome
-from dpo.sweeps.follow import VARIABLE
+from dpo.sweeps.orphan import VARIABLE
 
 
 @dataclass(frozen=True)

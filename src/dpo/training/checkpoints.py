@@ -52,7 +52,7 @@ def write(root: Path, step: int, facts: Facts, fill: Callable[[Path], None]) -> 
     root.mkdir(parents=True, exist_ok=True)
     for left in root.glob(".tmp-step-*"):
         _remove(left)
-    _check_room(root)
+    _check_disk(root)
     try:
         aside.mkdir()
         fill(aside)
@@ -79,7 +79,7 @@ def _full(root: Path) -> DiskFull:
     )
 
 
-def _check_room(root: Path) -> None:
+def _check_disk(root: Path) -> None:
     """Refuse early when the last checkpoint's size would not fit."""
     sizes = [sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) for folder in _newest_first(root)]
     if sizes and shutil.disk_usage(root).free < 1.1 * max(sizes):

@@ -1,4 +1,4 @@
-"""Each verdict says what its figures say, on runs made to show one fault each."""
+"""Each finding says what its figures say, on runs made to show one fault each."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ VARIABLE = "DPO_SWEEP_PID"
 LOOK_SECONDS = 0.5
 
 
-def follow_parent() -> None:
+def end_with_the_sweep() -> None:
     """When the sweep that started this process is gone, however it ended, send this process SIGTERM.
 
     Training then stops at its next safe point with a checkpoint, as for any SIGTERM. Does nothing outside a sweep;
@@ -19,7 +19,7 @@ def follow_parent() -> None:
     """
     parent = os.environ.pop(VARIABLE, None)
     if parent is not None:
-        threading.Thread(target=_watch, args=(int(parent),), daemon=True, name="follow-parent").start()
+        threading.Thread(target=_watch, args=(int(parent),), daemon=True, name="end-with-the-sweep").start()
 
 
 def _watch(parent: int) -> None:

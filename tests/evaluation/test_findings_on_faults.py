@@ -1,4 +1,4 @@
-"""The report's verdicts on runs that really have the fault they name, and on ones that do not.
+"""The report's findings on runs that really have the fault they name, and on ones that do not.
 
 Training faults are trained for real; those of answers go through the judges and statistics of an evaluation.
 """

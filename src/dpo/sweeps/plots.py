@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
-from dpo.pages.figures import Figure, Placed
+from dpo.pages.plots import Placed, Plot
 from dpo.sweeps.files import label_of, word
 
 Row = dict[str, Any]
@@ -32,26 +32,26 @@ def metrics(found: Row) -> list[Metric]:
     return [metric for metric in wanted if any(metric[3](row) is not None for row in found["settings"])]
 
 
-def sweep_figures(found: Row) -> tuple[dict[str, Figure], Placed]:
+def sweep_plots(found: Row) -> tuple[dict[str, Plot], Placed]:
     """Everything the page draws."""
-    figures: dict[str, Figure] = {}
+    plots: dict[str, Plot] = {}
     placed: Placed = []
     if not found["settings"]:
-        return figures, placed
+        return plots, placed
     axes = found["axes"]
     for metric in metrics(found):
         made = _maps(found, metric, axes) if len(axes) >= 2 else _lines(found, metric, axes) if axes else []
         for number, (figure, note) in enumerate(made):
             key = f"sweep-{metric[0]}-{number}"
-            figures[key] = figure
+            plots[key] = figure
             placed.append((key, metric[1], note))
     for key, title, figure in _frontiers(found):
-        figures[key] = figure
+        plots[key] = figure
         placed.append((key, title, "Settings on the line are nearest to the reference for what they reach."))
     for key, title, figure in _seeds(found):
-        figures[key] = figure
+        plots[key] = figure
         placed.append((key, title, "Each seed, and the mean with its 95% t interval."))
-    return figures, placed
+    return plots, placed
 
 
 def _value(read: Row | float | None) -> float | None:
@@ -74,7 +74,7 @@ def _levels(found: Row, key: str) -> list[Any]:
     return sorted(values.values()) if numbers else list(values.values())
 
 
-def _maps(found: Row, metric: Metric, axes: Sequence[str]) -> list[tuple[Figure, str]]:
+def _maps(found: Row, metric: Metric, axes: Sequence[str]) -> list[tuple[Plot, str]]:
     _, _, form, read = metric
     first, second, *rest = axes
     rows, columns = _levels(found, first), _levels(found, second)
@@ -91,7 +91,7 @@ def _maps(found: Row, metric: Metric, axes: Sequence[str]) -> list[tuple[Figure,
         grid = [[cells.get((word(y), word(x))) for x in columns] for y in rows]
         chosen = found["choice"]["label"]
         mark = next((row["values"] for row in found["settings"] if row["label"] == chosen), None)
-        data: Figure = {
+        data: Plot = {
             "type": "heatmap",
             "x": [word(x) for x in columns],
             "y": [word(y) for y in rows],
@@ -104,7 +104,7 @@ def _maps(found: Row, metric: Metric, axes: Sequence[str]) -> list[tuple[Figure,
             "xgap": 2,
             "ygap": 2,
         }
-        layout: Figure = {
+        layout: Plot = {
             "xaxis": {"type": "category", "title": {"text": _short(second)}},
             "yaxis": {"type": "category", "title": {"text": _short(first)}, "automargin": True},
             "height": 110 + 52 * len(rows),
@@ -139,13 +139,13 @@ def _absent(found: Row, values: Row) -> str:
     return ", ".join(sorted(states))
 
 
-def _lines(found: Row, metric: Metric, axes: Sequence[str]) -> list[tuple[Figure, str]]:
+def _lines(found: Row, metric: Metric, axes: Sequence[str]) -> list[tuple[Plot, str]]:
     """One swept key: a point a value, with its interval."""
     _, _, form, read = metric
     (key,) = axes
     order = [word(value) for value in _levels(found, key)]
     rows = sorted(found["settings"], key=lambda row: order.index(word(row["values"][key])))
-    data: Figure = {
+    data: Plot = {
         "type": "scatter",
         "mode": "lines+markers",
         "x": [word(row["values"][key]) for row in rows],
@@ -164,7 +164,7 @@ def _lines(found: Row, metric: Metric, axes: Sequence[str]) -> list[tuple[Figure
     return [({"data": [data], "layout": layout}, "")]
 
 
-def _bars(estimates: Sequence[Any]) -> Figure:
+def _bars(estimates: Sequence[Any]) -> Plot:
     return {
         "type": "data",
         "symmetric": False,
@@ -176,7 +176,7 @@ def _bars(estimates: Sequence[Any]) -> Figure:
     }
 
 
-def _frontiers(found: Row) -> list[tuple[str, str, Figure]]:
+def _frontiers(found: Row) -> list[tuple[str, str, Plot]]:
     """Quality against KL, with the line of settings no other one dominates."""
     rows = [row for row in found["settings"] if row["kl"] is not None]
     if not rows:
@@ -213,14 +213,14 @@ def _frontiers(found: Row) -> list[tuple[str, str, Figure]]:
     return made
 
 
-def _seeds(found: Row) -> list[tuple[str, str, Figure]]:
+def _seeds(found: Row) -> list[tuple[str, str, Plot]]:
     settings = [row for row in found["settings"] if row["over_seeds"]]
     if not settings:
         return []
     made = []
     for name in ("accuracy", *found["judges"]):
         title = "Reward accuracy over seeds" if name == "accuracy" else f"Level by {name} over seeds"
-        dots: Figure = {"type": "scatter", "mode": "markers", "name": "seed", "x": [], "y": [],
+        dots: Plot = {"type": "scatter", "mode": "markers", "name": "seed", "x": [], "y": [],
                         "marker": {"size": 7, "opacity": 0.6, "color": "#8c959f"}}  # fmt: skip
         for row in settings:
             for job in found["jobs"]:

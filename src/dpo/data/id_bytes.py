@@ -11,12 +11,12 @@ from dpo.data.pair import TokenPair
 WIDTH = 4
 
 
-def pack(ids: Iterable[int]) -> bytes:
+def to_bytes(ids: Iterable[int]) -> bytes:
     """32-bit ids in this machine's byte order."""
     return array("i", ids).tobytes()
 
 
-def unpack(packed: bytes) -> list[int]:
+def to_ids(packed: bytes) -> list[int]:
     """The ids again."""
     ids = array("i")
     ids.frombytes(packed)
@@ -24,7 +24,7 @@ def unpack(packed: bytes) -> list[int]:
 
 
 @dataclass(frozen=True)
-class PackedPair:
+class EncodedPair:
     """A TokenPair whose ids are packed."""
 
     id: str
@@ -38,6 +38,6 @@ class PackedPair:
         """Tokens of prompt, chosen, rejected."""
         return len(self.prompt) // WIDTH, len(self.chosen) // WIDTH, len(self.rejected) // WIDTH
 
-    def unpack(self) -> TokenPair:
+    def token_pair(self) -> TokenPair:
         """The pair with ids as lists."""
-        return TokenPair(self.id, unpack(self.prompt), unpack(self.chosen), unpack(self.rejected), self.strength)
+        return TokenPair(self.id, to_ids(self.prompt), to_ids(self.chosen), to_ids(self.rejected), self.strength)

@@ -1,4 +1,4 @@
-"""Plotly figures as plain data: no library is needed to build them, the page's script draws them."""
+"""Plotly plots as plain data: no library is needed to build them, the page's script draws them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dpo.pages.tables import number
 from dpo.records.read import RunFiles
 
 Row = dict[str, Any]
-Figure = dict[str, Any]
+Plot = dict[str, Any]
 # id, title, note
 Placed = list[tuple[str, str, str]]
 LOG_PROBS = {f"{model}_{side}" for model in ("policy", "reference") for side in ("chosen", "rejected")}
@@ -17,7 +17,7 @@ LOG_PROBS = {f"{model}_{side}" for model in ("policy", "reference") for side in 
 TRAIN, DEV = ("#79b8ff", "#f2a477"), ("#0b4fb3", "#a8430f")
 
 
-def training_figures(run: RunFiles) -> tuple[dict[str, Figure], Placed]:
+def training_plots(run: RunFiles) -> tuple[dict[str, Plot], Placed]:
     """Curves over steps from metrics.jsonl; a curve that was not logged is left out."""
     beta = (run.config.get("dpo") or {}).get("beta")
     ratios = [(f"rewards/{side}", side, 1 / float(beta)) for side in ("chosen", "rejected")] if beta else []
@@ -58,18 +58,18 @@ def training_figures(run: RunFiles) -> tuple[dict[str, Figure], Placed]:
             {"rangemode": "tozero"},
         ),
     ]
-    figures: dict[str, Figure] = {}
+    plots: dict[str, Plot] = {}
     placed: Placed = []
     for name, title, note, unit, curves, axis in wanted:
         data = [curve for i, (key, label, scale) in enumerate(curves) for curve in _curves(run, key, label, scale, i)]
         if data:
             layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": unit}, **axis}}
-            figures[f"training-{name}"] = {"data": data, "layout": layout}
+            plots[f"training-{name}"] = {"data": data, "layout": layout}
             placed.append((f"training-{name}", title, note))
-    return figures, placed
+    return plots, placed
 
 
-def _curves(run: RunFiles, key: str, label: str, scale: float, nth: int) -> list[Figure]:
+def _curves(run: RunFiles, key: str, label: str, scale: float, nth: int) -> list[Plot]:
     """The training curve and the dev curve of a metric, the latter darker, dotted and with marks."""
     found = []
     for kind, rows, style, colors in (
@@ -92,15 +92,15 @@ def _curves(run: RunFiles, key: str, label: str, scale: float, nth: int) -> list
     return found
 
 
-def evaluation_figures(
+def evaluation_plots(
     summary: Row, samples: Sequence[Row], pairs: Sequence[Row], divergence: Sequence[Row]
-) -> tuple[dict[str, Figure], Placed]:
+) -> tuple[dict[str, Plot], Placed]:
     """What the held-out pairs and answers look like: margins, calibration, lengths, KL."""
-    figures: dict[str, Figure] = {}
+    plots: dict[str, Plot] = {}
     placed: Placed = []
 
-    def place(name: str, title: str, note: str, data: list[Figure], x: str, y: str, **layout: Any) -> None:
-        figures[f"held-out-{name}"] = {
+    def place(name: str, title: str, note: str, data: list[Plot], x: str, y: str, **layout: Any) -> None:
+        plots[f"held-out-{name}"] = {
             "data": data,
             "layout": {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}, **layout},
         }
@@ -158,20 +158,20 @@ def evaluation_figures(
         values = [row["kl"] for row in divergence if "kl" in row]
         place("divergence", "KL from the reference", "On the policy's own answers.", [_histogram("answers", values)],
               "nats an answer", "answers", bargap=0.05)  # fmt: skip
-    return figures, placed
+    return plots, placed
 
 
-def _histogram(name: str, values: Sequence[float], **more: Any) -> Figure:
+def _histogram(name: str, values: Sequence[float], **more: Any) -> Plot:
     return {"type": "histogram", "name": name, "x": list(values), "nbinsx": 24, **more}
 
 
-def cost_figures(ledger: Mapping[str, Any]) -> tuple[dict[str, Figure], Placed]:
+def cost_plots(ledger: Mapping[str, Any]) -> tuple[dict[str, Plot], Placed]:
     """Seconds and peak memory of each phase."""
     phases = ledger.get("phases") or {}
     if not phases:
         return {}, []
     names = list(phases)
-    figures: dict[str, Figure] = {}
+    plots: dict[str, Plot] = {}
     placed: Placed = []
     for key, title, unit in (("seconds", "Time", "seconds"), ("peak_memory_mb", "Peak memory", "MB")):
         bars = {"type": "bar", "orientation": "h", "y": names, "x": [phases[name].get(key, 0) for name in names]}
@@ -180,6 +180,6 @@ def cost_figures(ledger: Mapping[str, Any]) -> tuple[dict[str, Figure], Placed]:
             "yaxis": {"autorange": "reversed", "automargin": True},
             "hovermode": "closest",
         }
-        figures[f"cost-{key}"] = {"data": [bars], "layout": layout}
+        plots[f"cost-{key}"] = {"data": [bars], "layout": layout}
         placed.append((f"cost-{key}", title, ""))
-    return figures, placed
+    return plots, placed
