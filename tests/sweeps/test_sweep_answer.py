@@ -17,6 +17,7 @@ import pytest
 from hostile import change_run, write_sweep_folder
 
 from dpo.records.files import write_sealed
+from dpo.records.rows import Running
 from dpo.statistics.intervals import bootstrap_mean
 from dpo.statistics.paired import over_seeds, seeds_and_items
 from dpo.sweeps.answer import answer
@@ -172,6 +173,40 @@ def test_only_what_completed_is_compared_and_the_rest_is_named(tmp_path: Path) -
     assert found["jobs"][2]["accuracy"] is None
     assert found["choice"]["label"] == "beta 0.1, rank 8"
     assert found["axes"] == ["dpo.beta", "lora.rank"]
+
+
+DAMAGES = {
+    "metrics.jsonl": lambda text: text.replace("0.6", "0.5", 1),
+    "run.json": lambda text: text[:-9],
+    "ledger.json": lambda text: text.replace("63.0", "93.0") + " ",
+    "evaluation/test/summary.json": lambda text: text.replace("0.4", "0.9", 1),
+    "evaluation/test/samples.jsonl": lambda text: text[: text.find("\n") + 1],
+    "evaluation/test/pairs.jsonl": lambda text: "",
+}
+
+
+@pytest.mark.parametrize("file", DAMAGES)
+def test_a_job_with_damaged_files_is_named_and_leaves_the_others_alone(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_sweep_folder(tmp_path / "s", grid((0.1, 8, 0.5, 2.0), (0.1, 16, 0.1, 1.0), (0.3, 8, 0.59, 9.0)))
+    job = root / "job2"
+    rows = {name: Running((job / f"evaluation/test/{name}.jsonl").read_bytes()).mark() for name in ("pairs", "samples")}
+    for path, more in (
+        (job / "run.json", {"metrics": Running((job / "metrics.jsonl").read_bytes()).mark(), "id": "a"}),
+        (job / "ledger.json", {"run": "a"}),
+        (job / "data.json", {"run": "a"}),
+        (job / "evaluation/test/summary.json", {"run": "a", "rows": rows}),
+    ):
+        write_sealed(path, json.loads(path.read_text()) | more)
+    assert {found.state for found in read_sweep(root).jobs} == {"complete"}
+    damaged = job / file
+    damaged.write_text(DAMAGES[file](damaged.read_text()))
+    report_sweep(root)
+    found = json.loads((root / "answer.json").read_text())
+    assert [(job["state"], job["exit_code"]) for job in found["jobs"]] == [("complete", 0)] * 2 + [("damaged", 4)]
+    assert len(found["settings"]) == 2
+    assert f"beta 0.3, rank 8: damaged (exit 4): {file}: " in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_grid_whose_part_failed_as_a_whole_is_still_drawn(tmp_path: Path) -> None:

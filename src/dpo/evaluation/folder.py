@@ -17,7 +17,7 @@ from dpo.config.evaluation import Evaluation
 from dpo.config.parse import plain
 from dpo.errors import CheckpointError, ConfigError
 from dpo.records.files import write_sealed, write_text
-from dpo.records.read import json_file, read_rows
+from dpo.records.read import check_evaluation, json_file
 from dpo.records.rows import Mark, Running
 
 T = TypeVar("T")
@@ -93,8 +93,7 @@ class EvaluationFolder:
 
     def check(self) -> None:
         """Raise CheckpointError when rows are not those the summary was made from."""
-        for stage in json_file(self.path / "summary.json").get("rows") or {}:
-            read_rows(self.path.parents[1], self.path.name, stage)
+        check_evaluation(self.path.parents[1], self.path.name, json_file(self.path / "summary.json"))
 
     def _unmark(self, stage: str) -> None:
         """A summary does not vouch for rows that are about to change, so that a kill leaves none that look damaged."""

@@ -15,7 +15,7 @@ from typing import Any
 from dpo.errors import CheckpointError, ConfigError
 from dpo.records.files import write_sealed
 from dpo.records.process import is_alive
-from dpo.records.read import RunFiles, json_file, of_run, read_run
+from dpo.records.read import RunFiles, check_evaluation, json_file, of_run, read_run
 from dpo.streams import clean
 
 Row = dict[str, Any]
@@ -114,12 +114,17 @@ def read_sweep(root: Path) -> SweepFiles:
 
 
 def read_job(root: Path, job: Row, evaluation: str | None) -> JobFiles:
-    """One job as it stands now."""
+    """One job as it stands now; one whose files are damaged says so in its place and leaves the others alone."""
     folder = root / job["folder"]
-    run = read_run(folder) if (folder / "run.json").is_file() else None
     summary: Row = {}
-    if evaluation and run is not None:
-        summary = of_run(folder / "evaluation" / evaluation / "summary.json", run.record, expected=False)
+    try:
+        run = read_run(folder) if (folder / "run.json").exists() else None
+        if evaluation and run is not None:
+            summary = of_run(folder / "evaluation" / evaluation / "summary.json", run.record, expected=False)
+            check_evaluation(folder, evaluation, summary)
+    except (CheckpointError, ConfigError) as error:
+        why = f"{str(error).splitlines()[0].removeprefix(f'{folder}/')}; move the folder away to run this job again"
+        return JobFiles(job["label"], job["values"], folder, "damaged", error.exit_code, why, None, None)
     state, code, reason = _state(root, job["folder"], run, bool(summary) or evaluation is None)
     return JobFiles(job["label"], job["values"], folder, state, code, reason, run, summary or None)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from dpo.config.arguments import quoted
+from dpo.errors import CheckpointError, ConfigError
 from dpo.records.date import DATE
 from dpo.records.process import process_mark
 from dpo.records.run import read_record, state_of
@@ -50,7 +51,10 @@ class Task:
 
     def trained(self) -> bool:
         """Whether the run has reached its last step."""
-        return (self.folder / "run.json").is_file() and state_of(read_record(self.folder)) == "complete"
+        try:
+            return state_of(read_record(self.folder)) == "complete"
+        except (CheckpointError, ConfigError):
+            return False  # none yet, or a damaged one, which its own process will name
 
     def evaluated(self) -> bool:
         """Whether its evaluation is complete, or none is wanted."""
