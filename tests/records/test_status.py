@@ -15,9 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
+from dpo.errors import CheckpointError
 from dpo.records.files import write_sealed
 from dpo.records.overview import find_runs, run_status
 from dpo.records.process import process_mark
+from dpo.records.read import read_metrics, read_run
+from dpo.records.rows import Running
+from dpo.records.run import read_record
 
 
 def _write(folder: Path, **changes: Any) -> Path:
@@ -165,6 +169,49 @@ def test_watch_follows_a_run_until_interrupted(tmp_path: Path) -> None:
         seen += process.stdout.read()
     assert process.returncode == 0
     assert "complete" in seen
+
+
+def test_metrics_that_are_not_as_logged_are_named_and_give_no_figure(tmp_path: Path) -> None:
+    rows = [{"kind": "train", "step": step, "time": 1.0, "loss": 0.5 + step / 8} for step in (1, 2)]
+    for status in ("complete", "interrupted", "running"):
+        folder = tmp_path / status
+        folder.mkdir()
+        _log(folder, *rows)
+        metrics = folder / "metrics.jsonl"
+        whole = metrics.read_bytes()
+        _write(folder, status=status, reason="why", step=2, metrics=Running(whole).mark())
+        assert (run_status(folder).loss, "damaged" in run_status(folder).note) == (0.75, False)
+        for damaged in (whole.replace(b"0.75", b"0.35"), whole[: whole.find(b"\n") + 1], b""):
+            metrics.write_bytes(damaged)
+            found = run_status(folder)
+            assert (found.state, found.loss, found.step) == (status, None, 2)
+            assert "metrics damaged: metrics.jsonl: not as it was written" in found.note
+            with pytest.raises(CheckpointError, match=r"metrics\.jsonl: not as it was written"):
+                read_run(folder)
+        metrics.unlink()
+        os.mkfifo(metrics)
+        assert "metrics damaged: metrics.jsonl: not a file" in run_status(folder).note
+    # What a run that goes on has logged since is behind the mark.
+    metrics.unlink()
+    _log(folder, *rows, {"kind": "train", "step": 3, "time": 2.0, "loss": 0.25})
+    assert run_status(folder).loss == 0.25
+
+
+def test_a_run_that_goes_back_to_a_checkpoint_while_it_is_read_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rows = tmp_path / "r", [{"kind": "train", "step": step, "time": 1.0, "loss": 0.5} for step in (1, 2)]
+    folder.mkdir()
+    _log(folder, *rows)
+    whole = (folder / "metrics.jsonl").read_bytes()
+    _write(folder, metrics=Running(whole).mark())
+    before = read_record(folder)
+    first = whole[: whole.find(b"\n") + 1]
+    (folder / "metrics.jsonl").write_bytes(first)
+    _write(folder, metrics=Running(first).mark(), started=2.0)
+    records = iter([before, read_record(folder)])
+    monkeypatch.setattr("dpo.records.read.read_record", lambda _: next(records))
+    assert len(read_metrics(folder)[1]) == 1
 
 
 BAD: dict[str, Any] = {

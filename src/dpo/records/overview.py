@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.errors import CheckpointError, DpoError
-from dpo.records.read import json_file, json_lines
+from dpo.records.read import of_run, read_metrics
 from dpo.records.run import read_record, state_of
 
 Row = dict[str, Any]
@@ -74,7 +74,11 @@ def run_status(folder: Path, now: float | None = None) -> RunStatus:
 
 
 def _read(folder: Path, record: Row, now: float) -> RunStatus:
-    metrics = json_lines(folder / "metrics.jsonl")
+    try:
+        record, metrics = read_metrics(folder)
+        damaged = ""
+    except CheckpointError as error:
+        metrics, damaged = [], f"metrics damaged: {str(error).splitlines()[0].removeprefix(f'{folder}/')}"
     train = [row for row in metrics if row.get("kind") == "train" and "loss" in row]
     dev = [row for row in metrics if row.get("kind") == "eval" and "rewards/accuracies" in row]
     best = max(dev, key=lambda row: row["rewards/accuracies"], default=None)
@@ -92,8 +96,8 @@ def _read(folder: Path, record: Row, now: float) -> RunStatus:
         loss=number(last["loss"]) if last else None,
         best_accuracy=number(best["rewards/accuracies"]) if best else None,
         best_step=int(number(best["step"])) if best else None,
-        evaluated=_evaluated(folder),
-        note=note or _doing(state, step, now, record, train),
+        evaluated=_evaluated(folder, record),
+        note="; ".join(filter(None, (note, damaged))) or _doing(state, step, now, record, train),
         parent=None if parent is None else str(parent),
     )
 
@@ -145,13 +149,13 @@ def _eta(train: list[Row], max_steps: Any, now: float) -> float | None:
     return max(0.0, (max_steps - number(train[-1]["step"])) * pace - (now - train[-1]["time"]))
 
 
-def _evaluated(folder: Path) -> str | None:
+def _evaluated(folder: Path, record: Row) -> str | None:
     """Short words of the newest evaluation: accuracy and the first judge's shares."""
     summaries = sorted(folder.glob("evaluation/*/summary.json"), key=lambda path: path.stat().st_mtime)
     if not summaries:
         return None
     try:
-        summary = json_file(summaries[-1])
+        summary = of_run(summaries[-1], record)
         words = [f"accuracy {summary['pairs']['accuracy']['value']:.0%}"]
         for name, judged in summary["judges"].items():
             before, after = judged["baseline"]["value"], judged["policy"]["value"]

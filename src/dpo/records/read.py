@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from dpo.config.plain_yaml import load_yaml
 from dpo.errors import CheckpointError, ConfigError
 from dpo.records.files import check_seal, read_regular
-from dpo.records.rows import check_rows
+from dpo.records.rows import MOST, check_rows
 from dpo.records.run import check_text, read_record, state_of
 
 Row = dict[str, Any]
@@ -62,13 +63,9 @@ class RunFiles:
 def read_run(folder: Path) -> RunFiles:
     """Read a run directory; files it does not have yet are empty. Raises ConfigError when it is no run directory,
     CheckpointError when something in it is damaged or another run's."""
-    record = read_record(folder)
-    if record["status"] == "complete" and record.get("metrics"):
-        way_out = "its curves cannot be trusted; train it again with resume=never"
-        check_rows(folder / "metrics.jsonl", record["metrics"], way_out)
+    record, metrics = read_metrics(folder)
     if record["status"] == "complete":
         check_text(folder / "config.yaml", record)
-    metrics = json_lines(folder / "metrics.jsonl")
     names = [p.parent.name for p in folder.glob("evaluation/*/summary.json")]
     return RunFiles(
         folder,
@@ -81,6 +78,27 @@ def read_run(folder: Path) -> RunFiles:
         of_run(folder / "data.json", record),
         sorted(names),
     )
+
+
+def read_metrics(folder: Path) -> tuple[Row, list[Row]]:
+    """run.json and the lines of metrics.jsonl, which are those it vouches for: all of them once the run has ended,
+    before that those up to its last save. Raises CheckpointError when they are not."""
+    record = read_record(folder)
+    try:
+        _check_metrics(folder, record)
+    except CheckpointError:
+        if (now := read_record(folder)) == record:
+            raise
+        # Between the two files the run has gone back to a checkpoint.
+        record = now
+        _check_metrics(folder, record)
+    return record, json_lines(folder / "metrics.jsonl")
+
+
+def _check_metrics(folder: Path, record: Row) -> None:
+    if record.get("metrics"):
+        way_out = "its curves cannot be trusted; train it again with resume=never"
+        check_rows(folder / "metrics.jsonl", record["metrics"], way_out, whole=record["status"] != "running")
 
 
 def of_run(path: Path, record: Row, expected: bool = True) -> Row:
@@ -137,12 +155,17 @@ def read_pairs(run: Path, name: str) -> list[Row]:
 def read_rows(run: Path, name: str, stage: str) -> list[Row]:
     """The rows of a stage; raises CheckpointError when they are not those its summary was made from."""
     folder = run / "evaluation" / name
-    mark = (json_file(folder / "summary.json").get("rows") or {}).get(stage)
-    path = folder / f"{stage}.jsonl"
-    if mark:
+    marks = json_file(folder / "summary.json").get("rows") or {}
+    check_evaluation(run, name, {"rows": {key: mark for key, mark in marks.items() if key == stage}})
+    return json_lines(folder / f"{stage}.jsonl")
+
+
+def check_evaluation(run: Path, name: str, summary: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless the rows of an evaluation are those its summary was made from."""
+    for stage, mark in (summary.get("rows") or {}).items():
         words = f"evaluation.name={name} evaluation.again=true"
+        path = run / "evaluation" / name / f"{stage}.jsonl"
         check_rows(path, mark, f"python -m dpo.evaluate {run} {words} measures it anew")
-    return json_lines(path)
 
 
 def json_file(path: Path) -> Row:
@@ -168,7 +191,7 @@ def json_lines(path: Path) -> list[Row]:
     """Rows of a JSONL file; a line torn by a kill or still being written is left out."""
     rows = []
     try:
-        lines = read_regular(path, 4 << 30).splitlines()
+        lines = read_regular(path, MOST).splitlines()
     except OSError:
         return []
     for line in lines:

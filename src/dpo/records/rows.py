@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dpo.errors import CheckpointError
+from dpo.records.files import read_regular
 
+MOST = 4 << 30
+"""Bytes of a file of rows that are read."""
 Mark = dict[str, Any]
 """{"lines": count, "sha256": hex over the bytes of those lines, newlines included}."""
 
@@ -52,7 +55,7 @@ def marked(data: bytes, mark: Mapping[str, Any]) -> bytes | None:
 def content(path: Path) -> bytes:
     """The bytes of a file; none where there is no file. Raises CheckpointError when it cannot be read."""
     try:
-        return path.read_bytes()
+        return read_regular(path, MOST)
     except FileNotFoundError:
         return b""
     except OSError as error:

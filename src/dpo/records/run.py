@@ -30,7 +30,7 @@ from dpo.records.metrics import Metrics
 from dpo.records.owner import Lost, Owner
 from dpo.records.process import is_alive, is_alive_elsewhere, process_mark
 from dpo.records.redaction import redact
-from dpo.records.rows import Mark
+from dpo.records.rows import Mark, content
 
 METRICS = "metrics.jsonl"
 # What continuing and showing a run read from a run.json that may be damaged.
@@ -75,7 +75,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 def check_text(path: Path, record: Mapping[str, Any]) -> None:
     """Raise CheckpointError unless config.yaml is as the run of `record` wrote it."""
     known = record.get("config_sha256")
-    if known and (not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != known):
+    if known and hashlib.sha256(content(path)).hexdigest() != known:
         raise CheckpointError(f"{path}: damaged or edited after the run wrote it; its hash in run.json is another")
 
 
