@@ -25,7 +25,7 @@ from dpo.records.date import DATE, date_of_begin
 from dpo.records.files import write_json, write_sealed
 from dpo.sweeps.files import ending, read_job, read_sweep, write_sweep
 from dpo.sweeps.local import run_local
-from dpo.sweeps.run import plan
+from dpo.sweeps.run import lay_out
 from dpo.sweeps.slots import Slots, find_slots
 from dpo.sweeps.task import Task
 
@@ -212,8 +212,8 @@ def grid(compose, *jobs: str, common: tuple[str, ...] = ()) -> Grid:
 
 def test_folders_hang_on_what_they_hold_and_a_grown_grid_renames_none(compose, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DPO_OUTPUTS", str(tmp_path))
-    small = plan(grid(compose, "dpo.beta=0.1 lora.rank=8", "dpo.beta=0.1 lora.rank=16", "dpo.beta=0.2 lora.rank=8"))
-    large = plan(
+    small = lay_out(grid(compose, "dpo.beta=0.1 lora.rank=8", "dpo.beta=0.1 lora.rank=16", "dpo.beta=0.2 lora.rank=8"))
+    large = lay_out(
         grid(compose, *(f"dpo.beta={b} lora.rank={r}" for b in (0.1, 0.2, 0.3) for r in (4, 8, 16)),
              common=("tracking=none", "sweep.evaluate=false", "hardware.hourly_rate=2"))
     )  # fmt: skip
@@ -222,10 +222,10 @@ def test_folders_hang_on_what_they_hold_and_a_grown_grid_renames_none(compose, m
     assert small.keys == ["dpo.beta", "lora.rank"]
     assert small.tasks[1].label == "beta 0.1, rank 16"
     assert small.tasks[0].name.startswith("beta0.1_rank8-")
-    other = plan(grid(compose, "dpo.beta=0.1", "dpo.beta=0.2", common=("dpo.epochs=2",)))
-    assert other.root != plan(grid(compose, "dpo.beta=0.1", "dpo.beta=0.2")).root
+    other = lay_out(grid(compose, "dpo.beta=0.1", "dpo.beta=0.2", common=("dpo.epochs=2",)))
+    assert other.root != lay_out(grid(compose, "dpo.beta=0.1", "dpo.beta=0.2")).root
     with pytest.raises(ConfigError, match="same settings"):
-        plan(grid(compose, "dpo.beta=0.1", "dpo.beta=0.1"))
+        lay_out(grid(compose, "dpo.beta=0.1", "dpo.beta=0.1"))
 
 
 def test_a_sweep_file_remembers_the_jobs_of_every_grid(tmp_path: Path) -> None:
@@ -273,13 +273,13 @@ def test_a_run_outside_a_sweep_bears_the_date_it_began(monkeypatch: pytest.Monke
 )
 def test_the_evaluation_is_checked_before_the_first_job(compose, words: str, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
-        plan(grid(compose, "dpo.beta=0.1", "dpo.beta=0.2", common=(words,)))
+        lay_out(grid(compose, "dpo.beta=0.1", "dpo.beta=0.2", common=(words,)))
 
 
 def test_other_evaluation_settings_are_another_evaluation(compose) -> None:
-    usual = plan(grid(compose, "seed=1", "seed=2"))
-    other = plan(grid(compose, "seed=1", "seed=2", common=("sweep.evaluation.prompts=9",)))
-    none = plan(grid(compose, "seed=1", "seed=2", common=("sweep.evaluate=false",)))
+    usual = lay_out(grid(compose, "seed=1", "seed=2"))
+    other = lay_out(grid(compose, "seed=1", "seed=2", common=("sweep.evaluation.prompts=9",)))
+    none = lay_out(grid(compose, "seed=1", "seed=2", common=("sweep.evaluate=false",)))
     assert usual.root == other.root == none.root
     assert usual.evaluation != other.evaluation
     assert "evaluation.prompts=9" in other.tasks[0].evaluate

@@ -88,7 +88,6 @@ class ChatTemplate:
         if compile_template is None:
             return by_method
         template = compile_template(self.source)
-        _remember_what_is_safe(template.environment)
         variables = {**self._tokenizer.special_tokens_map, **self._day, **self.kwargs}
 
         def by_template(turns: Turns, generation: bool) -> str:
@@ -102,20 +101,6 @@ class ChatTemplate:
         except Exception:  # noqa: BLE001 - whatever it cannot do, the public method is the reference
             same = False
         return by_template if same else by_method
-
-
-def _remember_what_is_safe(environment: Any) -> None:
-    """The sandbox asks at every access whether an attribute is safe; its answer hangs on type and name alone, and
-    finding it is a quarter of rendering a chat."""
-    asked, known = environment.is_safe_attribute, dict[tuple[type, str], bool]()
-
-    def is_safe(owner: Any, name: str, value: Any) -> bool:
-        key = type(owner), name
-        if key not in known:
-            known[key] = asked(owner, name, value)
-        return known[key]
-
-    environment.is_safe_attribute = is_safe
 
 
 def join_turns(prompt: Sequence[Message]) -> tuple[Turns, str, bool]:
