@@ -19,6 +19,8 @@ from typing import Any
 import torture_preload
 from torture_preload import Arm
 
+from dpo import signals, streams
+
 LIMIT = 100.0
 """Seconds a process may take before it counts as hanging."""
 At = tuple[str, int, int]
@@ -126,6 +128,9 @@ def _child(
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - for the life of the process
     sys.argv = [f"dpo.{verb}", *argv]
     sys.orig_argv = ["python", "-m", f"dpo.{verb}", *argv]
+    # What `python -m dpo.<verb>` does before anything else is imported.
+    signals.stand()
+    streams.forgive()
     if memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     import torch
