@@ -37,7 +37,7 @@ def test_a_digit_flipped_in_finished_rows_is_found(tmp_path: Path) -> None:
     assert read_samples(tmp_path, "test") == [{"id": 9}]
 
 
-def test_damaged_settings_and_rows_of_an_unfinished_evaluation_are_a_line_with_the_way_out(
+def test_damaged_settings_of_an_unfinished_evaluation_are_a_line_with_the_way_out(
     tmp_path: Path, compose_verb: Callable[..., Any]
 ) -> None:
     from dpo.config.evaluation import Evaluate, register
@@ -46,13 +46,24 @@ def test_damaged_settings_and_rows_of_an_unfinished_evaluation_are_a_line_with_t
     config = compose_verb("evaluate", Evaluate, "run=x").evaluation
     folder = EvaluationFolder.open(tmp_path, config, {"weights": "0123"})
     EvaluationFolder.open(tmp_path, config, {"weights": "0123"})
-    folder.append("pairs", [{"id": 1}])
-    rows = folder.path / "pairs.jsonl"
-    rows.write_bytes(b"{]" + rows.read_bytes()[2:])
-    with pytest.raises(CheckpointError, match=r"pairs\.jsonl: .*\nevaluation\.again=true"):
-        folder.rows("pairs")
     settings = folder.path / "settings.json"
     for text in (settings.read_text().replace("0123", "0124"), "{", "[]"):
         settings.write_text(text)
         with pytest.raises(CheckpointError, match=r"settings\.json: .*\nevaluation\.again=true"):
             EvaluationFolder.open(tmp_path, config, {"weights": "0123"})
+
+
+@pytest.mark.parametrize("stage", ["pairs", "answers"])
+def test_damaged_rows_of_an_unfinished_evaluation_are_found(tmp_path: Path, stage: str) -> None:
+    folder = EvaluationFolder(tmp_path)
+    for number in range(3):
+        folder.append(stage, [{"id": number, "value": number / 8}, {"id": -number}])
+    path = tmp_path / f"{stage}.jsonl"
+    whole = path.read_bytes()
+    for damaged in (whole.replace(b'"id": 1', b'"id": 7'), b"{]" + whole[2:], whole[whole.find(b"\n") + 1 :]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=rf"{stage}\.jsonl: not as it was written.*\nevaluation\.again=true"):
+            EvaluationFolder(tmp_path).rows(stage)
+    path.write_bytes(whole + b'{"id": 3, "va')
+    assert len(EvaluationFolder(tmp_path).rows(stage)) == 6
+    assert path.read_bytes() == whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 from collections import Counter
@@ -191,6 +192,7 @@ def test_a_local_model_draws_the_same_when_it_goes_on(
     assert all(row["cost"] > 0 for row in whole)
     lines = (tmp_path / "whole" / "samples.jsonl").read_text().splitlines()
     (out := tmp_path / "out").mkdir()
+    shutil.copyfile(tmp_path / "whole" / "settings.json", out / "settings.json")
     (out / "samples.jsonl").write_text("\n".join([*lines[:10], lines[10][:20]]))
     again = synthesized(monkeypatch, tmp_path, "out", *arguments)
     assert (out / "samples.jsonl").read_text().splitlines()[:10] == lines[:10]
@@ -199,6 +201,17 @@ def test_a_local_model_draws_the_same_when_it_goes_on(
     assert texts[0] == texts[1]
     assert run(monkeypatch, main, *arguments, "out=out", "seed=5") == 2
     assert "holds answers drawn with another seed: 20261122, now 5" in capsys.readouterr().err
+    settings, samples = out / "settings.json", out / "samples.jsonl"
+    known, drawn = settings.read_text(), samples.read_text()
+    for text in (known[:-9], known.replace("20261122", "20261123"), "[]", None):
+        settings.unlink() if text is None else settings.write_text(text)
+        assert run(monkeypatch, main, *arguments, "out=out") == 4
+        assert "settings.json: " in capsys.readouterr().err
+    settings.write_text(known)
+    for damaged in (drawn.replace('"sample": 0', '"sample": 1', 1), f"[1]\n{drawn}"):
+        samples.write_text(damaged)
+        assert run(monkeypatch, main, *arguments, "out=out") == 4
+        assert "samples.jsonl: " in capsys.readouterr().err
 
 
 class Longest(Judge):

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from dpo.config.evaluation import Evaluation
 from dpo.config.parse import plain
 from dpo.errors import CheckpointError, ConfigError
-from dpo.records.files import write_sealed, write_text
+from dpo.records.files import write_sealed
 from dpo.records.read import check_evaluation, json_file
+from dpo.records.row_file import RowFile
 from dpo.records.rows import Mark, Running
 
-T = TypeVar("T")
+AGAIN = "evaluation.again=true measures it anew"
 # Keys that change what is shown or how it is computed, not the rows.
 PRESENTATION = ("show", "again", "batch_size", "resamples", "confidence")
 
@@ -30,6 +30,7 @@ class EvaluationFolder:
     """`<run>/evaluation/<name>/`: settings.json, the rows of each stage as JSONL, summary.json at the end."""
 
     path: Path
+    _files: dict[str, RowFile] = field(default_factory=dict)
 
     @classmethod
     def open(cls, run: Path, config: Evaluation, facts: Mapping[str, str]) -> EvaluationFolder:
@@ -45,7 +46,10 @@ class EvaluationFolder:
         path.mkdir(parents=True, exist_ok=True)
         written = path / "settings.json"
         if written.is_file():
-            before = _or_again(written, json_file)
+            try:
+                before = json_file(written)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}\n{AGAIN}") from None
             # A setting that did not exist when the folder was made had today's default.
             if changed := sorted(key for key, value in before.items() if settings.get(key) != value):
                 raise ConfigError(
@@ -65,27 +69,22 @@ class EvaluationFolder:
             raise ConfigError(f"{self.path}: another process is evaluating here") from None
 
     def rows(self, stage: str) -> list[dict[str, Any]]:
-        """The rows a stage has written; a last line torn by a kill is cut off the file."""
-        path = self.path / f"{stage}.jsonl"
-        if not path.is_file():
-            return []
-        whole = path.read_bytes()
-        kept = whole[: whole.rfind(b"\n") + 1]
-        if len(kept) < len(whole):
-            with path.open("r+b") as file:
-                file.truncate(len(kept))
-        return _or_again(path, lambda _: [json.loads(line) for line in kept.splitlines()])
+        """The rows a stage has written; what a kill left of a change is cut off. Raises CheckpointError, with the way
+        out, when they are not those that were written."""
+        return self._file(stage).read()
 
     def append(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows to a stage, at once on disk."""
         self._unmark(stage)
-        with (self.path / f"{stage}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(_lines(rows))
+        self._file(stage).append(rows)
 
     def rewrite(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the rows of a stage, for those that are put together from others."""
         self._unmark(stage)
-        write_text(self.path / f"{stage}.jsonl", _lines(rows))
+        self._file(stage).rewrite(rows)
+
+    def _file(self, stage: str) -> RowFile:
+        return self._files.setdefault(stage, RowFile(self.path / f"{stage}.jsonl", AGAIN))
 
     def marks(self) -> dict[str, Mark]:
         """The mark of every file of rows, for the summary that is made from them."""
@@ -101,19 +100,6 @@ class EvaluationFolder:
         if stage in (summary.get("rows") or {}):
             del summary["rows"][stage]
             write_sealed(self.path / "summary.json", summary)
-
-
-def _or_again(path: Path, read: Callable[[Path], T]) -> T:
-    """What `read` finds in a file of an evaluation; raises CheckpointError, with the way out, when it is damaged."""
-    try:
-        return read(path)
-    except (CheckpointError, ValueError, RecursionError) as error:
-        why = str(error) if isinstance(error, CheckpointError) else f"{path}: a line of it is not readable"
-        raise CheckpointError(f"{why}\nevaluation.again=true measures it anew") from None
-
-
-def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def digest(parts: Iterable[str]) -> str:

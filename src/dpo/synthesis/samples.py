@@ -11,9 +11,11 @@ from typing import Any
 from dpo.config.parse import plain
 from dpo.config.synthesize import Synthesize
 from dpo.data.synthetic.prompts import Prompt
-from dpo.errors import ConfigError
-from dpo.records.files import write_json, write_text
+from dpo.errors import CheckpointError, ConfigError
+from dpo.records.files import write_sealed
 from dpo.records.progress import StageProgress
+from dpo.records.read import json_file
+from dpo.records.row_file import RowFile
 from dpo.synthesis.generators import Generator
 
 SETTINGS = "settings.json"
@@ -28,16 +30,11 @@ def draw_samples(
     refused the prompt. Raises ConfigError when `out` holds answers of other settings.
     """
     _check_settings(config, prompts, generator, out)
-    path = out / "samples.jsonl"
-    rows = _read(path)
+    kept = RowFile(out / "samples.jsonl", f"out={out}: choose another folder with out=FOLDER, or remove it")
+    rows = _by_index(kept)
     asked = [prompt for prompt in prompts for _ in range(config.n)]
     if len(rows) < len(asked):
-        # A row torn by a kill goes, before anything is written behind it.
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()))
-        with (
-            path.open("a", encoding="utf-8") as file,
-            StageProgress("answers", len(asked), len(rows)) as progress,
-        ):
+        with StageProgress("answers", len(asked), len(rows)) as progress:
             for drawn in generator.draw(asked, set(rows), progress.advance):
                 for index, answer in drawn:
                     prompt = asked[index]
@@ -48,20 +45,15 @@ def draw_samples(
                         "sample": index % config.n,
                         **answer,
                     }
-                    file.write(json.dumps(rows[index], ensure_ascii=False) + "\n")
-                file.flush()
+                kept.append(rows[index] for index, _ in drawn)
     return [rows[index] for index in range(len(asked))]
 
 
-def _read(path: Path) -> dict[int, dict[str, Any]]:
-    rows = {}
-    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        rows[row["index"]] = row
-    return rows
+def _by_index(kept: RowFile) -> dict[int, dict[str, Any]]:
+    rows = kept.read()
+    if wrong := next((row for row in rows if not isinstance(row.get("index"), int)), None):
+        raise CheckpointError(f"{kept.path}: {json.dumps(wrong)[:60]}: no row of an answer\n{kept.way_out}")
+    return {row["index"]: row for row in rows}
 
 
 def _check_settings(config: Synthesize, prompts: Sequence[Prompt], generator: Generator, out: Path) -> None:
@@ -73,14 +65,18 @@ def _check_settings(config: Synthesize, prompts: Sequence[Prompt], generator: Ge
         "seed": config.seed,
         "sampling": plain(config.sampling),
     }
+    elsewhere = "choose another folder with out=FOLDER, or remove it"
     path = out / SETTINGS
     try:
-        earlier = json.loads(path.read_text())
-    except (OSError, ValueError):
-        write_json(path, settings)
+        earlier = json_file(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}\nwhich settings its answers were drawn with is lost; {elsewhere}") from None
+    if not earlier:
+        if (out / "samples.jsonl").exists():
+            raise CheckpointError(f"{path}: missing, and there are answers that were drawn with it\n{elsewhere}")
+        write_sealed(path, settings)
         return
     if key := next((key for key, value in settings.items() if earlier.get(key) != value), None):
         raise ConfigError(
-            f"out={out}: holds answers drawn with another {key}: {earlier.get(key)}, now {settings[key]}\n"
-            "choose another folder with out=FOLDER, or remove it"
+            f"out={out}: holds answers drawn with another {key}: {earlier.get(key)}, now {settings[key]}\n{elsewhere}"
         )
