@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import partial
 from pathlib import Path
 
 import pytest
-from hostile import write_run
+from hostile import change_run, write_run
 
 from dpo.errors import CheckpointError, ConfigError
 from dpo.pages.defaults import changed_settings, default_settings, flat
@@ -55,6 +56,17 @@ def test_code_in_a_config_is_only_text(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not readable as YAML"):
         read_run(tmp_path / "r")
     assert not trap.exists()
+
+
+@pytest.mark.parametrize("status", ["complete", "interrupted", "running"])
+def test_a_config_that_is_not_the_runs_is_named_whatever_became_of_the_run(tmp_path: Path, status: str) -> None:
+    path = write_run(tmp_path / "r") / "config.yaml"
+    known = hashlib.sha256(path.read_bytes()).hexdigest()
+    change_run(tmp_path / "r", status=status, config_sha256=known)
+    assert read_run(tmp_path / "r").config["dpo"]["beta"] == 0.2
+    path.write_text(path.read_text().replace("0.2", "0.3"))
+    with pytest.raises(CheckpointError, match=r"config\.yaml: damaged or edited"):
+        read_run(tmp_path / "r")
 
 
 def test_picked_samples_depend_on_the_seed_alone(tmp_path: Path) -> None:

@@ -64,8 +64,7 @@ def read_run(folder: Path) -> RunFiles:
     """Read a run directory; files it does not have yet are empty. Raises ConfigError when it is no run directory,
     CheckpointError when something in it is damaged or another run's."""
     record, metrics = read_metrics(folder)
-    if record["status"] == "complete":
-        check_text(folder / "config.yaml", record)
+    check_text(folder / "config.yaml", record)
     names = [p.parent.name for p in folder.glob("evaluation/*/summary.json")]
     return RunFiles(
         folder,
@@ -98,7 +97,8 @@ def read_metrics(folder: Path) -> tuple[Row, list[Row]]:
 def _check_metrics(folder: Path, record: Row) -> None:
     if record.get("metrics"):
         way_out = "its curves cannot be trusted; train it again with resume=never"
-        check_rows(folder / "metrics.jsonl", record["metrics"], way_out, whole=record["status"] != "running")
+        ended = record["status"] != "running"
+        check_rows(folder / "metrics.jsonl", record["metrics"], "run.json", way_out, whole=ended)
 
 
 def of_run(path: Path, record: Row, expected: bool = True) -> Row:
@@ -165,7 +165,7 @@ def check_evaluation(run: Path, name: str, summary: Mapping[str, Any]) -> None:
     for stage, mark in (summary.get("rows") or {}).items():
         words = f"evaluation.name={name} evaluation.again=true"
         path = run / "evaluation" / name / f"{stage}.jsonl"
-        check_rows(path, mark, f"python -m dpo.evaluate {run} {words} measures it anew")
+        check_rows(path, mark, "summary.json", f"python -m dpo.evaluate {run} {words} measures it anew")
 
 
 def json_file(path: Path) -> Row:

@@ -62,12 +62,12 @@ def content(path: Path) -> bytes:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
 
 
-def check_rows(path: Path, mark: Mapping[str, Any], way_out: str, whole: bool = True) -> None:
-    """Raise CheckpointError, ending in `way_out`, unless a file is as marked; not `whole`: lines may have followed."""
+def check_rows(path: Path, mark: Mapping[str, Any], keeper: str, way_out: str, whole: bool = True) -> None:
+    """Raise CheckpointError, ending in `way_out`, unless a file is as marked in the file named `keeper`; not `whole`:
+    lines may have followed."""
     data = content(path)
     found = marked(data, mark)
     if found is None or (whole and found != data):
-        have = f"{len(data.splitlines())} lines" if path.exists() else "no file"
-        raise CheckpointError(
-            f"{path}: not as it was written ({mark.get('lines')} lines then, {have} now, their hash differs)\n{way_out}"
-        )
+        known, have = mark.get("lines"), f"{len(data.splitlines())} lines" if path.exists() else "no file"
+        what = f"{keeper} knows {known} lines of another hash, {have} now"
+        raise CheckpointError(f"{path}: not as it was written: {what}\n{way_out}")
