@@ -82,7 +82,7 @@ def test_a_larger_card_is_capped(monkeypatch):
 def test_amd_and_metal_are_what_torch_calls_them(compose, monkeypatch, tmp_path):
     rocm, mps = compose("hardware=rocm").hardware, compose("hardware=mps", "lora=lora").hardware
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     monkeypatch.setattr(torch.version, "hip", "6.3")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_compute(rocm.device, rocm.precision) == Compute("cuda", torch.bfloat16)
@@ -115,6 +115,36 @@ def test_the_device_of_the_weights_is_the_one_chosen(monkeypatch, tmp_path):
     for device, expected in (("cpu", "cpu"), ("cuda", 0), ("mps", "mps")):
         load_base(weights, None, Compute(device, torch.float32), "sdpa")
         assert asked["device_map"] == {"": expected}
+
+
+@pytest.mark.parametrize(("multiplies", "kind"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_bf16_that_a_card_emulates_is_not_chosen(compose, monkeypatch, multiplies, kind):
+    """T4 and V100: torch calls bf16 supported there, unless it is asked without emulation."""
+    hardware = compose("hardware=gpu").hardware
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or multiplies
+    )
+    assert choose_compute(hardware.device, hardware.precision) == Compute("cuda", kind)
+
+
+def test_an_int8_layer_says_nothing_at_each_forward(caplog):
+    from bitsandbytes.autograd._functions import MatMul8bitLt
+
+    from dpo.records.quiet import quiet
+
+    quiet()
+    MatMul8bitLt.apply(torch.ones(2, 8, dtype=torch.bfloat16), torch.ones(4, 8, dtype=torch.float16))
+    assert not caplog.records
+
+
+def test_gradients_and_moments_are_no_room_for_activations():
+    model = tiny_model("llama", torch.float32).requires_grad_(True)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    assert room.training_bytes(model, "adamw_torch_fused") == pytest.approx((4 + 8) * numbers, abs=1)
+    assert room.training_bytes(model, "paged_adamw_8bit") == pytest.approx((4 + 2) * numbers, abs=1)
+    model.requires_grad_(False)
+    assert room.training_bytes(model, "adamw_torch_fused") == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="for machines without a GPU")

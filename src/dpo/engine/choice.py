@@ -17,7 +17,7 @@ from dpo.engine.install import install
 from dpo.engine.lean_linear import keep_unpacked
 from dpo.engine.memory import MemoryPlan, free_memory, plan
 from dpo.engine.part import PartLoss, packed_loss
-from dpo.engine.room import held_bytes, room
+from dpo.engine.room import held_bytes, room, training_bytes
 from dpo.engine.workers import Workers, most_at_once
 from dpo.losses.objective import LOSSES, WHOLE_STEP, Objective
 
@@ -134,6 +134,8 @@ def choose_engine(
         1 if compute.device == "cuda" else processes.local_size,
     )
     whole = hardware.parallel in (Parallel.none, Parallel.ddp)
+    # Of weights that are spread, each process trains its part.
+    free = max(0, free - training_bytes(model, config.dpo.optimizer.value) // (1 if whole else processes.size))
     unpacked = keep_unpacked(model, compute.dtype, free) if name == "packed" and whole else 0
     free -= unpacked
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dpo.modeling.footprint import MB, footprint
+
 GIGABYTE = 10**9
 """`hardware.memory_gb` counts as vendors do; of a "16 GB" card a driver shows about 14.9 GiB."""
 
@@ -24,6 +26,14 @@ def room(free: int, memory_gb: float | None, held: int, processes: int) -> int:
 def held_bytes(model: Any) -> int:
     """Bytes of all parameters as they are stored."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def training_bytes(model: Any, optimizer: str) -> int:
+    """Bytes that gradients of all trainable parameters and the moments of `optimizer` (its name in the Trainer's words)
+    take once a step has been taken: they lie beside the activations of every later one."""
+    size = footprint(model, optimizer)
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return int(gradients + size.optimizer_mb * MB)
 
 
 def cap_device(memory_gb: float | None) -> None:

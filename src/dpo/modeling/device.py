@@ -31,7 +31,7 @@ def pin_one_gpu() -> None:
 
 
 def choose_compute(device: Device, precision: Precision) -> Compute:
-    """Resolve the autos. On a CPU bf16 is chosen only where the hardware multiplies it (elsewhere it is emulated,
+    """Resolve the autos. bf16 is chosen only where the hardware multiplies it (elsewhere it is emulated,
     several times slower than fp32); on Metal fp32, where the chips before M2 have no bf16. A device that is not here
     is a ConfigError."""
     import torch
@@ -46,7 +46,11 @@ def choose_compute(device: Device, precision: Precision) -> Compute:
         raise ConfigError("hardware.device=mps: torch sees no Metal GPU here; use hardware=cpu or hardware=auto")
     kind = "mps" if device is Device.mps else "cuda" if has_gpu and device is not Device.cpu else "cpu"
     if precision is Precision.auto:
-        fast = kind != "mps" and (torch.cuda.is_bf16_supported() if kind == "cuda" else _cpu_has_bf16())
+        if kind == "cuda":
+            # T4 and V100 emulate it, slower than their fp32.
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = kind == "cpu" and _cpu_has_bf16()
         return Compute(kind, torch.bfloat16 if fast else torch.float32)
     return Compute(kind, torch.bfloat16 if precision is Precision.bf16 else torch.float32)
 

@@ -17,5 +17,7 @@ def quiet() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     # On CPUs with AVX512-BF16 it misses a package that we have no use for: generation there is dequantized first.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # A line for each int8 layer and forward on a GPU, that it rounds to fp16 on its way to 8 bits.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     # Renamings between these libraries are theirs to settle.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch)\b")
