@@ -191,6 +191,8 @@ def _main(
 def _signal_at(place: str, number: int, signum: int) -> None:
     import os as target_os
 
+    import torch
+
     from dpo.evaluation.folder import EvaluationFolder
     from dpo.records.run import Run
     from dpo.training import build, dev, reference
@@ -213,6 +215,7 @@ def _signal_at(place: str, number: int, signum: int) -> None:
         "rows": (EvaluationFolder, "append"),
         "poison": (Trainer, "_forward_backward"),
         "memory": (Trainer, "_pair_loss"),
+        "moments": (torch.optim.AdamW, "step"),
         "disk": (Trainer, "_save_optimizer_and_scheduler"),
     }[place]
     original, calls = getattr(owner, name), 0
@@ -242,7 +245,7 @@ def strike(place: str, args: tuple[Any, ...], signum: int) -> None:
         parameter = next(p for p in args[0].model.parameters() if p.requires_grad)
         own = parameter.to_local() if hasattr(parameter, "to_local") else parameter
         own.data.view(-1)[0] = float("nan")
-    elif place == "memory":
+    elif place in ("memory", "moments"):
         raise torch.OutOfMemoryError("an allocation failed")
     elif place == "disk":
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -352,6 +352,14 @@ def test_out_of_memory_retries_the_step_in_smaller_parts(inputs, undisturbed, tm
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], abs=1e-4)
 
 
+def test_an_optimizer_that_does_not_fit_is_named(inputs, tmp_path):
+    code, output = tiny.run("train", tiny.arguments(*inputs, "lora=lora"), tmp_path, ("moments", 1, 0))
+    assert code == 6, output
+    assert "step 1: the optimizer's state does not fit the memory" in output
+    assert "dpo.optimizer=paged_adamw_8bit" in output
+    assert "Traceback" not in output
+
+
 def test_a_full_disk_is_exit_7_and_continues_when_there_is_room(inputs, undisturbed, tmp_path):
     code, output = tiny.run("train", tiny.arguments(*inputs, "lora=lora"), tmp_path, ("disk", 2, 0))
     folder, record = tiny.record(tmp_path)

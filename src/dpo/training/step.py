@@ -6,6 +6,7 @@ split; nothing that is not finite gets stepped on.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,27 @@ class SteppingTrainer(ResumableTrainer):
     check_gradients_at: int
     """The step after which each trainable tensor must have a gradient."""
     _step_rows: list[str]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's; where its state does not fit, what takes less is named. Allocations have let go of all that
+        was cached by then, and part of the weights may have moved, so this step is not taken again."""
+        optimizer = super().create_optimizer(model)
+        take = type(optimizer).step
+
+        def step(own: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return take(own, *args, **kwargs)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise OutOfMemory(
+                    f"step {self.state.global_step + 1}: the optimizer's state does not fit the memory\n"
+                    "try dpo.optimizer=paged_adamw_8bit, lora=qlora or a smaller lora.rank"
+                ) from error
+
+        # A bound method: the scheduler looks for the function in it.
+        optimizer.step = types.MethodType(step, optimizer)  # type: ignore[method-assign]
+        return optimizer
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward over all pairs of a step, or this rank's share of them; returns its part of the mean
