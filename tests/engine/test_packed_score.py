@@ -19,6 +19,7 @@ from packed_models import (
 from dpo.engine.collate import layout, pad, padded_index
 from dpo.engine.head import token_statistics
 from dpo.engine.install import install
+from dpo.engine.lean import FEW_ROWS
 from dpo.engine.lean_linear import UNPACKED_SHARE, keep_unpacked
 from dpo.engine.score import sequence_log_probs
 from dpo.modeling.modes import is_4bit, scoring_mode
@@ -238,6 +239,24 @@ def test_unpacked_weights_are_kept_once_and_change_nothing(monkeypatch: pytest.M
         assert torch.equal(same, log_probs)
         assert all(torch.equal(same_grads[name], grad) for name, grad in grads.items())
     assert set(policy.state_dict()) == names
+
+
+def test_few_rows_read_the_kept_weight_and_unpack_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import bitsandbytes as bnb
+
+    policy = with_lora(quantized(True))
+    assert install(policy) is None
+    assert keep_unpacked(policy, torch.float32, 10**9) > 0
+    ids = torch.arange(5, 5 + FEW_ROWS).unsqueeze(0)
+    with torch.no_grad():
+        policy(input_ids=ids)  # unpacks every weight
+
+        def refused(*args: object, **kwargs: object) -> torch.Tensor:
+            raise AssertionError("a weight that is kept was unpacked again")
+
+        monkeypatch.setattr(torch.ops.bitsandbytes.dequantize_4bit, "default", refused)
+        monkeypatch.setattr(bnb, "matmul_4bit", refused)
+        policy(input_ids=ids[:, :3])
 
 
 @pytest.mark.parametrize("change", ["merge", "load"])

@@ -96,3 +96,59 @@ def test_stop_tokens_end_an_answer_and_are_not_part_of_it(model: torch.nn.Module
         assert all(answer.finished and not answer.ids for answer in answers)
     for _, answers in sample(model, PROMPTS, settings, set(), 2, 5):
         assert all(not answer.finished and len(answer.ids) == 4 for answer in answers)
+
+
+def test_a_prompt_of_several_samples_is_read_once(model: torch.nn.Module) -> None:
+    read = []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    order = [0, 0, 0, 2, 2]
+    settings, seeds = Sampling(1.0, 50, 12, 3), [f"sample {i}" for i in range(5)]
+    prompts = [PROMPTS[i] for i in order]
+
+    def drawn(batch: int) -> dict[int, list[int]]:
+        found = sample(model, prompts, settings, {2}, 2, batch, row_seeds=seeds)
+        return {i: answer.ids for indices, answers in found for i, answer in zip(indices, answers, strict=True)}
+
+    together = drawn(5)
+    first = list(read)
+    alone = drawn(1)
+    hook.remove()
+    assert together == alone
+    assert first[0] == (2, 5)  # two prompts, then a token for each row that goes on
+    assert first[1][1] == 1
+    assert 2 < first[1][0] <= 5
+
+
+def test_the_roomy_cache_holds_what_the_librarys_holds() -> None:
+    from transformers.cache_utils import DynamicLayer
+
+    from dpo.generation.memory import SPARE, RoomyLayer
+
+    torch.manual_seed(0)
+    theirs, mine = DynamicLayer(), RoomyLayer()
+    rows = 3
+    for step, new in enumerate([7, 1, 1, SPARE + 5, 1, 2, SPARE, 1]):
+        states = torch.randn(rows, 2, new, 4), torch.randn(rows, 2, new, 6)
+        for held, wanted in zip(mine.update(*states), theirs.update(*states), strict=True):
+            assert torch.equal(held, wanted)
+        if step == 1:
+            mine.batch_repeat_interleave(2), theirs.batch_repeat_interleave(2)
+            rows = 6
+        kept = torch.tensor([0, 2, 2, 5]) if step == 2 else torch.arange(3)
+        if step in (2, 5):
+            mine.batch_select_indices(kept), theirs.batch_select_indices(kept)
+            rows = len(kept)
+        assert mine.get_seq_length() == theirs.get_seq_length()
+
+
+def test_the_head_is_given_states_that_lie_together(model: torch.nn.Module) -> None:
+    seen = []
+    hook = model.get_output_embeddings().register_forward_hook(
+        lambda module, args, out: seen.append(args[0].is_contiguous())
+    )
+    _draw(model, 5)
+    hook.remove()
+    assert seen
+    assert all(seen)

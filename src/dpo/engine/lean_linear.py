@@ -157,6 +157,12 @@ def dense_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     return dense
 
 
+def is_unpacked(layer: Any, dtype: torch.dtype) -> bool:
+    """Whether the weight of a Linear4bit lies unpacked in `dtype` by now."""
+    kept = layer.__dict__.get(_UNPACKED)
+    return kept is not None and bool(kept.answers(layer.weight, dtype))
+
+
 def keep_unpacked(model: torch.nn.Module, dtype: torch.dtype, free: int) -> int:
     """Keep every 4-bit weight of `model` unpacked from its first use on, if all of them in `dtype` take at most
     `UNPACKED_SHARE` of `free` bytes: the same numbers sooner. Returns the bytes that takes, 0 if nothing is kept."""

@@ -30,47 +30,68 @@ class Steps(Protocol):
 
 
 class Cached:
-    """The keys and values of what was read are kept; `shared` tokens that all prompts begin with are read once."""
+    """The keys and values of what was read are kept.
+
+    A prompt that several rows begin with (samples of one prompt) is read once, and so are the `shared` tokens that all
+    prompts begin with.
+    """
 
     def __init__(self, model: Any, prompts: Sequence[list[int]], pad_id: int, shared: int = 0) -> None:
-        from transformers import DynamicCache
+        from dpo.generation.memory import roomy_cache
 
         device = model.device
-        width = max(map(len, prompts))
-        own = [prompt[shared:] for prompt in prompts]
+        distinct = list(dict.fromkeys(map(tuple, prompts)))
+        width = max(map(len, distinct))
+        own = [list(prompt[shared:]) for prompt in distinct]
         pads = [width - shared - len(p) for p in own]
         self._model = model
         self._ids = torch.tensor([[pad_id] * n + p for n, p in zip(pads, own, strict=True)], device=device)
         rows = [[1] * shared + [0] * n + [1] * len(p) for n, p in zip(pads, own, strict=True)]
         self._mask = torch.tensor(rows, device=device)
         self._positions = (self._mask.cumsum(1) - 1).clamp_min(0)[:, shared:]
-        self._cache = DynamicCache(config=model.config)
+        self._cache = roomy_cache(model)
+        places = {prompt: place for place, prompt in enumerate(distinct)}
+        self._spread: torch.Tensor | None = None
+        if len(distinct) < len(prompts):
+            self._spread = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=device)
         if shared:
             prefix = torch.tensor([prompts[0][:shared]], device=device)
-            model(input_ids=prefix, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-            self._cache.batch_repeat_interleave(len(prompts))
+            self._read(input_ids=prefix)
+            self._cache.batch_repeat_interleave(len(distinct))
+
+    def _read(self, **inputs: Any) -> torch.Tensor:
+        """(rows, vocabulary) logits after the last token."""
+        head = self._model.get_output_embeddings()
+        # The last states of long rows lie far apart, and a product with such is several times slower.
+        near = head.register_forward_pre_hook(lambda module, states: (states[0].contiguous(),))
+        try:
+            out = self._model(past_key_values=self._cache, use_cache=True, logits_to_keep=1, **inputs)
+        finally:
+            near.remove()
+        found: torch.Tensor = out.logits[:, -1].float()
+        return found
 
     def logits(self) -> torch.Tensor:
         """See Steps."""
-        out = self._model(
-            input_ids=self._ids,
-            attention_mask=self._mask,
-            position_ids=self._positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        found: torch.Tensor = out.logits[:, -1].float()
+        found = self._read(input_ids=self._ids, attention_mask=self._mask, position_ids=self._positions)
+        if self._spread is not None:
+            rows, self._spread = self._spread, None
+            self._keep(rows)
+            self._ids = self._ids[rows]
+            found = found[rows]
         return found
 
     def extend(self, keep: torch.Tensor, drawn: torch.Tensor) -> None:
         """See Steps."""
         if len(keep) < len(self._ids):
-            self._cache.batch_select_indices(keep)
-            self._mask, self._positions = self._mask[keep], self._positions[keep]
+            self._keep(keep)
         self._ids = drawn.unsqueeze(1)
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(keep), 1)], dim=1)
         self._positions = self._positions[:, -1:] + 1
+
+    def _keep(self, rows: torch.Tensor) -> None:
+        self._cache.batch_select_indices(rows)
+        self._mask, self._positions = self._mask[rows], self._positions[rows]
 
 
 class Whole:
