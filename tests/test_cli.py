@@ -187,7 +187,9 @@ def test_every_field_reaches_the_config(here, capsys):
 
 def test_what_is_typed_wins_over_flag_and_file(here, capsys):
     (here / classic.CONFIG_FILE).write_text(json.dumps({"model_name": "org/name", "beta": 0.3, "lora_rank": 4}))
-    cfg, _ = composed(capsys, "train", "--beta", "0.2", "dpo.beta=0.4", "model=smollm2_135m")
+    cfg, said = composed(capsys, "train", "--beta", "0.1", "--beta=0.2", "dpo.beta=0.4", "model=smollm2_135m")
+    assert "--beta=0.1: overridden by --beta=0.2 behind it" in said
+    assert "flag: beta=0.2: overridden by dpo.beta=0.4" in said
     assert cfg.dpo.beta == 0.4
     assert cfg.model.path == "embedded:smollm2-135m-instruct"
     assert cfg.lora.rank == 4

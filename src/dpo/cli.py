@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None, config_file: Path | None = None) -> 
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return
-    if words[0] == "--version":
+    if "--version" in words:
         from dpo import __version__
 
         print(__version__)

@@ -156,6 +156,16 @@ def test_a_config_that_is_no_file_is_refused_without_waiting(tmp_path):
         load_yaml(path)
 
 
+@pytest.mark.parametrize("character", ["\x00", "\x1b", "\ufffe"])
+def test_a_character_that_no_yaml_may_hold_is_one_line(tmp_path, character):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"x: {character}\n")
+    for read in (load_yaml, read_config):
+        with pytest.raises(ConfigError, match="not readable as YAML") as caught:
+            read(path)
+        assert str(caught.value).count("\n") == 0
+
+
 @pytest.mark.parametrize("options", ["[]", "{model: nope}", "{nope: base_model}", "{model: [1]}", "{1: {}}", "x"])
 def test_damaged_options_are_one_line(compose, tmp_path, options):
     path = tmp_path / "config.yaml"

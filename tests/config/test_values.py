@@ -12,6 +12,7 @@ import pytest
 from dpo.command.classic import CONFIG_FILE, read_file
 from dpo.config.checks.passthrough import ALLOWED
 from dpo.config.checks.passthrough_checks import CHECKS
+from dpo.config.roots import check_roots
 from dpo.errors import ConfigError
 
 TRAIN = {
@@ -137,3 +138,34 @@ def test_one_option_a_group_in_files_too(call, tmp_path):
 
 def test_every_field_of_the_trainer_has_its_check():
     assert set(CHECKS) == set(ALLOWED)
+
+
+@pytest.mark.parametrize("variable", ["DPO_OUTPUTS", "DPO_CACHE"])
+@pytest.mark.parametrize("place", ["/dev/null", "PIPE", "answers.jsonl", "answers.jsonl/inside", "dangling"])
+def test_a_root_that_is_no_folder_is_named(call, monkeypatch, tmp_path, variable, place):
+    (tmp_path / "dangling").symlink_to("nowhere")
+    monkeypatch.setenv(variable, place)
+    with pytest.raises(ConfigError, match=f"^{variable}={place}: .* is no folder.*$"):
+        check_roots()
+    if place == "PIPE":
+        fine(call("status"), f"{variable}={place}: ")
+        code, text = call("cache") if variable == "DPO_CACHE" else (4, "set DPO_CACHE")
+        assert code == 4
+        assert "set DPO_CACHE" in text
+
+
+def test_a_setting_given_twice_is_not_overridden_without_a_word(call):
+    _, text = call("train", "dpo.beta=0.1", "seed=3", "seed=3", "+dpo.beta=0.2", "dpo.beta=-1")
+    assert text.splitlines()[:2] == [
+        "dpo.beta=0.1: overridden by dpo.beta=0.2 behind it", "dpo.beta=0.2: overridden by dpo.beta=-1 behind it",
+    ]  # fmt: skip
+    assert "seed" not in text
+
+
+def test_every_verb_says_its_version(monkeypatch, capsys):
+    from dpo import __version__, chat, cli
+
+    monkeypatch.setattr(sys, "argv", ["dpo.chat", "RUN", "--version"])
+    for main in (chat.main, lambda: cli.main(["chat", "RUN", "--version"])):
+        main()
+        assert capsys.readouterr().out.strip() == __version__

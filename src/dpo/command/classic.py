@@ -111,7 +111,7 @@ def split_flags(verb: str, argv: list[str], others: tuple[str, ...] = HYDRA_FLAG
     `--batch_size 2`, `--batch-size 2` and `--batch-size=2` are one. Raises ConfigError for a flag that is neither
     ours nor one of `others`, and for a value that is missing or of the wrong type.
     """
-    known, found, rest = flag_names(verb), {}, []
+    known, found, rest = flag_names(verb), dict[str, Any](), list[str]()
     words = iter(argv)
     for word in words:
         flag, equals, value = word.partition("=")
@@ -120,7 +120,10 @@ def split_flags(verb: str, argv: list[str], others: tuple[str, ...] = HYDRA_FLAG
             value = value if equals else next(words, "")
             if not value or (not equals and value.startswith("--")):
                 raise ConfigError(f"{flag}: needs a value")
-            found[known[name]] = _typed(flag, known[name], value)
+            typed = _typed(flag, known[name], value)
+            if known[name] in found and found[known[name]] != typed:
+                _say(f"{flag}={found[known[name]]}: overridden by {flag}={value} behind it")
+            found[known[name]] = typed
         elif flag.startswith("--") and flag[2:] not in others:
             names = [f"--{name.replace('_', '-')}" for name in known]
             near = (
@@ -198,7 +201,9 @@ def command_line(verb: str, argv: list[str], file: Path) -> list[str]:
     for source, values in ((str(file), fields), ("flag", flags)):
         for name, made in to_overrides(values).items():
             # A group as typed replaces the whole choice: `model=...` also the file's model.path.
-            if any(word.partition("=")[0] in typed for word in made):
+            if beaten := [typed[key] for word in made if (key := word.partition("=")[0]) in typed]:
+                if source == "flag":
+                    _say(f"flag: {name}={values[name]}: overridden by {beaten[0]}")
                 continue
             if name == "output_dir":
                 # An exported DPO_OUTPUTS is part of the command and beats the file.

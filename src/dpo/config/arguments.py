@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -73,6 +74,18 @@ def overrides_first(argv: list[str]) -> list[str]:
 def is_override(argument: str) -> bool:
     """Whether a word sets or deletes a key."""
     return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
+def overridden(words: Iterable[str]) -> list[str]:
+    """A line a setting that a later one of the same key replaces: the last one counts, but the first may be a slip."""
+    last: dict[str, str] = {}
+    lines = []
+    for word in filter(is_override, words):
+        key = word.lstrip("+").partition("=")[0]
+        if last.get(key, word) != word:
+            lines.append(f"{last[key].lstrip('+')}: overridden by {word.lstrip('+')} behind it")
+        last[key] = word
+    return lines
 
 
 def check_flags(argv: list[str]) -> bool:

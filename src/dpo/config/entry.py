@@ -18,15 +18,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+import dpo
 from dpo import signals
 from dpo.config import schema as _schema
-from dpo.config.arguments import arguments, check_flags, overrides_first, quoted
+from dpo.config.arguments import arguments, check_flags, overridden, overrides_first, quoted
 from dpo.config.choices import check_choices
 from dpo.config.failures import exits, translate
 from dpo.config.folder import conf_folder, options
 from dpo.config.hydra_keys import guard
 from dpo.config.leftovers import drop_leftovers
 from dpo.config.parse import parse
+from dpo.config.roots import check_roots
 from dpo.config.search_path import UserConf
 from dpo.config.sweeps import Grid
 from dpo.errors import ConfigError, DpoError
@@ -68,10 +70,15 @@ def _run(
     positional: str | None,
     multirun: Callable[[Grid[T]], None] | None,
 ) -> None:
+    if "--version" in sys.argv[1:]:
+        print(dpo.__version__)
+        return
     # Hydra leaves a multirun.yaml in the sweep's folder; ours is another, and has sweep.json.
     aside = Path(tempfile.gettempdir()) / f"hydra-{uuid.uuid4().hex}"
     words = [*arguments(sys.argv[1:], positional), *HYDRA, f"{SWEEP_DIR}{quoted(aside)}"]
     sys.argv[1:] = overrides_first(words)
+    for line in overridden(sys.argv[1:]):
+        print(line, file=sys.stderr)
     shown = check_flags(sys.argv[1:])
     register(config_name, schema)
     composed = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)
@@ -95,6 +102,7 @@ def _run(
     own = captured[0][1]
     if left := drop_leftovers():
         print(f"ignored, of a launcher that did not start this: {', '.join(left)}", file=sys.stderr)
+    check_roots()
     with signals.unwinding():
         if own.mode is not RunMode.MULTIRUN:
             body(configs[0][0])

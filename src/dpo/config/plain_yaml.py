@@ -42,7 +42,10 @@ def parse_yaml(text: str, where: str) -> Any:
     if len(text) > MOST_BYTES:
         raise ConfigError(f"{where}: {len(text):,} characters; a config has at most {MOST_BYTES:,}")
     # OmegaConf's own reader, so that 1e-5 is a number here as it is in every config.
-    loader = get_yaml_loader()(text)
+    try:
+        loader = get_yaml_loader()(text)
+    except yaml.YAMLError as error:  # a character that no YAML may hold
+        raise ConfigError(f"{where}: not readable as YAML: {str(error).splitlines()[0]}") from None
     try:
         node = loader.get_single_node()
         if node is None:
