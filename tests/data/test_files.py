@@ -63,7 +63,7 @@ def test_every_format_gives_the_same_rows(kind: str, packed: str, tmp_path: Path
 def test_a_row_longer_than_the_cap_is_refused_by_name(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("open_file", "files", "json", "arrow"):
+    for module in ("open_file", "files", "json", "arrow", "parquet"):
         monkeypatch.setattr(f"dpo.data.rows.{module}.LONGEST_ROW", 2000)
     monkeypatch.setattr("dpo.data.rows.json.CHUNK", 300)
     rows = [*ROWS[:3], {**ROWS[3], "chosen": "x" * 3000}, *ROWS[4:6]]

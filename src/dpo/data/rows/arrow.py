@@ -1,8 +1,8 @@
-"""Rows out of Parquet and Arrow files; the latter are what `datasets` writes with save_to_disk."""
+"""Rows out of Arrow files, which `datasets` writes with save_to_disk, and out of any batches of such columns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -10,25 +10,7 @@ from dpo.data.rows.files import BATCH_ROWS, check_columns_differ
 from dpo.data.rows.open_file import LONGEST_ROW, TOO_LONG
 from dpo.errors import DataError
 
-# Bytes of rows that are read at a time.
-BATCH_BYTES = 4 * LONGEST_ROW
-
-
-def parquet_rows(file: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
-    """(number, row) of a Parquet file."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-        check_columns_differ(table.schema_arrow.names, path)
-        about = table.metadata
-        groups = [about.row_group(index) for index in range(about.num_row_groups)]
-        widest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
-        rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, widest)))
-        yield from _rows(table.iter_batches(batch_size=rows))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({_first(error)})") from None
+POINTER = 8
 
 
 def arrow_rows(file: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
@@ -40,18 +22,19 @@ def arrow_rows(file: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
         file.seek(0)
         if kind == b"ARROW1":
             whole = pyarrow.ipc.open_file(file)
-            batches = (whole.get_batch(index) for index in range(whole.num_record_batches))
-            names = whole.schema.names
+            batches, schema = (whole.get_batch(index) for index in range(whole.num_record_batches)), whole.schema
         else:
             batches = pyarrow.ipc.open_stream(file)
-            names = batches.schema.names
-        check_columns_differ(names, path)
-        yield from _rows(part for batch in batches for part in _parts(batch))
+            schema = batches.schema
+        check_columns_differ(schema.names, path)
+        check_types(schema, path)
+        yield from enumerate(row for batch in batches for part in _parts(batch) for row in batch_rows(part))
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Arrow file ({_first(error)})") from None
+        raise DataError(f"{path}: not a readable Arrow file ({first_line(error)})") from None
 
 
-def _first(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of pyarrow says, in a line."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -60,24 +43,64 @@ def _parts(batch: Any) -> Iterator[Any]:
         yield batch.slice(start, BATCH_ROWS)
 
 
-def _rows(batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-    number = 0
-    for batch in batches:
-        for row in _batch_rows(batch):
-            yield number, row
-            number += 1
+def check_types(schema: Any, path: Path) -> None:
+    """Raise DataError for a column whose rows may share their bytes in ways that `_unpacked` does not count."""
+    from pyarrow import types
+
+    def foreign(kind: Any) -> bool:
+        if hasattr(kind, "storage_type"):
+            return foreign(kind.storage_type)
+        if types.is_dictionary(kind):
+            return foreign(kind.value_type)
+        if types.is_nested(kind):
+            listed = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+            whole = listed or types.is_struct(kind) or types.is_map(kind)
+            return not whole or any(foreign(kind.field(i).type) for i in range(kind.num_fields))
+        return types.is_run_end_encoded(kind) or types.is_string_view(kind) or types.is_binary_view(kind)
+
+    for field in schema:
+        if foreign(field.type):
+            raise DataError(f"{path}: column {field.name!r:.60} is of type {field.type!s:.60}, which is not read here")
 
 
-def _batch_rows(batch: Any) -> Iterator[Any]:
-    whole = _pylist(batch) if batch.nbytes <= LONGEST_ROW else None
-    if whole is not None:
+def batch_rows(batch: Any) -> Iterator[Any]:
+    """The rows of a batch; one that is longer than a row may be comes as a Refusal."""
+    if sum(map(_unpacked, batch.columns)) <= LONGEST_ROW and (whole := _pylist(batch)) is not None:
         yield from whole
         return
     for index in range(batch.num_rows):
-        if batch.slice(index, 1).nbytes > LONGEST_ROW:
+        if sum(_unpacked(column.slice(index, 1)) for column in batch.columns) > LONGEST_ROW:
             yield TOO_LONG
         else:
             yield {name: _cell(batch.column(name)[index]) for name in batch.schema.names}
+
+
+def _unpacked(column: Any) -> int:
+    """Bytes of a column's values, each written out: a text that stands in a dictionary counts wherever it is meant,
+    and every element of a list as the pointer it becomes."""
+    import pyarrow
+    import pyarrow.compute
+
+    if isinstance(column, pyarrow.ExtensionArray):
+        return _unpacked(column.storage)
+    kind = column.type
+    if isinstance(column, pyarrow.DictionaryArray):
+        is_a = pyarrow.types
+        texts = (is_a.is_string, is_a.is_large_string, is_a.is_binary, is_a.is_large_binary)
+        if not any(is_text(kind.value_type) for is_text in texts):
+            return len(column) * max(POINTER, _unpacked(column.dictionary))
+        lengths = pyarrow.compute.binary_length(column.dictionary).cast("int64").take(column.indices)
+        return POINTER * len(column) + (pyarrow.compute.sum(lengths).as_py() or 0)
+    if pyarrow.types.is_struct(kind):
+        return POINTER * len(column) + sum(map(_unpacked, column.flatten()))
+    if pyarrow.types.is_map(kind):
+        # Of a slice, `offsets` are its own, `keys` and `items` those of the whole.
+        start, end = column.offsets[0].as_py(), column.offsets[len(column)].as_py()
+        sides = (values.slice(start, end - start) for values in (column.keys, column.items))
+        return POINTER * len(column) + sum(map(_unpacked, sides))
+    if pyarrow.types.is_nested(kind):
+        return POINTER * len(column) + _unpacked(column.flatten())
+    return max(POINTER * len(column), column.nbytes)
 
 
 def _pylist(batch: Any) -> list[Any] | None:

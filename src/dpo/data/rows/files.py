@@ -46,7 +46,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
         if kind in readers:
             yield from readers[kind](file, path)
         else:
-            from dpo.data.rows.arrow import arrow_rows, parquet_rows
+            from dpo.data.rows.arrow import arrow_rows
+            from dpo.data.rows.parquet import parquet_rows
 
             yield from {".parquet": parquet_rows, ".arrow": arrow_rows}[kind](whole(file, path), path)
 
