@@ -57,6 +57,23 @@ def test_a_hit_is_bit_identical_to_the_miss(tmp_path: Path) -> None:
     assert (second.counters.hits, second.counters.misses) == (10, 0)
 
 
+def test_a_hit_knows_what_computing_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("dpo.caches.reference.time.monotonic", lambda: now[0])
+
+    def compute(pairs: list[TokenPair]) -> list[tuple[float, float]]:
+        now[0] += 3.0 * len(pairs)
+        return [value_of(pair) for pair in pairs]
+
+    first = ReferenceCache(tmp_path / "r.sqlite")
+    first.fill(make_pairs(10), CONTEXT, compute, chunk=4)
+    assert first.counters.seconds == pytest.approx(30)
+    second = ReferenceCache(tmp_path / "r.sqlite")
+    second.fill(make_pairs(8, offset=4), CONTEXT, compute)
+    assert (second.counters.hits, second.counters.misses) == (6, 2)
+    assert second.counters.seconds == pytest.approx(24)
+
+
 def test_key_is_content_with_the_prompt_boundary_and_nothing_else() -> None:
     pair = TokenPair("a:train:1", [1, 2], [3], [4], strength=0.7)
     assert entry_key(CONTEXT, pair) == entry_key(CONTEXT, TokenPair("b:test:9", [1, 2], [3], [4]))

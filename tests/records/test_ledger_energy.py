@@ -63,6 +63,20 @@ def test_phases_are_charged_and_no_counter_is_not_zero(powercap: Path, tmp_path:
     assert silent.summary()["energy_joules"] is None
 
 
+def test_a_phase_is_charged_the_processor_and_not_the_waiting(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, 0.0)
+    with ledger.phase("train"):
+        began = time.process_time()
+        while time.process_time() - began < 0.2:
+            pass
+        with ledger.phase("evaluate"):
+            time.sleep(0.3)
+    phases = json.loads((tmp_path / "ledger.json").read_text())["phases"]
+    assert phases["train"]["cpu_seconds"] >= 0.18
+    assert phases["evaluate"]["seconds"] >= 0.3
+    assert phases["evaluate"]["cpu_seconds"] < phases["train"]["cpu_seconds"]
+
+
 def test_a_killed_attempt_stays_charged_and_the_next_one_adds_to_it(tmp_path: Path) -> None:
     script = (
         "import sys, time, dpo.records.ledger as ledger; from pathlib import Path; ledger.TICK_SECONDS = 0.05\n"

@@ -29,6 +29,9 @@ P = TypeVar("P", bound=Tokens)
 LogProbs = tuple[float, float]
 """(chosen, rejected), nats: the sum over completion tokens."""
 
+ENTRY = "<ddd"
+"""The value of an entry: chosen and rejected in nats, and the seconds that computing the pair took."""
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
     key BLOB PRIMARY KEY, context TEXT NOT NULL, value BLOB NOT NULL, checksum BLOB NOT NULL, created REAL NOT NULL
@@ -40,11 +43,13 @@ CREATE TABLE IF NOT EXISTS uses (context TEXT PRIMARY KEY, used REAL NOT NULL) W
 
 @dataclass
 class Counters:
-    """Pairs that one `ReferenceCache` found, computed, or found damaged."""
+    """Pairs that one `ReferenceCache` found, computed, or found damaged, and what computing all of them took."""
 
     hits: int = 0
     misses: int = 0
     damaged: int = 0
+    seconds: float = 0.0
+    """Of whoever computed them, this process or another."""
 
 
 class ReferenceCache:
@@ -147,6 +152,7 @@ class ReferenceCache:
         compute: Callable[[list[P]], list[LogProbs]],
         claimant: Claimant,
     ) -> dict[bytes, LogProbs]:
+        began = time.monotonic()
         try:
             values = compute(pairs)
             if len(values) != len(mine):
@@ -154,9 +160,11 @@ class ReferenceCache:
         except BaseException:
             self._file.once(lambda db: self._release(db, mine, claimant))
             raise
+        seconds = (time.monotonic() - began) / len(mine)
         self.counters.misses += len(mine)
+        self.counters.seconds += seconds * len(mine)
         fresh = {key: (float(chosen), float(rejected)) for key, (chosen, rejected) in zip(mine, values, strict=True)}
-        self._file.once(lambda db: self._write(db, fresh, context, claimant))
+        self._file.once(lambda db: self._write(db, fresh, seconds, context, claimant))
         return fresh
 
     def _read(self, db: sqlite3.Connection, keys: list[bytes], context: str) -> dict[bytes, LogProbs]:
@@ -166,7 +174,9 @@ class ReferenceCache:
             query = f"SELECT key, context, value, checksum FROM entries WHERE key IN ({marks})"  # noqa: S608 - marks only
             for key, owner_context, value, checksum in db.execute(query, batch):
                 if _intact(key, owner_context, value, checksum) and owner_context == context.encode():
-                    found[key] = struct.unpack("<dd", value)
+                    chosen, rejected, seconds = struct.unpack(ENTRY, value)
+                    found[key] = chosen, rejected
+                    self.counters.seconds += seconds
                 else:
                     damaged.append(key)
         if damaged:
@@ -204,11 +214,18 @@ class ReferenceCache:
             db.executemany("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", taken_now)
         return mine, others, start
 
-    def _write(self, db: sqlite3.Connection, fresh: dict[bytes, LogProbs], context: str, claimant: Claimant) -> None:
+    def _write(
+        self,
+        db: sqlite3.Connection,
+        fresh: dict[bytes, LogProbs],
+        seconds: float,
+        context: str,
+        claimant: Claimant,
+    ) -> None:
         rows = []
         for key, pair in fresh.items():
             if all(math.isfinite(x) for x in pair):
-                value = struct.pack("<dd", *pair)
+                value = struct.pack(ENTRY, *pair, seconds)
                 rows.append((key, context, value, _checksum(key, context, value), time.time()))
         with db:
             db.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", rows)
@@ -232,5 +249,7 @@ def _checksum(key: bytes, context: str, value: bytes) -> bytes:
 def _intact(key: object, context: object, value: object, checksum: object) -> bool:
     # A flipped bit can change the type of a column as well as its bytes.
     if not (isinstance(key, bytes) and isinstance(context, bytes) and isinstance(value, bytes)):
+        return False
+    if len(value) != struct.calcsize(ENTRY):
         return False
     return hashlib.sha256(b"\0".join((key, context, value))).digest()[:16] == checksum

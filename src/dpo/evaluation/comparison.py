@@ -12,6 +12,7 @@ import numpy as np
 
 from dpo.errors import ConfigError
 from dpo.evaluation.choice import choose
+from dpo.records.costs import costs
 from dpo.records.read import RunFiles, read_pairs, read_run, read_samples, read_summary
 from dpo.statistics.intervals import bootstrap_mean, compare_scores, holm
 
@@ -181,7 +182,6 @@ def _cut(summary: Row, side: str) -> float | None:
 def _run_row(entry: Entry, judges: Sequence[str], further: Row) -> Row:
     pairs, answers, ledger = entry.summary["pairs"], entry.summary["answers"], entry.run.ledger
     divergence = entry.summary["divergence"]
-    phases = ledger["phases"] or {}
     measured = ("accuracy", "accuracy_gain", "margin", "chosen_log_ratio", "rejected_log_ratio")
     return {
         "label": entry.label,
@@ -195,12 +195,7 @@ def _run_row(entry: Entry, judges: Sequence[str], further: Row) -> Row:
         "judges": {name: _judged(entry.summary["judges"][name]) for name in judges},
         "figures": _figures(entry.summary, further, level="policy", difference="difference"),
         "cost": {
-            "seconds": ledger.get("seconds"),
-            "gpu_hours": None if ledger.get("gpu_seconds") is None else ledger["gpu_seconds"] / 3600,
-            "peak_memory_mb": max((phase.get("peak_memory_mb", 0) for phase in phases.values()), default=None),
-            "hourly_rate": ledger.get("hourly_rate"),
-            "money": ledger.get("cost"),
-            "watt_hours": None if ledger.get("energy_joules") is None else ledger["energy_joules"] / 3600,
+            **costs(ledger),
             "attempts": len(entry.run.record.get("attempts") or []),
             "unfinished_attempts": sum(
                 attempt.get("status") != "complete" for attempt in entry.run.record.get("attempts") or []

@@ -84,7 +84,7 @@ def comparison_plots(comparison: Row) -> tuple[dict[str, Plot], Placed]:
         near = [row for row in runs if row["kl"] is not None]
         against = [("kl", near, [row["kl"]["value"] for row in near], "KL from the reference (nats an answer)")]
         timed = [row for row in runs if row["cost"]["seconds"] is not None]
-        against.append(("cost", timed, [row["cost"]["seconds"] / 60 for row in timed], "minutes, all attempts"))
+        against.append(("cost", timed, [row["cost"]["seconds"] / 60 for row in timed], "minutes of training"))
         for key, kept, x, title in against:
             if not kept:
                 continue

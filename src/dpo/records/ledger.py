@@ -1,8 +1,9 @@
-"""What a run cost: wall and device time, peak memory, energy, pairs, tokens and money per phase, over all attempts."""
+"""What a run cost per phase over all attempts: wall, CPU and device time, memory, energy, pairs, tokens, money."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import sys
 import threading
@@ -37,6 +38,7 @@ class Ledger:
         self.run = json_file(folder / "run.json").get("id")
         self.phases = _phases(self.path, self.run, say)
         self._open: list[tuple[str, float]] = []
+        self._cpu = _cpu_seconds()
         self._lock = threading.RLock()
 
     def count_energy_of(self, cards: Iterable[str]) -> None:
@@ -85,6 +87,11 @@ class Ledger:
             for key, amount in amounts.items():
                 entry[key] = entry.get(key, 0) + amount
 
+    def set(self, phase: str, **amounts: float) -> None:
+        """Put amounts that are known as a whole to a phase, over what an earlier attempt put there."""
+        with self._lock:
+            self.phases.setdefault(phase, {"seconds": 0.0}).update(amounts)
+
     def flush(self) -> None:
         """Charge what has passed so far and write the file."""
         with self._lock:
@@ -92,10 +99,11 @@ class Ledger:
 
     def _flush(self) -> None:
         joules = self.energy.take()
+        before, self._cpu = self._cpu, _cpu_seconds()
         if self._open:
             name, since = self._open[-1]
             now = time.monotonic()
-            self.count(name, seconds=now - since)
+            self.count(name, seconds=now - since, cpu_seconds=self._cpu - before)
             entry = self.phases[name]
             entry["gpu_seconds"] = entry.get("gpu_seconds", 0.0) + (now - since) * self.devices
             entry["peak_memory_mb"] = max(entry.get("peak_memory_mb", 0.0), self._peak_mb())
@@ -125,6 +133,12 @@ class Ledger:
             return self.device_peak_mb()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _cpu_seconds() -> float:
+    """Of all threads of this process and of the children it has waited for."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def _phases(path: Path, run: str | None, say: Callable[[str], None]) -> dict[str, dict[str, float]]:

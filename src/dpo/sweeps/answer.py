@@ -14,6 +14,7 @@ import numpy as np
 
 from dpo.errors import ConfigError
 from dpo.evaluation.comparison import Entry, check_comparable, differing
+from dpo.records.costs import costs
 from dpo.records.read import read_pairs, read_rows, read_samples
 from dpo.statistics.intervals import Floats, wilson
 from dpo.statistics.paired import over_seeds, seeds_and_items
@@ -205,7 +206,7 @@ def _figures(
             "gain": estimate(policy - base, asked),
             "win_rate": estimate((1 + np.sign(policy - base)) / 2, asked),
         }
-    ledgers = [entry.run.ledger for entry in setting.entries]
+    spent = [costs(entry.run.ledger) for entry in setting.entries]
     correct = setting.correct()
     return {
         "label": setting.label,
@@ -215,8 +216,8 @@ def _figures(
         "judges": judges,
         "kl": None if kl is None else estimate(kl, range(kl.shape[1])),
         "words": estimate(setting.words(), prompts),
-        "seconds": float(np.mean([ledger.get("seconds") or 0.0 for ledger in ledgers])),
-        "money": float(np.mean([ledger.get("cost") or 0.0 for ledger in ledgers])),
+        "seconds": float(np.mean([cost["seconds"] or 0.0 for cost in spent])),
+        "money": float(np.mean([cost["money"] or 0.0 for cost in spent])),
         "over_seeds": _over_seeds(setting, judged) if len(setting.entries) > 1 else None,
     }
 
@@ -232,7 +233,7 @@ def _over_seeds(setting: Setting, judged: dict[str, list[int]]) -> Row:
 def _job(job: JobFiles) -> Row:
     """One line of the table of all jobs; figures only of jobs that completed."""
     summary, run = job.summary if job.complete else None, job.run
-    ledger = run.ledger if run else {}
+    cost = costs(run.ledger if run else {})
     return {
         "label": job.label,
         "values": job.values,
@@ -251,9 +252,9 @@ def _job(job: JobFiles) -> Row:
             name: {"level": judged["policy"], "win_rate": judged["win_rate"], "gain": judged["difference"]}
             for name, judged in (summary["judges"] if summary else {}).items()
         },
-        "seconds": ledger.get("seconds"),
-        "gpu_hours": (ledger.get("gpu_seconds") or 0.0) / 3600,
-        "money": ledger.get("cost"),
+        "seconds": cost["seconds"],
+        "gpu_hours": cost["gpu_hours"] or 0.0,
+        "money": cost["money"],
         "attempts": len(run.record.get("attempts") or []) if run else 0,
     }
 
@@ -280,6 +281,6 @@ def _from_dev(sweep: SweepFiles, axes: list[str]) -> Row:
         accuracy = dev_accuracy(job) if trained else None
         if accuracy is not None:
             settings.append({"label": job.label, "values": job.values, "seeds": 1, "accuracy": accuracy, "judges": {},
-                             "kl": None, "words": None, "seconds": (job.run.ledger if job.run else {}).get("seconds"),
+                             "kl": None, "words": None, "seconds": costs(job.run.ledger if job.run else {})["seconds"],
                              "money": 0.0, "over_seeds": None})  # fmt: skip
     return {"settings": settings, "basis": "dev", "choice": choose_by_dev(settings)}

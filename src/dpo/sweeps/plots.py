@@ -25,7 +25,7 @@ def metrics(found: Row) -> list[Metric]:
     wanted += [
         ("kl", "KL from the reference (nats an answer)", ".3~g", lambda row: row["kl"]),
         ("words", "Answer length (words)", ".1f", lambda row: row["words"]),
-        ("minutes", "Cost (minutes a job, all attempts)", ".1f", lambda row: (row["seconds"] or 0.0) / 60),
+        ("minutes", "Cost (minutes of training a job, all attempts)", ".1f", lambda row: (row["seconds"] or 0.0) / 60),
     ]
     if any(row["money"] for row in found["settings"]):
         wanted.append(("money", "Cost (money a job)", ".4~g", lambda row: row["money"]))

@@ -63,6 +63,7 @@ def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: Sequen
     hits, misses = cache.counters.hits, sum(job.ranks.gather(cache.counters.misses))
     hits -= misses - cache.counters.misses
     job.ledger.count("reference", pairs=len(pairs), hits=max(0, hits), misses=misses)
+    job.ledger.set("reference", pair_seconds=cache.counters.seconds / job.ranks.size)
     job.say(f"reference: {max(0, hits)} pairs from the cache, {misses} computed")
 
 
