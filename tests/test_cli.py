@@ -173,12 +173,12 @@ def test_every_field_reaches_the_config(here, capsys):
         "beta": 0.3, "learning_rate": 0.001, "epochs": 2, "batch_size": 3, "max_length": 99,
     }  # fmt: skip
     plain, _ = composed(capsys, "train")
-    for name, value in other.items():
-        flagged, _ = composed(capsys, "train", f"--{name.replace('_', '-')}", str(value))
-        (here / classic.CONFIG_FILE).write_text(json.dumps({name: value}))
-        filed, _ = composed(capsys, "train")
-        (here / classic.CONFIG_FILE).unlink()
-        assert plain != flagged == filed, name
+    flags = {name: [f"--{name.replace('_', '-')}", str(value)] for name, value in other.items()}
+    for name, flag in flags.items():
+        assert composed(capsys, "train", *flag)[0] != plain, name
+    flagged, _ = composed(capsys, "train", *(word for flag in flags.values() for word in flag))
+    (here / classic.CONFIG_FILE).write_text(json.dumps(other))
+    assert composed(capsys, "train")[0] == flagged
     assert set(other) | {"output_dir"} == set(classic.FIELDS)
     (here / classic.CONFIG_FILE).write_text(json.dumps({"output_dir": "elsewhere"}))
     assert call("status") == 0

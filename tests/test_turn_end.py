@@ -30,7 +30,7 @@ def test_the_end_of_a_turn_is_a_fact_of_the_run(taught):
     assert json.loads((taught / "run.json").read_text())["end_of_turn"] == TURN_END
 
 
-def test_answers_stop_at_the_turn_end_and_so_do_exports(taught, tmp_path):
+def test_answers_stop_at_the_turn_end_and_so_do_exports(taught, export_run, tmp_path):
     from dpo.evaluation.sides import load_sides
 
     sides = load_sides(taught)
@@ -46,8 +46,6 @@ def test_answers_stop_at_the_turn_end_and_so_do_exports(taught, tmp_path):
     answers = [row for row in rows if row["side"] == "policy"]
     assert all(row["finished"] for row in answers)
     assert all(TURN_END not in row["ids"] for row in rows)
-    code, output = tiny.run("export", [f"run={taught}", "resamples=100", "format=fp32"], tmp_path)
-    assert code == 0, output
-    ends = json.loads((taught / "export/fp32/generation_config.json").read_text())["eos_token_id"]
+    ends = json.loads((export_run(taught, "format=fp32") / "generation_config.json").read_text())["eos_token_id"]
     assert TURN_END in ends
     assert sides.tokenizer.eos_token_id in ends

@@ -70,8 +70,9 @@ def call(monkeypatch, tmp_path, capsys):
     return called
 
 
-@pytest.mark.parametrize("folder", ["conf", "elsewhere"])
-@pytest.mark.parametrize("case", FILES)
+@pytest.mark.parametrize(
+    ("case", "folder"), [*((case, "conf") for case in FILES), ("callbacks", "elsewhere"), ("package", "elsewhere")]
+)
 def test_a_file_sets_no_key_of_hydras_that_runs_code(call, tmp_path, case, folder):
     name, text, word = FILES[case]
     conf = tmp_path / folder

@@ -149,17 +149,17 @@ def test_a_conversation_longer_than_the_model_is_refused(
         conversation.prompt("policy", "the cat sat on the mat and the dog ran")
 
 
-def test_the_verb_reads_a_pipe(tiny_run: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "dpo.chat", str(tiny_run), "max_new_tokens=4"],
-        input="the cat\n/quit\n",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert [line.split(":")[0] for line in done.stdout.splitlines() if ":" in line] == ["you", "baseline", "policy"]
-    assert "\x1b" not in done.stdout
+def test_the_verb_reads_a_pipe(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dpo import chat
+
+    monkeypatch.setattr(sys, "argv", ["dpo.chat", str(tiny_run), "max_new_tokens=4"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\n/quit\n"))
+    chat.main()
+    out = capsys.readouterr().out
+    assert [line.split(":")[0] for line in out.splitlines() if ":" in line] == ["you", "baseline", "policy"]
+    assert "\x1b" not in out
 
 
 @pytest.fixture

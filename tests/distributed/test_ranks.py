@@ -85,7 +85,9 @@ def test_two_processes_equal_one(inputs, way, tmp_path):
     assert len(list(folder.glob("checkpoints/step-*"))) == len(list(tiny.record(one)[0].glob("checkpoints/step-*")))
 
 
-@pytest.mark.parametrize("places", [{0: ("step", 5)}, {1: ("norm", 7)}, {0: ("save", 2)}], ids=str)
+@pytest.mark.parametrize(
+    "places", [{0: ("step", 5)}, {1: ("norm", 7)}, pytest.param({0: ("save", 2)}, marks=pytest.mark.slow)], ids=str
+)
 def test_a_killed_rank_ends_the_run_which_continues_to_the_same_bits(inputs, undisturbed, places, tmp_path):
     argv = tiny.arguments(*inputs, *RANDOM)
     codes, output = tiny.run_ranks(argv, tmp_path, {rank: (*place, tiny.KILL) for rank, place in places.items()})
@@ -100,7 +102,7 @@ def test_a_killed_rank_ends_the_run_which_continues_to_the_same_bits(inputs, und
 
 
 @pytest.mark.parametrize("who", [(1,), (0, 1)], ids=str)
-@pytest.mark.parametrize("place", ["step", "dev", "save"])
+@pytest.mark.parametrize("place", [pytest.param("step", marks=pytest.mark.slow), "dev", "save"])
 def test_a_signal_to_any_rank_stops_all_at_one_step(inputs, undisturbed, who, place, tmp_path):
     if place == "save" and who == (1,):
         pytest.skip("only rank 0 saves")

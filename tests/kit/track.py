@@ -9,10 +9,12 @@ from omegaconf import OmegaConf
 
 from dpo.config.schema import NODES
 from dpo.records.quiet import quiet
-from dpo.records.tracking import build_tracker
+from dpo.records.tracking import build_tracker, wandb
 
 quiet()
 spec = json.loads(sys.argv[1])
+for name, seconds in spec.get("patience", {}).items():
+    setattr(wandb, name, seconds)
 settings = OmegaConf.to_object(
     OmegaConf.merge(OmegaConf.structured(NODES["tracking"][f"base_{spec['tracking']['backend']}"]), spec["tracking"])
 )

@@ -112,7 +112,7 @@ def closed_port() -> str:
 def test_a_server_that_is_of_no_use_costs_seconds_and_nothing_is_lost(folder, mode, said):
     server = Server(mode)
     environment = online(server) | ({"WANDB_BASE_URL": closed_port()} if mode == "refused" else {})
-    told = track(folder, wandb_settings(), environment)
+    told = track(folder, wandb_settings(), environment, patience={"PROBE_SECONDS": 1.0, "INIT_SECONDS": 2.0})
     server.stop()
     assert told["where"].startswith("wandb, offline: ")
     assert said in told["where"]
@@ -125,7 +125,10 @@ def test_a_server_that_is_of_no_use_costs_seconds_and_nothing_is_lost(folder, mo
 @pytest.mark.parametrize("death", ["cut", "stall", pytest.param("broken", marks=pytest.mark.slow)])
 def test_a_network_that_dies_during_a_run_neither_stops_nor_holds_it(folder, death):
     server = Server()
-    process = start(folder, wandb_settings(), online(server), steps=[0, "wait", 1, 2, 3])
+    spec = {"steps": [0, "wait", 1, 2, 3], "patience": {"FINISH_SECONDS": 1.0}}
+    process = start(folder, wandb_settings(), online(server), **spec)
+        folder, wandb_settings(), online(server), steps=[0, "wait", 1, 2, 3], patience={"FINISH_SECONDS": 1.0}
+    )
     assert process.stdout is not None
     assert any("waiting" in line for line in process.stdout)
     if death == "cut":

@@ -125,7 +125,7 @@ def world(rng: np.random.Generator, gains: list[float], nats: list[float]) -> tu
     return [rules, accuracy], [rng.gamma(4, nat / 4, (1, 32)) for nat in nats]
 
 
-@pytest.mark.parametrize(("name", "worlds"), [(n, 12) for n in WORLDS] + [
+@pytest.mark.parametrize(("name", "worlds"), [(n, 6) for n in WORLDS] + [
     pytest.param(n, 200, marks=pytest.mark.slow) for n in WORLDS])  # fmt: skip
 def test_on_planted_truth_it_is_right_or_says_it_cannot_tell(name: str, worlds: int) -> None:
     """Each claim is wrong in at most 5% of worlds: the bound is what 5% exceeds once in a thousand tests."""
