@@ -102,16 +102,7 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("gated", "gated; accept the licence"),
-        ("shown", "gated; accept the licence"),
-        ("none", "no such model"),
-        ("old", "no revision"),
-        ("open", "the download broke off"),
-    ],
-)
+@pytest.mark.parametrize(("name", "says"), [("none", "no such model"), ("open", "the download broke off")])
 def test_what_the_hub_refuses_is_told_apart(hub, tmp_path, name, says):
     """A real local server answers as the hub does; before torch is imported and a run directory made, if it can."""
     done = train(
@@ -123,6 +114,23 @@ def test_what_the_hub_refuses_is_told_apart(hub, tmp_path, name, says):
     assert len(done.stderr[done.stderr.index("error: ") :].strip().splitlines()) <= 3
     assert "Traceback" not in done.stderr
     assert (tmp_path / "outputs").exists() == (name == "open")
+
+
+def test_more_that_the_hub_refuses(hub, tmp_path):
+    """Asked in one process, as the verbs ask before anything else."""
+    code = (
+        "import sys\nfrom dpo.errors import NetworkError\nfrom dpo.modeling.weights import check_there\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: check_there(f'org/{name}', 'main')\n"
+        "    except NetworkError as error: print(str(error).replace('\\n', ' '))\n"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)}
+    words = [sys.executable, "-c", code, "gated", "shown", "old"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    gated, shown, old = done.stdout.splitlines()
+    assert "gated; accept the licence" in gated
+    assert "gated; accept the licence" in shown
+    assert "no revision" in old
 
 
 def test_a_folder_without_weights_or_with_pickles_only_is_refused(tmp_path):

@@ -127,8 +127,6 @@ def test_a_network_that_dies_during_a_run_neither_stops_nor_holds_it(folder, dea
     server = Server()
     spec = {"steps": [0, "wait", 1, 2, 3], "patience": {"FINISH_SECONDS": 1.0}}
     process = start(folder, wandb_settings(), online(server), **spec)
-        folder, wandb_settings(), online(server), steps=[0, "wait", 1, 2, 3], patience={"FINISH_SECONDS": 1.0}
-    )
     assert process.stdout is not None
     assert any("waiting" in line for line in process.stdout)
     if death == "cut":

@@ -96,17 +96,17 @@ def test_killed_anywhere_it_continues_to_the_same_bits(inputs, undisturbed, opti
 # begun; steps 4 and 8 have an evaluation due, whose cut costs the evaluation alone.
 SIGNALLED = [
     ("load", 1, tiny.TERM, None),
-    ("load", 1, tiny.INT, None),
+    pytest.param("load", 1, tiny.INT, None, marks=pytest.mark.slow),
     ("reference", 1, tiny.TERM, None),
     ("dev", 1, tiny.INT, None),
     ("step", 4, tiny.TERM, 4),
-    ("step", 4, tiny.INT, 4),
+    pytest.param("step", 4, tiny.INT, 4, marks=pytest.mark.slow),
     ("step", 8, tiny.TERM, 8),
-    ("step", 8, tiny.INT, 8),
+    pytest.param("step", 8, tiny.INT, 8, marks=pytest.mark.slow),
     ("dev", 2, tiny.TERM, 4),
     ("dev", 3, tiny.INT, 8),
     ("save", 1, tiny.TERM, 4),
-    ("save", 1, tiny.INT, 4),
+    pytest.param("save", 1, tiny.INT, 4, marks=pytest.mark.slow),
     ("final", 1, tiny.TERM, 4),
 ]
 
@@ -144,7 +144,7 @@ def newest(run: Path) -> int | None:
     return None if found is None else found.step
 
 
-@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 8])
 def test_an_evaluation_made_good_may_be_killed_too(inputs, undisturbed, step, tmp_path):
     """SIGTERM at a step whose evaluation is due, kill -9 in that evaluation when the run goes on, then to the end."""
     command = tiny.arguments(*inputs, "lora=qlora")
@@ -187,13 +187,21 @@ def test_an_evaluation_made_good_computes_in_the_precision_of_training(inputs, t
     assert results[0] == results[1]
 
 
-def interrupted(inputs: tuple[Path, Path], cwd: Path, *more: str) -> Path:
-    """A run killed in step 8, with checkpoints at 3 and 6; returns its folder."""
-    code, output = tiny.run("train", tiny.arguments(*inputs, *more), cwd, ("step", 8, tiny.KILL))
+@pytest.fixture(scope="session")
+def stopped(inputs, tmp_path_factory) -> Path:
+    """Working folder of a run that was killed in step 8, with checkpoints at 3 and 6."""
+    cwd = tmp_path_factory.mktemp("stopped")
+    code, output = tiny.run("train", tiny.arguments(*inputs, "lora=lora"), cwd, ("step", 8, tiny.KILL))
     assert code == -signal.SIGKILL, output
     folder, _ = tiny.record(cwd)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-3", "step-6"]
-    return folder
+    return cwd
+
+
+def interrupted(stopped: Path, cwd: Path) -> Path:
+    """A copy of it; returns the run's folder."""
+    shutil.copytree(stopped / "outputs", cwd / "outputs")
+    return tiny.record(cwd)[0]
 
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
@@ -208,14 +216,6 @@ def flip(data: bytes) -> bytes:
     """One bit of the middle byte."""
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
-
-
-@pytest.fixture(scope="session")
-def stopped(inputs, tmp_path_factory) -> Path:
-    """Working folder of a run that stopped with two checkpoints."""
-    cwd = tmp_path_factory.mktemp("stopped")
-    interrupted(inputs, cwd, "lora=lora")
-    return cwd
 
 
 def test_every_damage_to_every_checkpoint_file_is_found_and_named(stopped):
@@ -241,8 +241,8 @@ def test_every_damage_to_every_checkpoint_file_is_found_and_named(stopped):
             assert len(said) == 1
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(inputs, undisturbed, tmp_path):
-    folder = interrupted(inputs, tmp_path, "lora=lora")
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(inputs, stopped, undisturbed, tmp_path):
+    folder = interrupted(stopped, tmp_path)
     DAMAGES["flipped"](folder / "checkpoints" / "step-6" / "adapter_model.safetensors")
     code, output = tiny.run("train", tiny.arguments(*inputs, "lora=lora"), tmp_path)
     assert code == 0, output
@@ -251,8 +251,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(inputs, u
     assert tiny.outcome(tmp_path) == undisturbed("lora")
 
 
-def test_all_checkpoints_damaged_is_exit_4(inputs, tmp_path):
-    folder = interrupted(inputs, tmp_path, "lora=lora")
+def test_all_checkpoints_damaged_is_exit_4(inputs, stopped, tmp_path):
+    folder = interrupted(stopped, tmp_path)
     for step in ("step-3", "step-6"):
         DAMAGES["truncated"](folder / "checkpoints" / step / "optimizer.pt")
     code, output = tiny.run("train", tiny.arguments(*inputs, "lora=lora"), tmp_path)
@@ -275,8 +275,8 @@ def test_objects_in_a_checkpoint_whose_manifest_is_right_are_refused(tmp_path):
     ("change", "named"),
     [("lora.alpha=4", "config"), ("dpo.beta=0.3", "config"), ("data", "data"), ("model", "base")],
 )
-def test_resuming_with_something_else_is_refused_by_name(inputs, tmp_path, change, named):
-    folder = interrupted(inputs, tmp_path, "lora=lora")
+def test_resuming_with_something_else_is_refused_by_name(inputs, stopped, tmp_path, change, named):
+    folder = interrupted(stopped, tmp_path)
     model, pairs = inputs
     more = [f"resume={folder}"]
     if change == "data":
@@ -296,16 +296,16 @@ def test_resuming_with_something_else_is_refused_by_name(inputs, tmp_path, chang
     assert "resume_anyway=true" in output
 
 
-def test_what_is_continued_is_the_users_word(inputs, tmp_path):
+def test_what_is_continued_is_the_users_word(inputs, stopped, tmp_path):
     """resume=FOLDER with resume_anyway=true goes on with another beta; resume=never leaves that run and starts anew."""
-    folder = interrupted(inputs, tmp_path, "lora=lora")
+    folder = interrupted(stopped, tmp_path)
     more = [f"resume={folder}", "resume_anyway=true", "dpo.beta=0.3"]
     code, output = tiny.run("train", tiny.arguments(*inputs, "lora=lora", *more), tmp_path)
     assert code == 0, output
     assert "continuing although config was" in output
     assert "continuing at step 6" in output
     (tmp_path / "other").mkdir()
-    other = interrupted(inputs, tmp_path / "other", "lora=lora")
+    other = interrupted(stopped, tmp_path / "other")
     code, output = tiny.run("train", tiny.arguments(*inputs, "lora=lora", "resume=never"), tmp_path / "other")
     assert code == 0, output
     assert "continuing" not in output
