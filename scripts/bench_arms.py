@@ -20,7 +20,7 @@ from dpo.data.pair import TokenPair
 from dpo.engine.budget import split
 from dpo.engine.choice import Engine
 from dpo.engine.install import install
-from dpo.engine.lean_linear import keep_unpacked
+from dpo.engine.lean_linear import keep_dequantized
 from dpo.engine.memory import free_memory
 from dpo.engine.part import packed_loss
 from dpo.engine.score import sequence_log_probs
@@ -154,7 +154,7 @@ def _ours(
     if refused is not None:
         raise SystemExit(f"error: {options.model}: {refused}")
     if lean:
-        keep_unpacked(model, getattr(torch, options.dtype), free_memory(trainer.args.device))
+        keep_dequantized(model, getattr(torch, options.dtype), free_memory(trainer.args.device))
     budget, loss = options.token_budget, packed_loss(objective(trainer.args))
     at_once = most_at_once(trainer.model, trainer.args.device.type, options.batch) if lean else 1
     trainer.engine = Engine(loss, lambda p, b, n: split(p, b, at_once=n), budget, Workers.of(at_once))

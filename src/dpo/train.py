@@ -29,10 +29,10 @@ def train(config: Config) -> Path:
     from dpo.distributed.ranks import joined
     from dpo.release.card import model_card
     from dpo.training import reference, stages
+    from dpo.training.base import find_base
     from dpo.training.build import build_trainer
     from dpo.training.continuing import find_checkpoint
     from dpo.training.job import open_job
-    from dpo.training.start import find_base
 
     with joined(place, config.hardware.device) as ranks, open_job(config, ranks) as job:
         base = find_base(job)

@@ -34,7 +34,7 @@ HARDWARE = {
     "hardware.device=cpu": ("choose_compute", "cpu"),
     "hardware.precision=fp32": ("choose_compute", "fp32"),
     "hardware.attention=eager": ("load_base", "eager"),
-    "hardware.memory_gb=3": ("room", 3.0),
+    "hardware.memory_gb=3": ("usable", 3.0),
     "hardware.token_budget=77": ("plan", 77),
     "hardware.activation_checkpointing=off": ("plan", False),
     "hardware.engine=plain": ("plan", "plain"),
@@ -90,7 +90,8 @@ def asked(monkeypatch, tmp_path):
     """asked("model.path=x") -> {function: everything it is given} on the way from a config to its loaded model."""
     from dpo.distributed.ranks import ALONE
     from dpo.engine import choice as engine
-    from dpo.training import build, start
+    from dpo.training import base as bases
+    from dpo.training import build
     from dpo.training import job as jobs
 
     given: dict[str, list[Any]] = {}
@@ -110,21 +111,21 @@ def asked(monkeypatch, tmp_path):
     from dpo.modeling.device import Compute
 
     weights = SimpleNamespace(folder=tmp_path, remote_code=False, fingerprint="f", revision=None)
-    fake(start, "choose_compute", Compute("cpu", torch.float32))
-    fake(start, "resolve", weights)
-    fake(start, "load_tokenizer", SimpleNamespace(pad_token_id=0))
-    fake(start, "tokenizer_fingerprint", "t")
-    fake(start, "model_config")
-    fake(start, "positions", 10**6)
-    fake(start, "check_stored")
-    fake(start, "resolve_adapter", Adapter(tmp_path, "some/adapter", None, "f", {}))
-    fake(start, "check_agrees")
+    fake(bases, "choose_compute", Compute("cpu", torch.float32))
+    fake(bases, "resolve", weights)
+    fake(bases, "load_tokenizer", SimpleNamespace(pad_token_id=0))
+    fake(bases, "tokenizer_fingerprint", "t")
+    fake(bases, "model_config")
+    fake(bases, "positions", 10**6)
+    fake(bases, "check_stored")
+    fake(bases, "resolve_adapter", Adapter(tmp_path, "some/adapter", None, "f", {}))
+    fake(bases, "check_agrees")
     fake(build, "load_base", stop=True)
     fake(build, "objective")
     fake(engine, "install")
     fake(engine, "most_at_once", 1)
     fake(engine, "held_bytes", 0)
-    fake(engine, "room", 10**9)
+    fake(engine, "usable", 10**9)
     fake(engine, "plan", stop=True)
     fake(jobs, "Ledger", stop=True)
     model = torch.nn.Module()
@@ -139,7 +140,7 @@ def asked(monkeypatch, tmp_path):
         interrupts = SimpleNamespace(check=lambda: None)
         job: Any = SimpleNamespace(config=config, ledger=ledger, run=run, ranks=ALONE, interrupts=interrupts)
         job.say = lambda line: None
-        base = start.find_base(job)
+        base = bases.find_base(job)
         data: Any = SimpleNamespace(train=[], dev=[])
         trainer: Any = SimpleNamespace(model=model, use_weighting=False, args=SimpleNamespace())
         for step in (

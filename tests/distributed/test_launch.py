@@ -17,7 +17,7 @@ import tiny
 
 from dpo.config.folder import conf_folder
 from dpo.config.hardware import Parallel
-from dpo.distributed import launch, plans
+from dpo.distributed import launch
 from dpo.errors import ConfigError
 from dpo.records.files import write_json
 from dpo.records.run import read_record, state_of
@@ -219,7 +219,11 @@ def test_ranks_meet_at_a_free_port_of_this_machine_and_share_its_cores(monkeypat
 
 @pytest.mark.parametrize("parallel", ["fsdp", "zero2", "zero3"])
 def test_what_is_spread_follows_the_stage(parallel):
-    assert plans.fsdp_plugin(Parallel[parallel]).reshard_after_forward == (parallel != "zero2")
+    from dpo.training.build import trainer_class
+    from dpo.training.sharded import ShardedTrainer
+
+    made: Any = trainer_class(Parallel[parallel], 2)
+    assert (made.func, made.keywords) == (ShardedTrainer, {"reshard": parallel != "zero2"})
 
 
 @pytest.mark.parametrize(

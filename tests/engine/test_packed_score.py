@@ -20,7 +20,7 @@ from dpo.engine.collate import layout, pad, padded_index
 from dpo.engine.head import token_statistics
 from dpo.engine.install import install
 from dpo.engine.lean import FEW_ROWS
-from dpo.engine.lean_linear import UNPACKED_SHARE, keep_unpacked
+from dpo.engine.lean_linear import DEQUANTIZED_SHARE, keep_dequantized
 from dpo.engine.score import sequence_log_probs
 from dpo.modeling.modes import is_4bit, scoring_mode
 
@@ -227,11 +227,11 @@ def test_unpacked_weights_are_kept_once_and_change_nothing(monkeypatch: pytest.M
     layers = sum(is_4bit(module) for module in policy.modules())
     often, log_probs, grads = step()
     assert often > layers
-    bytes_unpacked = 2 * sum(m.in_features * m.out_features for m in policy.modules() if is_4bit(m))
-    enough = int(bytes_unpacked / UNPACKED_SHARE)
-    assert keep_unpacked(policy, torch.bfloat16, enough - 1) == 0
+    bytes_dequantized = 2 * sum(m.in_features * m.out_features for m in policy.modules() if is_4bit(m))
+    enough = int(bytes_dequantized / DEQUANTIZED_SHARE)
+    assert keep_dequantized(policy, torch.bfloat16, enough - 1) == 0
     assert step()[0] == often
-    assert keep_unpacked(policy, torch.bfloat16, enough) == bytes_unpacked
+    assert keep_dequantized(policy, torch.bfloat16, enough) == bytes_dequantized
     names = set(policy.state_dict())
     for expected in (layers, 0):
         count, same, same_grads = step()
@@ -246,7 +246,7 @@ def test_few_rows_read_the_kept_weight_and_unpack_nothing(monkeypatch: pytest.Mo
 
     policy = with_lora(quantized(True))
     assert install(policy) is None
-    assert keep_unpacked(policy, torch.float32, 10**9) > 0
+    assert keep_dequantized(policy, torch.float32, 10**9) > 0
     ids = torch.arange(5, 5 + FEW_ROWS).unsqueeze(0)
     with torch.no_grad():
         policy(input_ids=ids)  # unpacks every weight
@@ -266,7 +266,7 @@ def test_unpacked_weights_follow_the_packed_ones(change: str) -> None:
         policy, pairs = with_lora(quantized(True)), random_pairs(4)
         assert install(policy) is None
         if keeps:
-            assert keep_unpacked(policy, torch.float32, 10**9) > 0
+            assert keep_dequantized(policy, torch.float32, 10**9) > 0
         with torch.no_grad(), policy.disable_adapter():
             before = packed_log_probs(policy, pairs)
         if change == "merge":

@@ -14,10 +14,10 @@ from dpo.data.pair import TokenPair
 from dpo.engine.attention import describe_kernel
 from dpo.engine.budget import cost, split
 from dpo.engine.install import install
-from dpo.engine.lean_linear import keep_unpacked
+from dpo.engine.lean_linear import keep_dequantized
 from dpo.engine.memory import MemoryPlan, free_memory, plan
 from dpo.engine.part import PartLoss, packed_loss
-from dpo.engine.room import held_bytes, room, training_bytes
+from dpo.engine.usable import held_bytes, training_bytes, usable
 from dpo.engine.workers import Workers, most_at_once
 from dpo.losses.objective import LOSSES, WHOLE_STEP, Objective
 
@@ -126,7 +126,7 @@ def choose_engine(
     at_once = 1
     if name == "packed" and not coupled and asked is not Checkpointing.on and processes.size == 1:
         at_once = at_once_before or most_at_once(model, compute.device, batch_size)
-    free = room(
+    free = usable(
         free_memory(torch.device(compute.device)),
         hardware.memory_gb,
         held_bytes(model),
@@ -136,8 +136,8 @@ def choose_engine(
     whole = hardware.parallel in (Parallel.none, Parallel.ddp)
     # Of weights that are spread, each process trains its part.
     free = max(0, free - training_bytes(model, config.dpo.optimizer.value) // (1 if whole else processes.size))
-    unpacked = keep_unpacked(model, compute.dtype, free) if name == "packed" and whole else 0
-    free -= unpacked
+    dequantized = keep_dequantized(model, compute.dtype, free) if name == "packed" and whole else 0
+    free -= dequantized
 
     def planned_with(at_once: int) -> MemoryPlan:
         return plan(
@@ -167,7 +167,7 @@ def choose_engine(
     engine = Engine(packed_loss(objective) if name == "packed" else plain, parts, budget, Workers.of(at_once), name)
     unsplit = f", steps of {together} pairs in one part" if coupled else ""
     beside = f", {at_once} micro-batches at once" if at_once > 1 else ""
-    weights = f", 4-bit weights kept unpacked too ({unpacked / 2**30:.1f} GiB)" if unpacked else ""
+    weights = f", 4-bit weights kept dequantized too ({dequantized / 2**30:.1f} GiB)" if dequantized else ""
     kernel = f", attention {describe_kernel(model, compute.dtype)}" if name == "packed" else ""
     line = f"{name} engine{why}, {planned.line}{unsplit}{beside}{weights}{kernel}"
     return Choice(engine, activation_checkpointing, line)

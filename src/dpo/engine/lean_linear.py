@@ -1,8 +1,8 @@
 """Frozen linear layers with LoRA branches as one autograd function, for PEFT's layers as PEFT left them.
 
 PEFT's own path casts, clones and makes three more passes over the output; here the branch is added in place by the
-matrix product, the input is kept once, and 4-bit weights are unpacked once a forward and once a backward. Layers that
-read the same input share the products with their stacked A, and add up their gradients to it inside the products.
+matrix product, the input is kept once, and 4-bit weights are dequantized once a forward and once a backward. Layers
+that read the same input share the products with their stacked A, and add up their gradients to it inside the products.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-UNPACKED_SHARE = 0.25
-"""Of the free memory, that unpacked 4-bit weights may take."""
-_UNPACKED = "_dpo_unpacked"
-"""Where a layer keeps its unpacked weight, once `keep_unpacked` has made room for it."""
+DEQUANTIZED_SHARE = 0.25
+"""Of the free memory, that dequantized 4-bit weights may take."""
+_DEQUANTIZED = "_dpo_dequantized"
+"""Where a layer keeps its dequantized weight, once `keep_dequantized` has made room for it."""
 
 
 @dataclass(frozen=True)
-class _Unpacked:
+class _Dequantized:
     packed: torch.Tensor
     version: int
     dense: torch.Tensor
@@ -50,7 +50,7 @@ class Branch:
     scaling: float
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """W in `dtype`, unpacked if it is stored in 4 bits."""
+        """W in `dtype`, dequantized if it is stored in 4 bits."""
         return dense_weight(self.layer, dtype)
 
     @property
@@ -137,10 +137,10 @@ def dense_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     if not is_4bit(layer):
         weight: torch.Tensor = layer.weight.detach()
         return weight.to(dtype)
-    kept = layer.__dict__.get(_UNPACKED)
+    kept = layer.__dict__.get(_DEQUANTIZED)
     if kept is not None and kept.answers(layer.weight, dtype):
-        unpacked: torch.Tensor = kept.dense
-        return unpacked
+        dequantized: torch.Tensor = kept.dense
+        return dequantized
     state = state_of(layer)
     scales = state.absmax
     if state.nested:
@@ -152,27 +152,27 @@ def dense_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     dense: torch.Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(
         packed, scales, state.blocksize, state.quant_type, state.shape, dtype
     )
-    if _UNPACKED in layer.__dict__:
-        layer.__dict__[_UNPACKED] = _Unpacked(layer.weight, layer.weight._version, dense)
+    if _DEQUANTIZED in layer.__dict__:
+        layer.__dict__[_DEQUANTIZED] = _Dequantized(layer.weight, layer.weight._version, dense)
     return dense
 
 
-def is_unpacked(layer: Any, dtype: torch.dtype) -> bool:
-    """Whether the weight of a Linear4bit lies unpacked in `dtype` by now."""
-    kept = layer.__dict__.get(_UNPACKED)
+def is_dequantized(layer: Any, dtype: torch.dtype) -> bool:
+    """Whether the weight of a Linear4bit lies dequantized in `dtype` by now."""
+    kept = layer.__dict__.get(_DEQUANTIZED)
     return kept is not None and bool(kept.answers(layer.weight, dtype))
 
 
-def keep_unpacked(model: torch.nn.Module, dtype: torch.dtype, free: int) -> int:
-    """Keep every 4-bit weight of `model` unpacked from its first use on, if all of them in `dtype` take at most
-    `UNPACKED_SHARE` of `free` bytes: the same numbers sooner. Returns the bytes that takes, 0 if nothing is kept."""
+def keep_dequantized(model: torch.nn.Module, dtype: torch.dtype, free: int) -> int:
+    """Keep every 4-bit weight of `model` dequantized from its first use on, if all of them in `dtype` take at most
+    `DEQUANTIZED_SHARE` of `free` bytes: the same numbers sooner. Returns the bytes that takes, 0 if nothing is kept."""
     layers = [module for module in model.modules() if is_4bit(module)]
     numbers = sum(math.prod(state_of(layer).shape) for layer in layers)
     needed = numbers * torch.empty((), dtype=dtype).element_size()
-    if needed > UNPACKED_SHARE * free:
+    if needed > DEQUANTIZED_SHARE * free:
         return 0
     for layer in layers:
-        layer.__dict__.setdefault(_UNPACKED, None)
+        layer.__dict__.setdefault(_DEQUANTIZED, None)
     return needed
 
 

@@ -66,7 +66,7 @@ def load_sides(run: Path, compute: Any = None, quantized: bool = True) -> Sides:
     `compute` (a modeling.device.Compute) and `quantized` as for `modeling.policy.load_trained`.
     """
     from dpo.engine.install import install
-    from dpo.engine.lean_linear import keep_unpacked
+    from dpo.engine.lean_linear import keep_dequantized
     from dpo.engine.memory import free_memory
     from dpo.modeling.device import choose_compute
 
@@ -81,7 +81,7 @@ def load_sides(run: Path, compute: Any = None, quantized: bool = True) -> Sides:
     # Scoring shares each prompt between chosen and rejected where the model is verified for it; else it pads.
     if install(policy) is None:
         # Each token of an answer reads every weight once more.
-        keep_unpacked(policy, policy.dtype, free_memory(policy.device))
+        keep_dequantized(policy, policy.dtype, free_memory(policy.device))
     sides = Sides(policy, baseline, tokenizer, config, base.fingerprint, adapter, read_record(run).get("end_of_turn"))
     for model in (policy, baseline):
         # For who generates with transformers' own loop: lm-eval.

@@ -10,7 +10,6 @@ from dpo.config.hardware import Parallel
 from dpo.config.lora import FullTraining, Lora
 from dpo.data.prepare import Prepared
 from dpo.data.token_file import Selection
-from dpo.distributed.plans import fsdp_plugin
 from dpo.engine.choice import choose_engine
 from dpo.modeling.adapter import load_into
 from dpo.modeling.device import describe
@@ -20,11 +19,11 @@ from dpo.modeling.policy import load_base, lora_config
 from dpo.training import checkpoints
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments, objective
+from dpo.training.base import Base
 from dpo.training.continuing import facts_of, kept_split
 from dpo.training.job import Job
 from dpo.training.plain import plain_loss
 from dpo.training.probe import check_scores
-from dpo.training.start import Base
 
 
 def build_trainer(
@@ -106,4 +105,4 @@ def trainer_class(parallel: Parallel, size: int) -> Callable[..., trainers.Train
         return trainers.Trainer
     from dpo.training.sharded import ShardedTrainer
 
-    return functools.partial(ShardedTrainer, plugin=fsdp_plugin(parallel))
+    return functools.partial(ShardedTrainer, reshard=parallel is not Parallel.zero2)

@@ -100,7 +100,7 @@ class EvaluatingTrainer(SteppingTrainer):
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, model: Any, *args: Any, **kwargs: Any) -> None:
         """Log, save, and evaluate last: an evaluation changes nothing that a checkpoint holds, so a kill or a signal
-        during it costs the evaluation alone, which a continued run does first (see Flow)."""
+        during it costs the evaluation alone, which a continued run does first (see Cadence)."""
         due, saved = self.control.should_evaluate, self.control.should_save
         self.control.should_evaluate = False
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, *args, **kwargs)

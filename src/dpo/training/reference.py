@@ -19,8 +19,8 @@ from dpo.engine.score import sequence_log_probs
 from dpo.modeling.device import Compute, kernels
 from dpo.records.progress import StageProgress
 from dpo.training import trainer as trainers
+from dpo.training.base import Base
 from dpo.training.job import Job
-from dpo.training.start import Base
 from dpo.training.start_identity import check_identity, score_start
 
 IDENTITY_PAIRS = 32

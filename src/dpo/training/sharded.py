@@ -1,7 +1,8 @@
 """Weights, gradients and optimizer states spread over the ranks by torch's FSDP2 (arXiv:2304.11277).
 
 A decoder layer is gathered for its forward and for its backward, and its gradient is summed over ranks in the backward.
-fsdp and zero3 give a layer's weights up in between; zero2 keeps them (stages 3 and 2 of ZeRO, arXiv:1910.02054).
+fsdp and zero3 are one thing with two names: they give a layer's weights up in between. zero2 keeps them (stages 3 and
+2 of ZeRO, arXiv:1910.02054, section 5; without DeepSpeed).
 Each rank must take every forward and backward together with the others, so ranks get equally many micro-batches, and
 nothing that one rank alone notices (a signal, an allocation that failed, a NaN) may end a pass on that rank.
 
@@ -35,12 +36,12 @@ CONNECTION = {"Connection", "connection", "[gloo]", "gloo"}
 
 
 class ShardedTrainer(Trainer):
-    """`plugin` is accelerate's description of what to spread (see `plans.fsdp_plugin`)."""
+    """`reshard`: whether a layer's weights are given up between its forward and its backward."""
 
     optimizer: Any
 
-    def __init__(self, *, plugin: Any, **more: Any) -> None:
-        self.plugin = plugin
+    def __init__(self, *, reshard: bool, **more: Any) -> None:
+        self.reshard = reshard
         self.spread = False
         self._weights: dict[str, torch.Tensor] = {}
         self._state: dict[str, Any] = {}
@@ -49,7 +50,7 @@ class ShardedTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> Any:
         """Spread the model, then make the optimizer of this rank's parts."""
         if not self.spread:
-            spread(self.model, self.plugin)
+            spread(self.model, self.reshard)
             self.spread = True
         optimizer = super().create_optimizer(model)
         optimizer.register_load_state_dict_pre_hook(own_part)
@@ -116,16 +117,14 @@ class ShardedTrainer(Trainer):
             self.optimizer = own
 
 
-def spread(model: Any, plugin: Any) -> None:
+def spread(model: Any, reshard: bool) -> None:
     """Spread each decoder layer, and what is left, over all ranks; gradients become sums over them.
 
     Raises ConfigError when the architecture does not say which of its modules are layers.
     """
-    from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
-
     base = unwrapped(model)
-    is_layer = fsdp2_prepare_auto_wrap_policy(plugin, base)
-    layers = [module for module in base.modules() if is_layer is not None and is_layer(module)]
+    names = set(getattr(base, "_no_split_modules", None) or ())
+    layers = [module for module in base.modules() if type(module).__name__ in names]
     if not layers:
         raise ConfigError(f"hardware.parallel: {type(base).__name__} names no layers to spread; use ddp")
     # FSDP2 warns of outputs that are views; nothing writes into ours.
@@ -135,8 +134,7 @@ def spread(model: Any, plugin: Any) -> None:
     mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
     for module in [*layers, model]:
         # The root's embeddings and head are needed first and last: given up after a backward only.
-        reshard = None if module is model else plugin.reshard_after_forward
-        fully_shard(module, mesh=mesh, reshard_after_forward=reshard)
+        fully_shard(module, mesh=mesh, reshard_after_forward=None if module is model else reshard)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     for module in base.modules():

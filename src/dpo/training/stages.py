@@ -23,9 +23,9 @@ from dpo.records.progress import TrainingProgress
 from dpo.records.tracking import NoTracker, Tracker, build_tracker
 from dpo.training import checkpoints, guards
 from dpo.training import trainer as trainers
+from dpo.training.base import Base
 from dpo.training.job import Job, exit_code
 from dpo.training.order import epoch_order
-from dpo.training.start import Base
 
 
 def load_data(job: Job, base: Base) -> Prepared:

@@ -20,9 +20,9 @@ from trl.trainer.dpo_config import DPOConfig
 from dpo.data.pair import TokenPair
 from dpo.distributed.ranks import ALONE, Ranks
 from dpo.engine.choice import NO_ENGINE
+from dpo.training.cadence import Cadence
 from dpo.training.checkpoints import Facts
 from dpo.training.dev import EvaluatingTrainer
-from dpo.training.flow import Flow
 from dpo.training.interrupts import Interrupts
 from dpo.training.order import EpochOrder
 from dpo.training.window import Window
@@ -89,7 +89,7 @@ class Trainer(EvaluatingTrainer):
         self.precompute_ref_logps = True
         self.ref_model = None
         self.remove_callback(PrinterCallback)
-        self.add_callback(Flow(self))
+        self.add_callback(Cadence(self))
 
     # Data: our token ids, in our order.
 

@@ -10,7 +10,7 @@ GIGABYTE = 10**9
 """`hardware.memory_gb` counts as vendors do; of a "16 GB" card a driver shows about 14.9 GiB."""
 
 
-def room(free: int, memory_gb: float | None, held: int, processes: int) -> int:
+def usable(free: int, memory_gb: float | None, held: int, processes: int) -> int:
     """Bytes that activations and gradients of one process may take.
 
     Args:

@@ -9,7 +9,7 @@ from dpo.config.hardware import Parallel
 from dpo.config.lora import Lora
 from dpo.config.losses import Optimizer
 from dpo.config.schema import Config
-from dpo.engine.room import cap_device
+from dpo.engine.usable import cap_device
 from dpo.errors import ConfigError
 from dpo.modeling.adapter import Adapter, check_agrees, resolve_adapter
 from dpo.modeling.device import Compute, card_uuid, choose_compute, describe

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from dpo.training.trainer import Trainer
 
 
-class Flow(TrainerCallback):
+class Cadence(TrainerCallback):
     """Sets the Trainer's flags at the end of a step, and makes good an evaluation that a stop kept from a step."""
 
     def __init__(self, trainer: Trainer) -> None:
