@@ -25,8 +25,8 @@ from dpo.engine.memory import free_memory
 from dpo.engine.part import packed_loss
 from dpo.engine.score import sequence_log_probs
 from dpo.engine.workers import Workers, most_at_once
+from dpo.losses.objective import Objective
 from dpo.training import trainer as trainers
-from dpo.training.arguments import objective
 from dpo.training.interrupts import Interrupts
 
 ARMS = ("trl_default", "trl_tuned", "packed", "ours")
@@ -145,19 +145,19 @@ def _ours(
     beta: float,
     cache: Path | None,
 ) -> tuple[Step, int]:
-    trainer = trainers.Trainer(
-        model=model, args=_arguments(beta, options.dtype == "bfloat16", activation_checkpointing=False),
-        peft_config=None, tokenizer=tokenizer, train_pairs=pairs, dev_pairs=pairs[:1], interrupts=Interrupts(),
-        checkpoint_root=Path(tempfile.mkdtemp(prefix="bench-")), fingerprints={},
-    )  # fmt: skip
-    refused = install(trainer.model, lean=lean)
+    arguments = _arguments(beta, options.dtype == "bfloat16", activation_checkpointing=False)
+    refused = install(model, lean=lean)
     if refused is not None:
         raise SystemExit(f"error: {options.model}: {refused}")
     if lean:
-        keep_dequantized(model, getattr(torch, options.dtype), free_memory(trainer.args.device))
-    budget, loss = options.token_budget, packed_loss(objective(trainer.args))
-    at_once = most_at_once(trainer.model, trainer.args.device.type, options.batch) if lean else 1
-    trainer.engine = Engine(loss, lambda p, b, n: split(p, b, at_once=n), budget, Workers.of(at_once))
+        keep_dequantized(model, getattr(torch, options.dtype), free_memory(arguments.device))
+    budget, loss = options.token_budget, packed_loss(Objective(("sigmoid",), beta))
+    at_once = most_at_once(model, arguments.device.type, options.batch) if lean else 1
+    trainer = trainers.Trainer(
+        model=model, args=arguments, engine=Engine(loss, lambda p, b, n: split(p, b, at_once=n), budget,
+        Workers.of(at_once)), tokenizer=tokenizer, train_pairs=pairs, dev_pairs=pairs[:1], interrupts=Interrupts(),
+        checkpoint_root=Path(tempfile.mkdtemp(prefix="bench-")), fingerprints={},
+    )  # fmt: skip
     store = ReferenceCache(cache or Path(tempfile.mkdtemp(prefix="bench-")) / "reference.sqlite")
     context = context_key(
         base=options.model, quantization=options.quant, adapter="none", precision=options.dtype,

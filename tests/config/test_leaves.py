@@ -142,10 +142,9 @@ def asked(monkeypatch, tmp_path):
         job.say = lambda line: None
         base = bases.find_base(job)
         data: Any = SimpleNamespace(train=[], dev=[])
-        trainer: Any = SimpleNamespace(model=model, use_weighting=False, args=SimpleNamespace())
         for step in (
             lambda: build.build_trainer(job, base, data, data.train, None),
-            lambda: build.set_engine(job, base, trainer, data.train, None),
+            lambda: build.choose(job, base, model, data.train, None),
             lambda: open_it(config),
         ):
             with contextlib.suppress(Stop):

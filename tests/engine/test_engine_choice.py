@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import tiny
 
 
@@ -40,3 +42,28 @@ def test_the_packed_engine_says_its_budget_and_checkpointing(tmp_path: Path) -> 
     assert "packed engine" in line
     assert "tokens a micro-batch" in line
     assert "activation checkpointing off" in line
+
+
+def test_the_trainer_is_born_with_its_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TRL's constructor already finds the model computing as it will be trained, in either engine."""
+    import torch
+    from packed_models import random_pairs, tiny_model
+    from tiny_trainers import make_trainer
+    from trl import DPOConfig, DPOTrainer
+
+    from dpo.engine.choice import Engine
+    from dpo.engine.install import installed
+
+    seen = []
+
+    def look(trainer: Any, model: Any, **more: Any) -> None:
+        seen.append((trainer.engine.name, installed(model), hasattr(model, "peft_config"), more.get("peft_config")))
+        raise InterruptedError
+
+    monkeypatch.setattr(DPOTrainer, "__init__", look)
+    for name in ("packed", "plain"):
+        args = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+        engine = Engine(None, lambda p, *_: [p], 1, name=name)
+        with pytest.raises(InterruptedError):
+            make_trainer(tiny_model("llama", torch.float32), args, random_pairs(2), tmp_path, engine)
+    assert seen == [("packed", True, True, None), ("plain", False, True, None)]

@@ -7,38 +7,27 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from packed_models import VOCABULARY, random_pairs, tiny_model
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer
+from packed_models import random_pairs, tiny_model
+from tiny_trainers import make_trainer, trls
+from trl import DPOConfig
 
 from dpo.engine.budget import split
 from dpo.engine.choice import Engine
-from dpo.engine.install import install
 from dpo.engine.part import packed_loss
-from dpo.engine.score import sequence_log_probs
-from dpo.training import trainer as trainers
-from dpo.training.arguments import objective
-from dpo.training.interrupts import Interrupts
-from dpo.training.order import EpochOrder
+from dpo.losses.objective import Objective
 
-STEPS = 20
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<s>")), pad_token="<pad>", eos_token="</s>"
-    )
+STEPS, BETA = 20, 0.3
+PAIRS = random_pairs(24, longest=16)
+# TRL takes these over the tokens of a batch, so they are its own only where a step is one part.
+BY_TOKEN = {"entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy"}
+Steps = list[dict[str, float]]
 
 
-def arguments(folder: Path, loss: str, **changes: Any) -> DPOConfig:
+def arguments(folder: Path, loss: str) -> DPOConfig:
     return DPOConfig(
         output_dir=str(folder),
         loss_type=[loss],
-        beta=0.3,
+        beta=BETA,
         learning_rate=5e-3,
         max_steps=STEPS,
         logging_steps=1,
@@ -48,79 +37,74 @@ def arguments(folder: Path, loss: str, **changes: Any) -> DPOConfig:
         save_strategy="no",
         use_cpu=True,
         bf16=False,
+        activation_checkpointing=False,
         remove_unused_columns=False,
         disable_tqdm=True,
         logging_nan_inf_filter=False,
-        **changes,
     )
 
 
-def lora() -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-
-
-class SameOrder(DPOTrainer):
-    """TRL as it is, except for the order of pairs and that it takes token ids as they come."""
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return EpochOrder(len(self.train_dataset), self.args.seed)
+def of_trl(folder: Path, family: str, loss: str, dtype: torch.dtype) -> tuple[Steps, torch.nn.Module]:
+    trainer = trls(tiny_model(family, dtype), arguments(folder, loss), PAIRS)
+    trainer.train()
+    return [entry for entry in trainer.state.log_history if "loss" in entry], trainer.model
 
 
-@pytest.mark.parametrize(("family", "loss"), [("llama", "sigmoid"), ("gemma3_text", "ipo"), ("qwen3", "bco_pair")])
-def test_twenty_steps_equal_trl(tmp_path: Path, family: str, loss: str) -> None:
-    pairs = random_pairs(24, longest=16)
-    rows = [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
-    torch.manual_seed(5)
-    theirs = SameOrder(
-        model=tiny_model(family, torch.float32),
-        args=arguments(tmp_path / "trl", loss),
-        peft_config=lora(),
-        processing_class=tokenizer(),
-        train_dataset=Dataset.from_list(rows),
-    )
-    theirs.train()
-    expected = [entry for entry in theirs.state.log_history if "loss" in entry]
+def ours(folder: Path, family: str, loss: str, dtype: torch.dtype, budget: int) -> tuple[Steps, torch.nn.Module]:
+    engine = Engine(packed_loss(Objective((loss,), BETA)), lambda p, b, n: split(p, b), budget)
+    trainer = make_trainer(tiny_model(family, dtype), arguments(folder, loss), PAIRS, folder, engine)
+    got: Steps = []
+    trainer.on_log = lambda kind, step, values: got.append(values) if kind == "train" else None
+    trainer.train()
+    return got, trainer.model
 
-    torch.manual_seed(5)
-    ours = trainers.Trainer(
-        model=tiny_model(family, torch.float32),
-        args=arguments(tmp_path / "ours", loss, activation_checkpointing=False),
-        peft_config=lora(),
-        tokenizer=tokenizer(),
-        train_pairs=pairs,
-        dev_pairs=pairs[:2],
-        interrupts=Interrupts(),
-        checkpoint_root=tmp_path / "checkpoints",
-        fingerprints={},
-    )
-    assert install(ours.model) is None
-    # A budget that cuts most steps in two or three.
-    ours.engine = Engine(packed_loss(objective(ours.args)), lambda p, b, n: split(p, b), 48)
-    assert any(len(split(pairs[i : i + 4], 48)) > 1 for i in range(0, 24, 4))
-    with ours.model.disable_adapter():
-        scores = sequence_log_probs(ours.model, pairs, 100)
-    ours.reference = {pair.id: score for pair, score in zip(pairs, scores, strict=True)}
-    got: list[dict[str, float]] = []
-    ours.on_log = lambda kind, step, values: got.append(values) if kind == "train" else None
-    ours.train()
 
-    assert len(expected) == STEPS
-    assert len(got) == STEPS
+def names(got: Steps, expected: Steps) -> set[str]:
+    """Everything both log, which is everything TRL logs of a batch."""
+    assert len(got) == len(expected) == STEPS
     assert abs(expected[0]["loss"] - expected[-1]["loss"]) > 0.05  # it learns, so agreement means something
-    for step, (mine, trl) in enumerate(zip(got, expected, strict=True)):
-        for name in ("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"):
+    found = got[0].keys() & expected[0].keys()
+    assert found == expected[0].keys() - {"num_tokens", "step", "epoch"}
+    return found
+
+
+# A budget that cuts most steps in two or three, and one that cuts none.
+@pytest.mark.parametrize(
+    ("family", "loss", "budget"), [("llama", "sigmoid", 10**6), ("gemma3_text", "ipo", 48), ("qwen3", "bco_pair", 48)]
+)
+def test_twenty_steps_equal_trl(tmp_path: Path, family: str, loss: str, budget: int) -> None:
+    expected, theirs = of_trl(tmp_path / "trl", family, loss, torch.float32)
+    got, model = ours(tmp_path / "ours", family, loss, torch.float32, budget)
+    whole = all(len(split(PAIRS[i : i + 4], budget)) == 1 for i in range(0, 24, 4))
+    assert whole == (budget > 48)
+    for name in names(got, expected):
+        for step, (mine, trl) in enumerate(zip(got, expected, strict=True)):
             if step == 0 and name == "rewards/accuracies":
                 continue  # all log-ratios are 0 before the first step: rounding decides who wins
-            assert mine[name] == pytest.approx(trl[name], rel=2e-3, abs=2e-4), (step, name)
-    # Metrics that TRL weights by tokens agree where a step is one micro-batch; here they are close.
-    assert got[-1]["entropy"] == pytest.approx(expected[-1]["entropy"], rel=0.05)
-    mine = dict(ours.model.named_parameters())
-    for name, parameter in theirs.model.named_parameters():
+            near: Any = pytest.approx(trl[name], rel=2e-3, abs=2e-4)
+            if name in BY_TOKEN and not whole:
+                near = pytest.approx(trl[name], rel=0.2, abs=0.1)
+            assert mine[name] == near, (step, name)
+    mine = dict(model.named_parameters())
+    for name, parameter in theirs.named_parameters():
         if parameter.requires_grad:
             difference = (mine[name] - parameter).abs().max().item()
             assert difference <= 2e-2 * parameter.abs().max().item(), name
+
+
+def test_twenty_steps_in_bf16_are_as_far_from_the_truth_as_trls(tmp_path: Path) -> None:
+    """Of every metric; the truth is TRL in fp32, and its own distance in bf16 says what rounding does."""
+    truth, _ = of_trl(tmp_path / "truth", "llama", "sigmoid", torch.float32)
+    theirs, _ = of_trl(tmp_path / "trl", "llama", "sigmoid", torch.bfloat16)
+    got, _ = ours(tmp_path / "ours", "llama", "sigmoid", torch.bfloat16, 10**6)
+
+    def far(steps: Steps, name: str) -> float:
+        pairs = list(zip(steps, truth, strict=True))[1:]
+        return sum(abs(one[name] - other[name]) for one, other in pairs) / len(pairs)
+
+    for name in names(got, truth):
+        size = max(abs(step[name]) for step in truth)
+        # Shares move by a whole pair (token): one on every fifth step is rounding's.
+        floor = 0.05 if name in ("rewards/accuracies", "mean_token_accuracy") else 2**-8 * size
+        print(f"{name:24s} ours {far(got, name):.3g}  trl {far(theirs, name):.3g}  of {size:.3g}")
+        assert far(got, name) <= 1.5 * far(theirs, name) + floor, name

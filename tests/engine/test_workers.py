@@ -12,16 +12,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from packed_models import gradients, random_pairs, tiny_model, with_lora
+from tiny_trainers import make_trainer, move
 
 from dpo.engine.budget import cost, packed_tokens, split
-from dpo.engine.choice import NO_ENGINE, Engine
+from dpo.engine.choice import Engine
 from dpo.engine.install import install
 from dpo.engine.part import packed_loss
 from dpo.engine.score import sequence_log_probs
 from dpo.engine.workers import Workers, most_at_once
-from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments, objective
-from dpo.training.interrupts import Interrupts
 
 PAIRS = random_pairs(11, longest=30)
 
@@ -89,31 +88,19 @@ def test_only_where_it_is_exact_and_cheap(two_threads: None) -> None:
 def test_a_step_is_the_same_as_alone_and_to_the_bit_the_same_again(
     compose, tmp_path: Path, two_threads: None, loss: str
 ) -> None:
-    from test_losses import lora, move, tokenizer
-
     config = compose(f"dpo={loss}", "dpo.beta=0.3", f"dpo.batch_size={len(PAIRS)}")
-    torch.manual_seed(5)
-    trainer = trainers.Trainer(
-        model=tiny_model("llama", torch.float32),
-        args=build_arguments(config, trainers_cpu(), tmp_path),
-        peft_config=lora(),
-        tokenizer=tokenizer(),
-        train_pairs=PAIRS,
-        dev_pairs=PAIRS,
-        interrupts=Interrupts(),
-        checkpoint_root=tmp_path / "checkpoints",
-        fingerprints={},
+    loss = packed_loss(objective(config.dpo))
+    trainer = make_trainer(
+        tiny_model("llama", torch.float32),
+        build_arguments(config, trainers_cpu(), tmp_path),
+        PAIRS,
+        tmp_path,
+        Engine(loss, split, 120),
     )
-    assert install(trainer.model) is None
-    with trainer.model.disable_adapter():
-        scores = sequence_log_probs(trainer.model, PAIRS, 1000)
-    trainer.reference = {pair.id: score for pair, score in zip(PAIRS, scores, strict=True)}
     move(trainer.model)
 
     def step(at_once: int) -> tuple[float, dict[str, torch.Tensor], dict[str, float], dict[str, float]]:
-        trainer.engine = Engine(
-            packed_loss(objective(trainer.args)), lambda p, b, n: split(p, b, at_once=n), 120, Workers.of(at_once)
-        )
+        trainer.engine = Engine(loss, lambda p, b, n: split(p, b, at_once=n), 120, Workers.of(at_once))
         trainer.model.train()
         value = float(trainer._forward_backward(trainer.model, PAIRS, 1))
         return value, gradients(trainer.model), trainer._drain(), trainer.evaluate_now()
@@ -170,7 +157,7 @@ def test_no_thread_outlives_what_it_was_made_for(two_threads: None) -> None:
 
 
 def test_less_memory_is_smaller_parts_and_then_fewer_at_once(two_threads: None) -> None:
-    engine = Engine(NO_ENGINE.loss, lambda p, b, n: split(p, b, at_once=n), 120, Workers.of(2))
+    engine = Engine(None, lambda p, b, n: split(p, b, at_once=n), 120, Workers.of(2))
     held = []
     while True:
         held.append(engine.held(PAIRS))

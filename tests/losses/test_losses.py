@@ -9,16 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from packed_models import gradients, random_pairs, tiny_model
-from test_packed_trajectory import SameOrder, lora, tokenizer
+from tiny_trainers import make_trainer, move, rows_of, trls
 
 from dpo.config.folder import options
 from dpo.config.losses import PARAMETERS, SINGLE, reads
 from dpo.config.schema import Config
 from dpo.data.pair import TokenPair
 from dpo.engine.choice import Engine
-from dpo.engine.install import install
 from dpo.engine.part import packed_loss
 from dpo.engine.score import sequence_log_probs
 from dpo.errors import ConfigError, Diverged
@@ -27,8 +25,6 @@ from dpo.modeling.device import Compute
 from dpo.training import guards
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments, objective
-from dpo.training.interrupts import Interrupts
-from dpo.training.plain import plain_loss
 
 CPU = Compute("cpu", torch.float32)
 PAIRS = [
@@ -63,37 +59,15 @@ CASES = [
 
 def build(config: Config, folder: Path, engine: str, size: int, trained: bool = True) -> trainers.Trainer:
     """Our trainer on a tiny model whose adapter has moved (B is not zero), parts of at most `size` pairs."""
-    torch.manual_seed(5)
-    trainer = trainers.Trainer(
-        model=tiny_model("llama", torch.float32),
-        args=build_arguments(config, CPU, folder),
-        peft_config=lora(),
-        tokenizer=tokenizer(),
-        train_pairs=PAIRS,
-        dev_pairs=PAIRS,
-        interrupts=Interrupts(),
-        checkpoint_root=folder / "checkpoints",
-        fingerprints={},
+    soft = config.dataset.soft_labels
+    loss = packed_loss(objective(config.dpo, soft)) if engine == "packed" else None
+    cut = Engine(loss, lambda pairs, *_: [pairs[i : i + size] for i in range(0, len(pairs), size)], 1, name=engine)
+    trainer = make_trainer(
+        tiny_model("llama", torch.float32), build_arguments(config, CPU, folder), PAIRS, folder, cut, soft
     )
-    if engine == "packed":
-        assert install(trainer.model) is None
-        loss = packed_loss(objective(trainer.args, config.dataset.soft_labels))
-    else:
-        loss = plain_loss(trainer, 0, config.dataset.soft_labels)
-    trainer.engine = Engine(loss, lambda pairs, *_: [pairs[i : i + size] for i in range(0, len(pairs), size)], 1)
-    with trainer.model.disable_adapter():
-        scores = sequence_log_probs(trainer.model, PAIRS, 1000, ld_alpha=trainer.ld_alpha)
-    trainer.reference = {pair.id: score for pair, score in zip(PAIRS, scores, strict=True)}
     if trained:
         move(trainer.model)
     return trainer
-
-
-def move(model: torch.nn.Module) -> None:
-    torch.manual_seed(11)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, 0.0, 0.2)
 
 
 def step_of(trainer: trainers.Trainer) -> tuple[float, dict[str, torch.Tensor]]:
@@ -105,19 +79,10 @@ def step_of(trainer: trainers.Trainer) -> tuple[float, dict[str, torch.Tensor]]:
 def trl_step(config: Config, folder: Path) -> tuple[tuple[float, dict[str, torch.Tensor]], dict[str, float]]:
     """TRL's own trainer, all pairs in one padded batch, its reference computed by its own forward: the step, and what
     it would log."""
-    torch.manual_seed(5)
-    rows = [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in PAIRS]
-    theirs = SameOrder(
-        model=tiny_model("llama", torch.float32),
-        args=build_arguments(config, CPU, folder),
-        peft_config=lora(),
-        processing_class=tokenizer(),
-        train_dataset=Dataset.from_list(rows),
-        eval_dataset=Dataset.from_list(rows),
-    )
+    theirs = trls(tiny_model("llama", torch.float32), build_arguments(config, CPU, folder), PAIRS)
     move(theirs.model)
     theirs.model.train()
-    loss = theirs.compute_loss(theirs.model, theirs.data_collator(rows))
+    loss = theirs.compute_loss(theirs.model, theirs.data_collator(rows_of(PAIRS)))
     loss.backward()
     metrics = {name: values[-1] for name, values in theirs._metrics["train"].items() if name != "num_tokens"}
     return (float(loss.detach()), gradients(theirs.model)), {**metrics, "loss": float(loss.detach())}

@@ -51,7 +51,8 @@ class Engine:
     `split(pairs, budget, at_once)` returns at least one part; a part of one pair may exceed the budget.
     """
 
-    loss: PartLoss
+    loss: PartLoss | None
+    """None: TRL's own, of the trainer that holds this engine."""
     split: Callable[[list[TokenPair], int, int], list[list[TokenPair]]]
     budget: int
     workers: Workers = field(default_factory=Workers)
@@ -81,13 +82,6 @@ class Engine:
         return found
 
 
-def _none(*_: Any) -> Any:
-    raise AssertionError("no engine was chosen")
-
-
-NO_ENGINE = Engine(_none, _none, 1)
-
-
 @dataclass(frozen=True)
 class Choice:
     """An engine, and what its memory plan asks of the trainer."""
@@ -104,11 +98,10 @@ def choose_engine(
     config: Config,
     compute: Compute,
     objective: Objective,
-    plain: PartLoss,
     processes: Processes,
     split_before: tuple[int | None, int | None] = (None, None),
 ) -> Choice:
-    """How `model` computes steps of such `pairs`: packed where its family and the losses allow, else by `plain`.
+    """How `model` computes steps of such `pairs`: packed where its family and the losses allow, else by TRL.
 
     A continued run keeps the split (token budget, micro-batches at once) it had, `split_before`: another split of a
     step would change its rounding. A packed model has its forward replaced.
@@ -164,7 +157,7 @@ def choose_engine(
             return [pairs[i : i + together] for i in range(0, len(pairs), together)]
         return split(pairs, budget, name, at_once)
 
-    engine = Engine(packed_loss(objective) if name == "packed" else plain, parts, budget, Workers.of(at_once), name)
+    engine = Engine(packed_loss(objective) if name == "packed" else None, parts, budget, Workers.of(at_once), name)
     unsplit = f", steps of {together} pairs in one part" if coupled else ""
     beside = f", {at_once} micro-batches at once" if at_once > 1 else ""
     weights = f", 4-bit weights kept dequantized too ({dequantized / 2**30:.1f} GiB)" if dequantized else ""

@@ -24,8 +24,8 @@ _MARK = "_dpo_packed"
 def install(model: torch.nn.Module, *, lean: bool = True) -> str | None:
     """Let `model(input_ids=layout.token_ids, packed=layout, figures=(...))` give a layout's `head.TokenStatistics`.
 
-    Call it after `trl.trainer.utils.add_fused_lm_head` (the trainer's constructor does that). Calls without `packed`,
-    generation included, run the forward found here.
+    Before or after `trl.trainer.utils.add_fused_lm_head`, which hands on what it does not know. Calls without
+    `packed`, generation included, run the forward found here.
 
     Args:
         model: a causal LM, plain or wrapped by PEFT.

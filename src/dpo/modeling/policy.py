@@ -145,6 +145,14 @@ def lora_config(lora: Trainable, excluded: str | list[str] | None = None) -> Any
     )
 
 
+def with_adapter(model: Any, lora: Trainable, excluded: str | list[str] | None) -> Any:
+    """`model` with fresh adapters, drawn from torch's generator; as it is for full fine-tuning."""
+    from peft import get_peft_model
+
+    found = lora_config(lora, excluded)
+    return model if found is None else get_peft_model(model, found)
+
+
 def _fits_dequantized(model: Any) -> bool:
     """Whether the weights in fp32 take at most a quarter of the free memory."""
     import psutil

@@ -15,7 +15,7 @@ from dpo.modeling.device import Compute
 NEVER = 10**9
 
 
-def build_arguments(config: Config, compute: Compute, folder: Path) -> Any:
+def build_arguments(config: Config, compute: Compute, folder: Path, activation_checkpointing: bool = False) -> Any:
     """DPOConfig for one process: every field that another key decides is set here and nowhere else."""
     from trl.trainer.dpo_config import DPOConfig
 
@@ -23,8 +23,8 @@ def build_arguments(config: Config, compute: Compute, folder: Path) -> Any:
     # transformers renamed the field; both names are in use among the versions we support.
     names = {field.name for field in dataclasses.fields(DPOConfig)}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
-    # TRL turns it on by default; the memory plan decides once the model is there.
-    extra: dict[str, Any] = {checkpointing: False, **dpo.trainer}
+    # TRL turns it on by default; here the memory plan decides.
+    extra: dict[str, Any] = {checkpointing: activation_checkpointing, **dpo.trainer}
     return DPOConfig(
         output_dir=str(folder / "checkpoints"),
         seed=config.seed,
@@ -64,20 +64,11 @@ def build_arguments(config: Config, compute: Compute, folder: Path) -> Any:
     )
 
 
-def objective(arguments: Any, soft_labels: bool = False) -> Objective:
-    """What TRL's trainer would minimize with these arguments (a DPOConfig); soft labels are ours."""
-    return Objective(
-        losses=tuple(arguments.loss_type),
-        weights=tuple(arguments.loss_weights or ()),
-        beta=arguments.beta,
-        label_smoothing=arguments.label_smoothing,
-        discopop_tau=arguments.discopop_tau,
-        f_divergence_type=getattr(arguments.f_divergence_type, "value", arguments.f_divergence_type),
-        f_alpha_divergence_coef=arguments.f_alpha_divergence_coef,
-        ld_alpha=arguments.ld_alpha,
-        use_weighting=arguments.use_weighting,
-        soft_labels=soft_labels,
-    )
+def objective(dpo: Dpo, soft_labels: bool = False) -> Objective:
+    """What is minimized; soft labels are ours, all else is TRL's."""
+    given = loss_parameters(dpo)
+    weights = tuple(given.pop("loss_weights", ()))
+    return Objective(tuple(dpo.loss), dpo.beta, weights, soft_labels=soft_labels, **given)
 
 
 def loss_parameters(dpo: Dpo) -> dict[str, Any]:

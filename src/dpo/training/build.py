@@ -1,28 +1,28 @@
-"""The model, what is trained of it and the engine that computes it become a trainer."""
+"""The model, what is trained of it and the engine that computes it, in this order, become a trainer."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from dpo.config.hardware import Parallel
 from dpo.config.lora import FullTraining, Lora
 from dpo.data.prepare import Prepared
 from dpo.data.token_file import Selection
-from dpo.engine.choice import choose_engine
+from dpo.engine.choice import Choice, choose_engine
 from dpo.modeling.adapter import load_into
 from dpo.modeling.device import describe
 from dpo.modeling.footprint import footprint
 from dpo.modeling.inspection import adapted, adapting, excluded, inspect
-from dpo.modeling.policy import load_base, lora_config
+from dpo.modeling.policy import load_base, with_adapter
 from dpo.training import checkpoints
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments, objective
 from dpo.training.base import Base
 from dpo.training.continuing import facts_of, kept_split
 from dpo.training.job import Job
-from dpo.training.plain import plain_loss
 from dpo.training.probe import check_scores
 
 
@@ -34,25 +34,30 @@ def build_trainer(
     import torch
     from transformers import set_seed
 
-    config = job.config
+    config, record = job.config, job.run.record
     with job.ledger.phase("load"):
         full = isinstance(config.lora, FullTraining)
         model = load_base(base.weights, config.lora.quantization, base.compute, config.hardware.attention, full)
         found = inspect(model, config.lora, config.hardware.attention)
         set_seed(config.seed)
         with adapting():
-            trainer = trainer_class(config.hardware.parallel, job.ranks.size)(
-                model=model,
-                args=build_arguments(config, base.compute, job.run.folder),
-                peft_config=lora_config(config.lora, excluded(model, config.lora)),
-                tokenizer=base.tokenizer,
-                train_pairs=data.train,
-                dev_pairs=list(data.dev[: config.dpo.eval_limit]),
-                interrupts=job.interrupts,
-                checkpoint_root=job.run.folder / "checkpoints",
-                fingerprints=job.run.record["fingerprints"],
-                ranks=job.ranks,
-            )
+            model = with_adapter(model, config.lora, excluded(model, config.lora))
+        choice = choose(job, base, model, needed, kept_split(job, checkpoint))
+        if choice.activation_checkpointing:
+            model.enable_input_require_grads()
+        trainer = trainer_class(config.hardware.parallel, job.ranks.size)(
+            model=model,
+            args=build_arguments(config, base.compute, job.run.folder, choice.activation_checkpointing),
+            engine=choice.engine,
+            tokenizer=base.tokenizer,
+            train_pairs=data.train,
+            dev_pairs=list(data.dev[: config.dpo.eval_limit]),
+            interrupts=job.interrupts,
+            checkpoint_root=job.run.folder / "checkpoints",
+            fingerprints=record["fingerprints"],
+            ranks=job.ranks,
+            soft_labels=config.dataset.soft_labels,
+        )
         # TRL casts the adapters of a quantized base to bf16, where a small update is rounded away. In fp32 they
         # keep it; autocast still multiplies in bf16 on a GPU.
         for parameter in trainer.model.parameters():
@@ -63,40 +68,34 @@ def build_trainer(
             load_into(trainer.model, base.adapter, config.lora)
         trainer.facts = lambda: facts_of(job)
         job.ranks.same_start(trainer.model.parameters())
-        line = set_engine(job, base, trainer, needed, kept_split(job, checkpoint))
         found += f", {adapted(trainer.model, config.lora)}"
         with trainer.accelerator.autocast():
             check_scores(trainer.model, data.train[0], base.compute.dtype, config.model.path)
     job.interrupts.check()
-    end = base.tokenizer.convert_ids_to_tokens(job.run.record["end_of_turn"])
+    end = base.tokenizer.convert_ids_to_tokens(record["end_of_turn"])
     job.say(f"inspected: {found}, answers end with {end}")
-    job.say(f"{describe(base.compute)}, {str(base.compute.dtype)[6:]}, {line}")
+    job.say(f"{describe(base.compute)}, {str(base.compute.dtype)[6:]}, {choice.line}")
     size = footprint(trainer.model, config.dpo.optimizer.value)
     job.run.update(footprint=asdict(size))
     job.say(str(size))
     return trainer
 
 
-def set_engine(job: Job, base: Base, trainer: trainers.Trainer, pairs: Selection, split: tuple[int, int] | None) -> str:
-    """Give the trainer its engine, which splits steps as `split` or as the run began; returns the line that says so."""
-    record, soft_labels = job.run.record, job.config.dataset.soft_labels
+def choose(job: Job, base: Base, model: Any, pairs: Selection, split: tuple[int, int] | None) -> Choice:
+    """The engine of a model with its adapters, which splits steps as `split` or as the run began."""
+    config, record = job.config, job.run.record
     choice = choose_engine(
-        trainer.model,
+        model,
         pairs,
-        job.config,
+        config,
         base.compute,
-        objective(trainer.args, soft_labels),
-        plain_loss(trainer, base.tokenizer.pad_token_id, soft_labels),
+        objective(config.dpo, config.dataset.soft_labels),
         job.ranks,
         split or (record.get("token_budget"), record.get("at_once")),
     )
-    if choice.activation_checkpointing:
-        trainer.args.activation_checkpointing = True
-        trainer.args.gradient_checkpointing = True
-        trainer.model.enable_input_require_grads()
-    engine = trainer.engine = choice.engine
+    engine = choice.engine
     job.run.update(token_budget=engine.budget, at_once=engine.workers.count, engine=engine.name)
-    return choice.line
+    return choice
 
 
 def trainer_class(parallel: Parallel, size: int) -> Callable[..., trainers.Trainer]:

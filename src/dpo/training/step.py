@@ -15,7 +15,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from dpo.data.pair import TokenPair
-from dpo.engine.part import Part, Reference
+from dpo.engine.part import Part, PartLoss, Reference
 from dpo.errors import Diverged, OutOfMemory, is_out_of_memory
 from dpo.training.guards import check_finite, check_gradients_arrive
 from dpo.training.resumable import ResumableTrainer
@@ -27,6 +27,8 @@ class SteppingTrainer(ResumableTrainer):
     """The Trainer's step replaced by ours: the optimizer, clipping and schedule around it are the Trainer's own."""
 
     reference: Reference
+    trls_loss: PartLoss
+    """What computes where the engine has no loss of its own."""
     check_gradients_at: int
     """The step after which each trainable tensor must have a gradient."""
     _step_rows: list[str]
@@ -150,7 +152,8 @@ class SteppingTrainer(ResumableTrainer):
 
     def _pair_loss(self, model: Any, part: list[TokenPair], step: Sequence[TokenPair], counted: int) -> Part:
         """Loss and metrics of one part of a step, which counts for `counted` pairs."""
-        loss, figures = self.engine.loss(model, part, step, self.reference)
+        compute = self.engine.loss or self.trls_loss
+        loss, figures = compute(model, part, step, self.reference)
         return Part(loss, {**figures, "loss": float(loss.detach())}, counted)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:

@@ -19,12 +19,13 @@ from trl.trainer.dpo_config import DPOConfig
 
 from dpo.data.pair import TokenPair
 from dpo.distributed.ranks import ALONE, Ranks
-from dpo.engine.choice import NO_ENGINE
+from dpo.engine.choice import Engine
 from dpo.training.cadence import Cadence
 from dpo.training.checkpoints import Facts
 from dpo.training.dev import EvaluatingTrainer
 from dpo.training.interrupts import Interrupts
 from dpo.training.order import EpochOrder
+from dpo.training.plain import plain_loss
 from dpo.training.window import Window
 
 
@@ -41,14 +42,17 @@ class NoReference(torch.nn.Module):
 
 
 class Trainer(EvaluatingTrainer):
-    """See the module's docstring. `reference` maps pair id to summed (chosen, rejected) log-probs."""
+    """See the module's docstring. `reference` maps pair id to summed (chosen, rejected) log-probs.
+
+    `model` has its adapters already, and the forward that `engine` computes with.
+    """
 
     def __init__(
         self,
         *,
         model: Any,
         args: DPOConfig,
-        peft_config: Any,
+        engine: Engine,
         tokenizer: Any,
         train_pairs: Sequence[TokenPair],
         dev_pairs: list[TokenPair],
@@ -56,9 +60,10 @@ class Trainer(EvaluatingTrainer):
         checkpoint_root: Path,
         fingerprints: Mapping[str, str],
         ranks: Ranks = ALONE,
+        soft_labels: bool = False,
     ) -> None:
-        # The engine patches the model this constructor builds, so it is set afterwards.
-        self.engine = NO_ENGINE
+        self.engine = engine
+        self.trls_loss = plain_loss(self, tokenizer.pad_token_id, soft_labels)
         self.on_log = lambda kind, step, values: None
         self.on_saved = lambda step: None
         self.dev_pairs = dev_pairs
@@ -72,12 +77,12 @@ class Trainer(EvaluatingTrainer):
         self.evaluated_at = None
         self._window = Window()
         self._step_rows = []
-        # Without an adapter TRL would load a reference of its own, from whatever the config's name is then.
-        no_reference: Any = None if peft_config is not None else NoReference(model.config)
+        # Without one TRL would load a reference of its own, from whatever the config's name is then, or copy the
+        # adapter.
+        no_reference: Any = NoReference(model.config)
         super().__init__(
             model=model,
             args=args,
-            peft_config=peft_config,
             ref_model=no_reference,
             processing_class=tokenizer,
             data_collator=lambda rows: {"pairs": [train_pairs[row["row"]] for row in rows]},
