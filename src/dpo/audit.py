@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from dpo.config.checks.given import check_inside
 from dpo.config.failures import exits
-from dpo.config.given import check_inside
 from dpo.errors import CheckpointError, ConfigError, Refused
 
 USAGE = """python -m dpo.audit FOLDER

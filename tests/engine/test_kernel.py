@@ -9,14 +9,15 @@ import pytest
 import torch
 from packed_models import tiny_model
 
-from dpo.engine import attention, attention_cuda
+from dpo.engine import attention
+from dpo.engine.kernels import cuda
 
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    attention_cuda.probe.cache_clear()
+    cuda.probe.cache_clear()
     yield
-    attention_cuda.probe.cache_clear()
+    cuda.probe.cache_clear()
 
 
 def on_cuda(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
@@ -38,10 +39,10 @@ def test_out_of_memory_while_trying_kernels_is_raised_and_not_remembered(monkeyp
             raise answer
         return bool(answer)
 
-    monkeypatch.setattr(attention_cuda, "_agrees", agrees)
+    monkeypatch.setattr(cuda, "_agrees", agrees)
     with pytest.raises(torch.OutOfMemoryError):
-        attention_cuda.probe(0, torch.bfloat16, 64)
-    assert attention_cuda.probe(0, torch.bfloat16, 64).name == "varlen"
+        cuda.probe(0, torch.bfloat16, 64)
+    assert cuda.probe(0, torch.bfloat16, 64).name == "varlen"
 
 
 def test_a_slower_kernel_says_why_and_has_references_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,13 +50,13 @@ def test_a_slower_kernel_says_why_and_has_references_of_its_own(monkeypatch: pyt
     found: dict[str, tuple[str, str]] = {}
 
     def agrees(attend: Any, *_: Any) -> bool:
-        if attend is attention_cuda._varlen:
+        if attend is cuda._varlen:
             raise RuntimeError("no kernel image\nfor this device")
         return flex
 
     for flex in (True, False):
-        attention_cuda.probe.cache_clear()
-        monkeypatch.setattr(attention_cuda, "_agrees", agrees)
+        cuda.probe.cache_clear()
+        monkeypatch.setattr(cuda, "_agrees", agrees)
         found[str(flex)] = (
             attention.describe_kernel(model, torch.bfloat16),
             attention.path(model, torch.bfloat16),
@@ -64,8 +65,8 @@ def test_a_slower_kernel_says_why_and_has_references_of_its_own(monkeypatch: pyt
     assert found["False"][0] == (
         "pair by pair because varlen: RuntimeError (no kernel image); flex does not agree with a plain softmax"
     )
-    monkeypatch.setattr(attention_cuda, "_agrees", lambda *_: True)
-    attention_cuda.probe.cache_clear()
+    monkeypatch.setattr(cuda, "_agrees", lambda *_: True)
+    cuda.probe.cache_clear()
     assert attention.describe_kernel(model, torch.bfloat16) == "varlen"
     cpu = attention.path(tiny_model("llama", torch.bfloat16), torch.bfloat16)
     assert len({found["True"][1], found["False"][1], attention.path(model, torch.bfloat16), cpu}) == 4

@@ -20,8 +20,8 @@ from packed_models import (
 from peft import LoraConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
-from dpo.engine import attention_cpu
 from dpo.engine.install import install, installed
+from dpo.engine.kernels import cpu
 from dpo.engine.support import VERIFIED
 
 FAMILIES = sorted(EXTRA)
@@ -177,16 +177,16 @@ def test_autocast_in_bf16(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_probabilities_made_again_are_those_kept(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Tiles of a few rows, as long sequences have them.
-    monkeypatch.setattr(attention_cpu, "TILE", 1)
-    monkeypatch.setattr(attention_cpu, "FEWEST_ROWS", 5)
+    monkeypatch.setattr(cpu, "TILE", 1)
+    monkeypatch.setattr(cpu, "FEWEST_ROWS", 5)
     policy = with_lora(tiny_model(family, torch.float32))
     assert install(policy) is None
     results = []
     made = []
-    original = attention_cpu._probabilities
-    monkeypatch.setattr(attention_cpu, "_probabilities", lambda *args: made.append(1) or original(*args))
+    original = cpu._probabilities
+    monkeypatch.setattr(cpu, "_probabilities", lambda *args: made.append(1) or original(*args))
     for kept in (512, 0):
-        monkeypatch.setattr(attention_cpu, "KEPT_KEYS", kept)
+        monkeypatch.setattr(cpu, "KEPT_KEYS", kept)
         made.clear()
         policy.zero_grad()
         packed_log_probs(policy, random_pairs(5)).diff(dim=1).sum().backward()

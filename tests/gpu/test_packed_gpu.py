@@ -6,10 +6,10 @@ import pytest
 import torch
 from packed_models import gradients, random_pairs, separate_log_probs, tiny_model, with_lora
 
-from dpo.engine import attention_cuda
-from dpo.engine.attention_pairs import by_pair
 from dpo.engine.collate import layout
 from dpo.engine.install import install
+from dpo.engine.kernels import cuda
+from dpo.engine.kernels.pairs import by_pair
 from dpo.losses.completions import sums
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -25,7 +25,7 @@ def test_kernels_against_sdpa_in_fp32(kernel: str, window: int | None) -> None:
     shapes = ((1, 8, total, 64), (1, 2, total, 64), (1, 2, total, 64))
     exact = [torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes]
     halves = [x.detach().bfloat16().requires_grad_() for x in exact]
-    attend = attention_cuda._varlen if kernel == "varlen" else attention_cuda._flex
+    attend = cuda._varlen if kernel == "varlen" else cuda._flex
     truth = by_pair(*exact, packed, None, window, 0.0)
     got = attend(*halves, packed, None, window)
     torch.testing.assert_close(got.float(), truth, rtol=0.05, atol=0.05)
@@ -37,7 +37,7 @@ def test_kernels_against_sdpa_in_fp32(kernel: str, window: int | None) -> None:
 
 
 def test_this_device_has_a_fast_kernel() -> None:
-    assert attention_cuda.probe(0, torch.bfloat16, 64).name == "varlen"
+    assert cuda.probe(0, torch.bfloat16, 64).name == "varlen"
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma3_text"])

@@ -10,7 +10,7 @@ from packed_models import tiny_model
 
 from dpo.config.folder import options
 from dpo.data.pair import TokenPair
-from dpo.engine import memory, room
+from dpo.engine import memory, usable
 from dpo.errors import ConfigError
 from dpo.modeling.device import Compute, choose_compute, describe
 from dpo.training.arguments import build_arguments
@@ -50,7 +50,7 @@ def test_a_run_is_sized_for_a_card_that_is_not_here(compose, eight_billion, monk
     pairs = [TokenPair("p", list(range(256)), list(range(256)), list(range(256)))]
     plans = []
     for name in CARDS:
-        free = room.room(10**12, compose(f"hardware={name}").hardware.memory_gb, held, 1)
+        free = usable.usable(10**12, compose(f"hardware={name}").hardware.memory_gb, held, 1)
         plans.append(memory.plan(model, pairs, engine="packed", dtype=torch.bfloat16, free=free))
     budgets = [plan.token_budget for plan in plans]
     assert all(budget >= 768 for budget in budgets)
@@ -59,12 +59,12 @@ def test_a_run_is_sized_for_a_card_that_is_not_here(compose, eight_billion, monk
 
 
 def test_a_cap_leaves_what_the_model_does_not_take():
-    assert room.room(100 * 10**9, 16, 6 * 10**9, 1) == 10 * 10**9
-    assert room.room(4 * 10**9, 16, 6 * 10**9, 1) == 4 * 10**9
-    assert room.room(100 * 10**9, 16, 20 * 10**9, 1) == 0
-    assert room.room(8 * 10**9, None, 10**9, 2) == 4 * 10**9
+    assert usable.usable(100 * 10**9, 16, 6 * 10**9, 1) == 10 * 10**9
+    assert usable.usable(4 * 10**9, 16, 6 * 10**9, 1) == 4 * 10**9
+    assert usable.usable(100 * 10**9, 16, 20 * 10**9, 1) == 0
+    assert usable.usable(8 * 10**9, None, 10**9, 2) == 4 * 10**9
     model = tiny_model("llama", torch.float32)
-    assert room.held_bytes(model) == 4 * sum(p.numel() for p in model.parameters())
+    assert usable.held_bytes(model) == 4 * sum(p.numel() for p in model.parameters())
 
 
 def test_a_larger_card_is_capped(monkeypatch):
@@ -75,7 +75,7 @@ def test_a_larger_card_is_capped(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", capped.append)
     for gigabytes in (None, 16, 141):
-        room.cap_device(gigabytes)
+        usable.cap_device(gigabytes)
     assert capped == [0.2, 1.0]
 
 
@@ -141,10 +141,10 @@ def test_an_int8_layer_says_nothing_at_each_forward(caplog):
 def test_gradients_and_moments_are_no_room_for_activations():
     model = tiny_model("llama", torch.float32).requires_grad_(True)
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    assert room.training_bytes(model, "adamw_torch_fused") == pytest.approx((4 + 8) * numbers, abs=1)
-    assert room.training_bytes(model, "paged_adamw_8bit") == pytest.approx((4 + 2) * numbers, abs=1)
+    assert usable.training_bytes(model, "adamw_torch_fused") == pytest.approx((4 + 8) * numbers, abs=1)
+    assert usable.training_bytes(model, "paged_adamw_8bit") == pytest.approx((4 + 2) * numbers, abs=1)
     model.requires_grad_(False)
-    assert room.training_bytes(model, "adamw_torch_fused") == 0
+    assert usable.training_bytes(model, "adamw_torch_fused") == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="for machines without a GPU")

@@ -10,8 +10,8 @@ from omegaconf import MISSING
 
 from dpo.config import judges
 from dpo.config.checks.combinations import check_model
+from dpo.config.checks.given import check_folder_to_make
 from dpo.config.folder import options
-from dpo.config.given import check_folder_to_make
 from dpo.config.hardware import Hardware
 from dpo.config.judges import Judges
 from dpo.config.model import Model

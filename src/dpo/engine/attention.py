@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dpo.engine import attention_cpu, attention_cuda
-from dpo.engine.attention_pairs import by_pair
+from dpo.engine.kernels import cpu, cuda
+from dpo.engine.kernels.pairs import by_pair
 from dpo.engine.support import unwrapped
 
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ def _kernel(model: torch.nn.Module, dtype: torch.dtype) -> tuple[str, tuple[str,
     if device.type == "cpu":
         return "tiles", ()
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if device.type != "cuda" or dtype not in attention_cuda.HALVES:
+    if device.type != "cuda" or dtype not in cuda.HALVES:
         return PAIR_BY_PAIR, (str(dtype).removeprefix("torch.") if device.type == "cuda" else device.type,)
-    found = attention_cuda.probe(device.index or 0, dtype, head_size)
+    found = cuda.probe(device.index or 0, dtype, head_size)
     return found.name or PAIR_BY_PAIR, found.refused
 
 
@@ -135,8 +135,8 @@ def packed_attention(
         # Rotation can leave query and key in fp32 beside a bf16 value; SDPA would cast them, our kernels have to.
         kind = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
-    if attention_cuda.usable(query, dropout):
-        return attention_cuda.packed_attention(query, key, value, layout, scaling, sliding_window)
-    if attention_cpu.usable(query, dropout):
-        return attention_cpu.TiledPairs.apply(query, key, value, layout, scaling, sliding_window)
+    if cuda.usable(query, dropout):
+        return cuda.packed_attention(query, key, value, layout, scaling, sliding_window)
+    if cpu.usable(query, dropout):
+        return cpu.TiledPairs.apply(query, key, value, layout, scaling, sliding_window)
     return by_pair(query, key, value, layout, scaling, sliding_window, dropout)

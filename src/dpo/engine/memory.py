@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dpo.engine.attention_cpu import KEPT_KEYS
 from dpo.engine.budget import cost
 from dpo.engine.host_memory import free_host_memory
+from dpo.engine.kernels.cpu import KEPT_KEYS
 from dpo.engine.support import unwrapped
 from dpo.modeling.shape import shape_of
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dpo.config.given import check_inside
+from dpo.config.checks.given import check_inside
 from dpo.config.parse import fingerprint
 from dpo.config.read import config_yaml
 from dpo.config.roots import outputs_root

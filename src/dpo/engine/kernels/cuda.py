@@ -171,7 +171,7 @@ def probe(device_index: int, dtype: torch.dtype, head_size: int) -> Probe:
 
 
 def _agrees(attend: Any, device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
-    from dpo.engine.attention_pairs import by_pair
+    from dpo.engine.kernels.pairs import by_pair
     from dpo.engine.layout import PackedLayout
 
     exact: Any = partial(by_pair, dropout=0.0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dpo.engine.attention_pairs import additive_mask
+from dpo.engine.kernels.pairs import additive_mask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
