@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dpo.config.entry import main as app
+from dpo.config.losses import REFERENCE_FREE
 from dpo.config.schema import Config
 from dpo.errors import ConfigError
 from dpo.sweeps.orphan import end_with_the_sweep
@@ -33,6 +34,7 @@ def train(config: Config) -> Path:
     from dpo.training.build import build_trainer
     from dpo.training.continuing import find_checkpoint
     from dpo.training.job import open_job
+    from dpo.training.start_value import check_start_value
 
     with joined(place, config.hardware.device) as ranks, open_job(config, ranks) as job:
         base = find_base(job)
@@ -40,9 +42,13 @@ def train(config: Config) -> Path:
         checkpoint = find_checkpoint(job, base.adapter, data.report)
         needed = stages.needed_pairs(job, data)
         trainer = build_trainer(job, base, data, needed, checkpoint)
-        reference.add_reference(job, base, trainer, needed)
-        if checkpoint is None:
-            reference.check_start(job, trainer, needed, base.compute)
+        if REFERENCE_FREE & set(config.dpo.loss):
+            if checkpoint is None:
+                check_start_value(job, trainer, needed, base)
+        else:
+            reference.add_reference(job, base, trainer, reference.compared_pairs(job, data, needed))
+            if checkpoint is None:
+                reference.check_start(job, trainer, needed, base.compute)
         stages.run_steps(job, trainer, checkpoint, base.compute)
         stages.save_final(job, trainer, base.tokenizer, model_card)
     return job.run.folder

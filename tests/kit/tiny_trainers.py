@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from datasets import Dataset
 from packed_models import VOCABULARY
@@ -17,6 +18,7 @@ from trl import DPOTrainer
 
 from dpo.data.pair import TokenPair
 from dpo.engine.choice import Engine
+from dpo.engine.divergence import mismatch
 from dpo.engine.install import install
 from dpo.engine.score import sequence_log_probs
 from dpo.training import trainer as trainers
@@ -36,9 +38,16 @@ def lora() -> Any:
 
 
 def make_trainer(
-    model: Any, args: Any, pairs: Sequence[TokenPair], folder: Path, engine: Engine, soft_labels: bool = False
+    model: Any,
+    args: Any,
+    pairs: Sequence[TokenPair],
+    folder: Path,
+    engine: Engine,
+    soft_labels: bool = False,
+    around: int | None = None,
 ) -> trainers.Trainer:
-    """Ours on a model with fresh adapters, the same that TRL would draw; its reference is the start."""
+    """Ours on a model with fresh adapters, the same that TRL would draw; its reference is the start. `around`: also of
+    each prompt with any other's completions, cut to so many tokens."""
     set_seed(args.seed)
     model = get_peft_model(model, lora())
     if engine.name == "packed":
@@ -56,8 +65,9 @@ def make_trainer(
         soft_labels=soft_labels,
     )
     with trainer.model.disable_adapter(), trainer.accelerator.autocast():
-        scores = sequence_log_probs(trainer.model, pairs, 1000, ld_alpha=trainer.ld_alpha)
-    trainer.reference = {pair.id: score for pair, score in zip(pairs, scores, strict=True)}
+        wanted = [*pairs, *(mismatch(p, q, around) for p in pairs for q in pairs if around)]
+        scores = sequence_log_probs(trainer.model, wanted, 1000, ld_alpha=trainer.ld_alpha)
+    trainer.reference = {pair.id: score for pair, score in zip(wanted, scores, strict=True)}
     return trainer
 
 
@@ -65,7 +75,7 @@ def move(model: torch.nn.Module) -> None:
     """Make its adapter a trained one: B is not zero."""
     torch.manual_seed(11)
     for name, parameter in model.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name and ".ref." not in name:
             torch.nn.init.normal_(parameter, 0.0, 0.2)
 
 
@@ -95,3 +105,13 @@ def trls(model: Any, args: Any, pairs: Sequence[TokenPair]) -> SameOrder:
         train_dataset=rows,
         eval_dataset=rows,
     )
+
+
+def same(one: tuple[float, dict[str, torch.Tensor]], other: tuple[float, dict[str, torch.Tensor]]) -> None:
+    """Two steps, (loss, gradients), are one but for fp32's rounding."""
+    assert one[0] == pytest.approx(other[0], rel=2e-5)
+    assert one[1].keys() == other[1].keys()
+    largest = max(float(g.abs().max()) for g in other[1].values())
+    assert largest > 0
+    for name, gradient in one[1].items():
+        assert float((gradient - other[1][name]).abs().max()) <= 2e-4 * largest, name

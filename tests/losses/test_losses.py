@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from packed_models import gradients, random_pairs, tiny_model
-from tiny_trainers import make_trainer, move, rows_of, trls
+from tiny_trainers import make_trainer, move, rows_of, same, trls
 
 from dpo.config.folder import options
-from dpo.config.losses import PARAMETERS, SINGLE, reads
+from dpo.config.losses import ALONE, PARAMETERS, SINGLE, SORTED, reads
 from dpo.config.schema import Config
 from dpo.data.pair import TokenPair
 from dpo.engine.choice import Engine
 from dpo.engine.part import packed_loss
 from dpo.engine.score import sequence_log_probs
 from dpo.errors import ConfigError, Diverged
-from dpo.losses.objective import WHOLE_STEP
+from dpo.losses.table import LOSSES
 from dpo.modeling.device import Compute
 from dpo.training import guards
 from dpo.training import trainer as trainers
@@ -39,7 +39,7 @@ STRIKING = {  # everything a loss can read, off its neutral value
     "use_weighting": "true",
 }
 CASES = [
-    *[(f"dpo={name}",) for name in options("dpo")],
+    *[(f"dpo={name}",) for name in options("dpo") if name not in ALONE],
     *[
         pytest.param(
             (f"dpo={name}", f"dpo.{parameter}={STRIKING[parameter]}"),
@@ -88,15 +88,6 @@ def trl_step(config: Config, folder: Path) -> tuple[tuple[float, dict[str, torch
     return (float(loss.detach()), gradients(theirs.model)), {**metrics, "loss": float(loss.detach())}
 
 
-def same(one: tuple[float, dict[str, torch.Tensor]], other: tuple[float, dict[str, torch.Tensor]]) -> None:
-    assert one[0] == pytest.approx(other[0], rel=2e-5)
-    assert one[1].keys() == other[1].keys()
-    largest = max(float(g.abs().max()) for g in other[1].values())
-    assert largest > 0
-    for name, gradient in one[1].items():
-        assert float((gradient - other[1][name]).abs().max()) <= 2e-4 * largest, name
-
-
 @pytest.mark.parametrize("overrides", CASES, ids=lambda case: ",".join(o.removeprefix("dpo.") for o in case))
 def test_a_step_is_trls_in_one_part_and_in_several_in_both_engines(
     compose: Callable[..., Config], tmp_path: Path, overrides: tuple[str, ...]
@@ -108,7 +99,7 @@ def test_a_step_is_trls_in_one_part_and_in_several_in_both_engines(
         whole = build(config, tmp_path / engine, engine, len(PAIRS))
         same(step_of(whole), truth)
         assert whole._drain() == pytest.approx(metrics, rel=2e-4, abs=2e-4)
-        if not WHOLE_STEP & set(config.dpo.loss):
+        if not any(LOSSES[name].whole_step for name in config.dpo.loss):
             size = 3
             whole.engine = Engine(
                 whole.engine.loss, lambda p, *_, n=size: [p[i : i + n] for i in range(0, len(p), n)], 1
@@ -144,7 +135,12 @@ def test_soft_labels_are_the_hand_computed_loss(compose: Callable[..., Config], 
 
 
 @pytest.mark.parametrize(
-    "name", [*options("dpo"), "exo_pair,dpo.label_smoothing=0.2", "robust,dpo.label_smoothing=0.3"]
+    "name",
+    [
+        *sorted(set(options("dpo")) - ALONE),
+        "exo_pair,dpo.label_smoothing=0.2",
+        "robust,dpo.label_smoothing=0.3",
+    ],
 )
 def test_the_value_at_the_start_is_known_and_is_the_one_trained_on(
     compose: Callable[..., Config], tmp_path: Path, name: str
@@ -173,7 +169,7 @@ def test_the_tables_of_losses_are_trls() -> None:
     bodies = dict(
         re.findall(r'loss_type == "(\w+)":\n(.*?)(?=\n            el|\n            if self\.use)', source, re.S)
     )
-    assert bodies.keys() == SINGLE.keys()
+    assert bodies.keys() == SINGLE.keys() - ALONE
     for name, body in bodies.items():
         for parameter in ("label_smoothing", "discopop_tau"):
             assert (f"self.{parameter}" in body or f"self.args.{parameter}" in body) == (parameter in reads(name)), name
@@ -183,7 +179,7 @@ def test_the_tables_of_losses_are_trls() -> None:
 
 WRONG = {
     "dpo=sigmoid dpo.loss=[hinge]": "this option is the loss sigmoid",
-    "dpo=mpo dpo.loss=[sigmod]": "TRL has no loss sigmod; nearest: sigmoid",
+    "dpo=mpo dpo.loss=[sigmod]": "there is no loss sigmod; nearest: sigmoid",
     "dpo=mpo dpo.loss=[]": "must name at least one loss",
     "dpo=mpo dpo.loss=[sft,sft,sft]": "names a loss twice",
     "dpo=mpo dpo.loss_weights=[1.0]": "must be 3 numbers",
@@ -194,6 +190,12 @@ WRONG = {
     "dpo=mpo dpo.loss=[robust] dpo.loss_weights=[1.0]": "dpo.label_smoothing: needs a value",
     "dpo=robust dpo.label_smoothing=0.5": "must be below 0.5",
     "dpo=exo_pair dpo.label_smoothing=0": "exo_pair needs it above 0",
+    "dpo=simpo dpo.loss=[sigmoid]": "this option is the loss simpo",
+    "dpo=mpo dpo.loss=[sigmoid,orpo,sft]": "orpo goes with no other loss; take dpo=orpo",
+    "dpo=kto dpo.batch_size=1": "each prompt is compared with another's answers; at least 2",
+    "dpo=cpo dataset=shp dataset.soft_labels=true": "only dpo=sigmoid learns from soft labels",
+    "dpo=simpo +dpo.ld_alpha=0.5": "dpo.ld_alpha: unknown key; simpo, which has no reference, does not read it",
+    "dpo=kto +dpo.gamma_ratio=0.5": "dpo.gamma_ratio: unknown key; kto does not read it, as simpo does",
     "dpo.f_divergence_type=alpha_divergence": "needs dpo.f_alpha_divergence_coef",
     "dpo.f_alpha_divergence_coef=0.5": "only alpha_divergence reads it",
     "dpo=ipo dataset=shp dataset.soft_labels=true": "only dpo=sigmoid learns from soft labels",
@@ -209,7 +211,7 @@ def test_losses_that_cannot_be_are_refused(compose: Callable[..., Config], overr
 
 
 def test_a_sorting_loss_keeps_a_step_in_one_part(compose: Callable[..., Config]) -> None:
-    assert {name for name in options("dpo") if WHOLE_STEP & set(compose(f"dpo={name}").dpo.loss)} == {
+    assert {name for name in options("dpo") if SORTED & set(compose(f"dpo={name}").dpo.loss)} == {
         "aot",
         "aot_unpaired",
     }

@@ -10,8 +10,11 @@ import pytest
 import torch
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from dpo.losses.objective import LOSSES, WHOLE_STEP, Objective, sft_share
+from dpo.losses.objective import Objective, sft_share
+from dpo.losses.table import LOSSES as ALL
 
+LOSSES = {name: loss for name, loss in ALL.items() if loss.in_dpo_trainer}
+WHOLE_STEP = {name for name, loss in LOSSES.items() if loss.whole_step}
 LENGTHS = [(3, 5), (1, 1), (7, 2), (4, 9), (6, 6), (2, 8)]
 PROMPTS = [2, 5, 1, 3, 4, 1]
 STRENGTHS = torch.tensor([0.5, 0.6, 0.75, 0.9, 1.0, 0.55], dtype=torch.float64)
@@ -181,8 +184,10 @@ def test_parts_add_up_to_the_whole_step(name: str) -> None:
     assert float(total) == pytest.approx(float(whole), rel=1e-9)
 
 
-def test_every_loss_of_the_config_is_here() -> None:
-    from dpo.config.losses import SINGLE, SORTED
+def test_the_config_says_of_each_loss_what_the_table_does() -> None:
+    from dpo.config.losses import ALONE, REFERENCE_FREE, SINGLE, SORTED
 
-    assert LOSSES.keys() == SINGLE.keys()
+    assert ALL.keys() == SINGLE.keys()
     assert WHOLE_STEP == SORTED
+    assert {name for name, loss in ALL.items() if not loss.reference} == REFERENCE_FREE
+    assert {name for name, loss in ALL.items() if not loss.in_dpo_trainer} == ALONE

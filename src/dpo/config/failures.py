@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dpo.config.folder import options
+from dpo.config.losses import unread
 from dpo.config.nearest import nearest
 from dpo.config.system_faults import from_system
 from dpo.errors import ConfigError, DpoError, OutOfMemory, is_out_of_memory
@@ -87,7 +88,8 @@ def _composition(error: BaseException) -> str:
             owner = getattr(cause, "parent_node", None)
             known = [str(k) for k in owner] if isinstance(owner, DictConfig) else []
             names = [f"{parent}.{k}" if parent else k for k in known]
-            return f"{key}: unknown key{nearest(key, names)}"
+            losses = owner.get("loss") if isinstance(owner, DictConfig) and parent == "dpo" else None
+            return f"{key}: unknown key{unread(key, losses or []) or nearest(key, names)}"
         return f"{key}: {str(cause).splitlines()[0]}"
     if found := re.search(r"Could not override '?([^'\n]+)'?\.", text):
         key = found.group(1)

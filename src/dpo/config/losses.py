@@ -1,10 +1,11 @@
 """The dpo group: objective and optimization, one dataclass per loss with just what that loss reads.
 
-The losses, and which parameter each of them reads, are those of TRL's DPOTrainer; a test compares both tables with it.
+The losses, and which parameter each of them reads, are those of TRL's trainers; a test compares both tables with them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -168,6 +169,33 @@ class Sft(Dpo):
 
 
 @dataclass
+class Simpo(Dpo):
+    """-log sigmoid(beta (difference of log-probs per token - `gamma_ratio`)) (SimPO, arXiv:2405.14734, equation 6)."""
+
+    gamma_ratio: float = MISSING
+
+
+@dataclass
+class Cpo(Dpo):
+    """DPO without its reference, plus `cpo_alpha` times the likelihood of chosen (CPO, arXiv:2401.08417)."""
+
+    cpo_alpha: float = MISSING
+
+
+@dataclass
+class Orpo(Dpo):
+    """Likelihood of prompt and chosen plus beta times the odds-ratio term (ORPO, arXiv:2403.07691, equation 6)."""
+
+
+@dataclass
+class Kto(Dpo):
+    """Each side an example of its own, weighted by whether it is wanted (KTO, arXiv:2402.01306, equation 8)."""
+
+    desirable_weight: float = MISSING
+    undesirable_weight: float = MISSING
+
+
+@dataclass
 class Mix(Dpo):
     """A weighted sum of losses (MPO, arXiv:2411.10442, is one); null is a parameter that none of them reads."""
 
@@ -196,8 +224,12 @@ SINGLE: dict[str, type[Dpo]] = {
     "aot": Aot,
     "aot_unpaired": AotUnpaired,
     "sft": Sft,
+    "simpo": Simpo,
+    "cpo": Cpo,
+    "orpo": Orpo,
+    "kto": Kto,
 }
-"""TRL's name of a loss -> its dataclass, whose fields beyond Dpo's are what the loss reads."""
+"""Name of a loss -> its dataclass, whose fields beyond Dpo's are what the loss reads."""
 
 PARAMETERS = (
     "label_smoothing",
@@ -207,7 +239,16 @@ PARAMETERS = (
     "ld_alpha",
     "use_weighting",
 )
-"""Parameters of losses, under TRL's names."""
+"""Parameters of the losses of TRL's DPOTrainer, under its names."""
+
+OWN_PARAMETERS = ("gamma_ratio", "cpo_alpha", "desirable_weight", "undesirable_weight")
+"""Parameters of losses of other trainers."""
+
+ALONE = frozenset({"simpo", "cpo", "orpo", "kto"})
+"""Losses of other trainers than TRL's DPOTrainer: they go with no other loss."""
+
+REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo"})
+"""Losses that compare the policy with no reference: none is computed."""
 
 SORTED = frozenset({"aot", "aot_unpaired"})
 """Losses that sort the log-ratios of their batch: a step cannot be split."""
@@ -216,3 +257,13 @@ SORTED = frozenset({"aot", "aot_unpaired"})
 def reads(loss: str) -> set[str]:
     """The names of PARAMETERS that a loss reads."""
     return set(PARAMETERS) & set(SINGLE[loss].__dataclass_fields__)
+
+
+def unread(key: str, losses: Sequence[str]) -> str:
+    """Of a key that these losses' option does not have: that others read it, where they do."""
+    name = key.removeprefix("dpo.")
+    others = [loss for loss, schema in SINGLE.items() if name in schema.__dataclass_fields__]
+    if not others or not losses or name == key:
+        return ""
+    free = ", which has no reference," if REFERENCE_FREE & set(losses) else ""
+    return f"; {'+'.join(losses)}{free} does not read it, as {others[0]} does"

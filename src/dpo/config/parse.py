@@ -15,6 +15,7 @@ from dpo.config.checks.combinations import check_combinations
 from dpo.config.checks.given import check_given
 from dpo.config.checks.ranges import RANGES
 from dpo.config.identity import identity
+from dpo.config.losses import unread
 from dpo.config.nearest import nearest
 from dpo.config.places import make_absolute
 from dpo.config.schema import Config
@@ -25,7 +26,8 @@ Schema = TypeVar("Schema")
 
 def parse(cfg: DictConfig, schema: type[Schema]) -> Schema:
     """Turn a composed config into its dataclass, or raise a ConfigError of one line per fault (at most three)."""
-    faults = [f"{key}: unknown key{nearest(key, known)}" for key, known in _unknown(cfg, schema)]
+    losses = OmegaConf.select(cfg, "dpo.loss") or []
+    faults = [f"{key}: unknown key{unread(key, losses) or nearest(key, known)}" for key, known in _unknown(cfg, schema)]
     if not faults:
         for key, (holds, allowed) in {**RANGES, **judges.RANGES}.items():
             value = _value(cfg, key)

@@ -13,13 +13,15 @@ from dpo.config.hardware import Engine as EngineOption
 from dpo.data.pair import TokenPair
 from dpo.engine.attention import describe_kernel
 from dpo.engine.budget import cost, split
+from dpo.engine.divergence import Divergence
 from dpo.engine.install import install
 from dpo.engine.lean_linear import keep_dequantized
 from dpo.engine.memory import MemoryPlan, free_memory, plan
-from dpo.engine.part import PartLoss, packed_loss
+from dpo.engine.part import PartLoss, own_loss, packed_figures, padded_figures
 from dpo.engine.usable import held_bytes, training_bytes, usable
 from dpo.engine.workers import Workers, most_at_once
-from dpo.losses.objective import LOSSES, WHOLE_STEP, Objective
+from dpo.losses.objective import Objective
+from dpo.losses.table import LOSSES
 
 if TYPE_CHECKING:
     from dpo.config.schema import Config
@@ -57,6 +59,8 @@ class Engine:
     budget: int
     workers: Workers = field(default_factory=Workers)
     name: str = "packed"
+    divergence: Divergence | None = None
+    """How the estimate that some losses are measured from is made, over a whole step."""
 
     def parts(self, pairs: list[TokenPair]) -> list[list[TokenPair]]:
         """The micro-batches of `pairs`."""
@@ -112,7 +116,7 @@ def choose_engine(
         unknown = sorted(set(losses) - LOSSES.keys())
         refused = f"it has no loss {unknown[0]}" if unknown else install(model)
         name, why = ("packed", "") if refused is None else ("plain", f" because {refused}")
-    coupled = bool(WHOLE_STEP & set(losses))
+    coupled = any(LOSSES[loss].whole_step for loss in losses if loss in LOSSES)
     together = batch_size if coupled else 1
     asked = hardware.activation_checkpointing
     budget_before, at_once_before = split_before
@@ -157,7 +161,11 @@ def choose_engine(
             return [pairs[i : i + together] for i in range(0, len(pairs), together)]
         return split(pairs, budget, name, at_once)
 
-    engine = Engine(packed_loss(objective) if name == "packed" else None, parts, budget, Workers.of(at_once), name)
+    forward = packed_figures if name == "packed" else padded_figures
+    trls = name == "plain" and objective.entry.in_dpo_trainer
+    divergence = Divergence(forward, config.dataset.max_length) if objective.entry.examples else None
+    loss = None if trls else own_loss(objective, forward)
+    engine = Engine(loss, parts, budget, Workers.of(at_once), name, divergence)
     unsplit = f", steps of {together} pairs in one part" if coupled else ""
     beside = f", {at_once} micro-batches at once" if at_once > 1 else ""
     weights = f", 4-bit weights kept dequantized too ({dequantized / 2**30:.1f} GiB)" if dequantized else ""

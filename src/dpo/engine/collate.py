@@ -53,8 +53,17 @@ def padded_index(pairs: Sequence[TokenPair], columns: int) -> torch.Tensor:
     return torch.tensor(index)
 
 
-def layout(pairs: Sequence[TokenPair]) -> PackedLayout:
-    """The packed layout of `pairs`; raises ValueError as `pad` does."""
+def padded_prompt_index(pairs: Sequence[TokenPair], columns: int) -> torch.Tensor:
+    """Where the prompt tokens of the chosen rows lie there, all but each first; pair after pair."""
+    width = columns - 1
+    return torch.tensor(
+        [row * width + i for row, pair in enumerate(pairs) for i in range(len(pair.prompt_ids) - 1)], dtype=torch.long
+    )
+
+
+def layout(pairs: Sequence[TokenPair], prompts: bool = False) -> PackedLayout:
+    """The packed layout of `pairs`; raises ValueError as `pad` does. `prompts`: after all completion tokens the prompt
+    tokens are targets too, but for the first of each, pair after pair."""
     _check(pairs)
     token_ids: list[int] = []
     positions: list[int] = []
@@ -77,6 +86,13 @@ def layout(pairs: Sequence[TokenPair]) -> PackedLayout:
         ]
         targets += pair.chosen_ids + pair.rejected_ids
         lengths.append((prompt, chosen, rejected))
+    start = 0
+    for pair, size in zip(pairs, lengths, strict=True):
+        if prompts:
+            target_rows += range(len(predictor_rows), len(predictor_rows) + size[0] - 1)
+            predictor_rows += range(start, start + size[0] - 1)
+            targets += pair.prompt_ids[1:]
+        start += sum(size)
     return PackedLayout(
         token_ids=torch.tensor(token_ids).unsqueeze(0),
         position_ids=torch.tensor(positions).unsqueeze(0),

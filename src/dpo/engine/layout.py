@@ -26,7 +26,8 @@ class PackedLayout:
     target_rows: torch.Tensor
     """[N] index into `predictor_rows` of the row that predicts each completion token."""
     targets: torch.Tensor
-    """[N] completion token ids: all chosen tokens of pair 0, its rejected tokens, then pair 1, ..."""
+    """[N] completion token ids: all chosen tokens of pair 0, its rejected tokens, then pair 1, ...; where prompts are
+    asked for as well, then theirs, each by a row of its own."""
     lengths: tuple[tuple[int, int, int], ...]
     """(P, C, R) of each pair, as Python ints so that no kernel launch has to wait for them."""
     cache: dict[object, object] = field(default_factory=dict, repr=False, compare=False)

@@ -11,19 +11,20 @@ from collections.abc import Sequence
 import torch
 
 
-def sums(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def sums(values: torch.Tensor, lengths: torch.Tensor, sides: int = 2) -> torch.Tensor:
     """[N, ...] of tokens -> [B, 2, ...] sums over (chosen, rejected) of each pair.
 
     Token after token, so that equal tokens have equal sums wherever they lie; without atomic additions, so that a GPU
     gives the same bits again. 16-bit values are added in fp32, and stay so.
 
     Args:
-        lengths: [2B] int64 tokens of each completion, none of them 0.
+        lengths: [2B] int64 tokens of each completion.
+        sides: 1 for sequences that are not of pairs: [B] lengths, [B, 1, ...] sums.
     """
     if values.dtype in (torch.bfloat16, torch.float16):
         values = values.float()
     total = torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
-    return total.view(-1, 2, *values.shape[1:])
+    return total.view(-1, sides, *values.shape[1:])
 
 
 def length_weights(lengths: Sequence[tuple[int, int]], alpha: float, like: torch.Tensor) -> torch.Tensor:

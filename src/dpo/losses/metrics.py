@@ -13,15 +13,24 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def metrics(figures: TokenFigures, pairs: Compared, beta: float) -> dict[str, float]:
+def metrics(
+    figures: TokenFigures,
+    pairs: Compared,
+    rewards: tuple[torch.Tensor, torch.Tensor],
+    extra: dict[str, torch.Tensor],
+    averages: bool = False,
+) -> dict[str, float]:
     """Of B pairs, in one transfer from the device:
 
     - entropy: nats a token, mean over all completion tokens;
     - logits/chosen, logits/rejected: mean over tokens and vocabulary;
     - mean_token_accuracy: share of chosen tokens that no other token beats;
-    - rewards/chosen, rewards/rejected: mean of beta times the log-ratio; rewards/margins: of their difference;
+    - rewards/chosen, rewards/rejected: mean of `rewards`, beta times the log-ratio, or without a reference times the
+      log-prob; rewards/margins: of their difference;
     - rewards/accuracies: share of pairs whose chosen has the higher reward;
-    - logps/chosen, logps/rejected: mean summed log-prob, nats.
+    - logps/chosen, logps/rejected: mean log-prob, nats, summed or, where the loss without a reference `averages`,
+      averaged over tokens;
+    - `extra`: [] figures of one loss.
     """
     assert figures.entropy is not None
     assert figures.mean_logits is not None
@@ -29,7 +38,8 @@ def metrics(figures: TokenFigures, pairs: Compared, beta: float) -> dict[str, fl
     tokens = torch.stack([figures.entropy, figures.mean_logits, figures.is_top1.to(figures.entropy.dtype)], dim=1)
     totals = sums(tokens, pairs.lengths.view(-1)).sum(dim=0)
     count = pairs.lengths.sum(dim=0)
-    chosen, rejected = beta * pairs.chosen_ratio, beta * pairs.rejected_ratio
+    chosen, rejected = rewards
+    logps = pairs.per_token if averages else (pairs.chosen, pairs.rejected)
     found = {
         "entropy": totals[:, 0].sum() / count.sum(),
         "logits/chosen": totals[0, 1] / count[0],
@@ -39,7 +49,8 @@ def metrics(figures: TokenFigures, pairs: Compared, beta: float) -> dict[str, fl
         "rewards/rejected": rejected.mean(),
         "rewards/accuracies": (chosen > rejected).to(chosen.dtype).mean(),
         "rewards/margins": (chosen - rejected).mean(),
-        "logps/chosen": pairs.chosen.mean(),
-        "logps/rejected": pairs.rejected.mean(),
+        "logps/chosen": logps[0].mean(),
+        "logps/rejected": logps[1].mean(),
+        **extra,
     }
     return dict(zip(found, torch.stack([value.to(chosen.dtype) for value in found.values()]).tolist(), strict=True))

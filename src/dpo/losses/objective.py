@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
@@ -12,9 +12,7 @@ from dpo.losses import pairwise
 from dpo.losses.completions import length_weights, likelihood_weights, sums
 from dpo.losses.divergences import score
 from dpo.losses.metrics import metrics
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from dpo.losses.table import LOSSES, Loss
 
 
 class TokenFigures(Protocol):
@@ -53,6 +51,13 @@ class Compared:
     """Log-probs of chosen with all tokens alike."""
     lengths: torch.Tensor
     """[B, 2] tokens of (chosen, rejected)."""
+    kl: torch.Tensor
+    """[] the estimate of a whole step, for losses that are measured from it; else 0."""
+
+    @property
+    def per_token(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B] log-probs of (chosen, rejected), each averaged over its tokens."""
+        return self.chosen / self.lengths[:, 0], self.rejected / self.lengths[:, 1]
 
     @property
     def chosen_ratio(self) -> torch.Tensor:
@@ -79,6 +84,15 @@ class Objective:
     ld_alpha: float | None = None
     use_weighting: bool = False
     soft_labels: bool = False
+    gamma_ratio: float = 0.5
+    cpo_alpha: float = 1.0
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    @property
+    def entry(self) -> Loss:
+        """What the losses need, which those of a list have in common."""
+        return LOSSES[self.losses[0]]
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -93,18 +107,24 @@ class Objective:
         reference: torch.Tensor,
         strengths: torch.Tensor | None = None,
         sft_share: float = 1.0,
+        prompts: tuple[torch.Tensor, torch.Tensor] | None = None,
+        kl: float = 0.0,
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """(loss with its graph, metrics under TRL's names) of B pairs.
 
         Args:
             figures: of N tokens: chosen of pair 0, rejected of pair 0, chosen of pair 1, ...
             lengths: (chosen, rejected) tokens of each pair.
-            reference: [B, 2] summed log-probs of the reference, with `ld_alpha` when there is one.
+            reference: [B, 2] summed log-probs of the reference, with `ld_alpha` when there is one; read only where
+                the losses have a reference.
             strengths: [B] soft labels, where the objective has them.
-            sft_share: what `sft` counts in a part of a step, see `sft_share`.
+            sft_share: what likelihood counts in a part of a step, see `sft_share`.
+            prompts: of [B] prompts, summed log-probs and number of all tokens but the first; where the likelihood
+                that is added covers them.
+            kl: see `Compared.kl`.
         """
         count = torch.tensor(lengths, device=figures.log_probs.device)
-        pairs = self.compared(figures.log_probs, lengths, count, reference)
+        pairs = self.compared(figures.log_probs, lengths, count, reference, kl)
         weights = None
         if self.use_weighting:
             assert figures.log_sum_sq_probs is not None
@@ -115,69 +135,70 @@ class Objective:
             if weights is not None:
                 values = values * weights
             total = total + values.mean() * (weight * sft_share if name == "sft" else weight)
-        found = metrics(figures, pairs, self.beta)
-        return total, found
+        more: dict[str, torch.Tensor] = {}
+        if self.entry.likelihood is not None:
+            summed, tokens = pairs.chosen_likelihood, count[:, 0]
+            if prompts is not None:
+                summed, tokens = summed + prompts[0], tokens + prompts[1]
+            more["nll_loss"] = pairwise.sft(summed, tokens)[0] * sft_share
+            total = total + self.entry.likelihood(self) * more["nll_loss"]
+        more |= self.entry.own_metrics(self, pairs)
+        return total, metrics(figures, pairs, self.rewards(pairs), more, self.entry.averages)
+
+    def rewards(self, pairs: Compared) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B] implicit rewards of (chosen, rejected): beta times what the loss compares."""
+        if self.entry.reference:
+            return self.beta * pairs.chosen_ratio, self.beta * pairs.rejected_ratio
+        chosen, rejected = pairs.per_token if self.entry.averages else (pairs.chosen, pairs.rejected)
+        return self.beta * chosen, self.beta * rejected
 
     def compared(
-        self, log_probs: torch.Tensor, lengths: Sequence[tuple[int, int]], count: torch.Tensor, reference: torch.Tensor
+        self,
+        log_probs: torch.Tensor,
+        lengths: Sequence[tuple[int, int]],
+        count: torch.Tensor,
+        reference: torch.Tensor,
+        kl: float = 0.0,
     ) -> Compared:
         """The pairs behind [N] log-probs; `count` is `lengths` as [B, 2] on their device."""
         plain = sums(log_probs, count.view(-1))
         summed = plain
         if self.ld_alpha is not None:
             summed = sums(log_probs * length_weights(lengths, self.ld_alpha, log_probs), count.view(-1))
-        return Compared(summed[:, 0], summed[:, 1], reference[:, 0], reference[:, 1], plain[:, 0], count)
+        return Compared(
+            summed[:, 0], summed[:, 1], reference[:, 0], reference[:, 1], plain[:, 0], count, log_probs.new_tensor(kl)
+        )
 
     def per_pair(self, name: str, pairs: Compared, strengths: torch.Tensor | None = None) -> torch.Tensor:
         """[B] values of the loss called `name`; raises KeyError for one that is not here."""
         if name == "sigmoid" and self.soft_labels:
             assert strengths is not None
-            return pairwise.soft_sigmoid(self._margin(pairs), self.beta, strengths)
-        return LOSSES[name](self, pairs)
+            return pairwise.soft_sigmoid(self.margin(pairs), self.beta, strengths)
+        return LOSSES[name].value(self, pairs)
 
-    def _scores(self, pairs: Compared) -> tuple[torch.Tensor, torch.Tensor]:
+    def scores(self, pairs: Compared) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B] scores of (chosen, rejected), see `divergences`."""
         kind, alpha = self.f_divergence_type, self.f_alpha_divergence_coef
         return score(pairs.chosen_ratio, kind, alpha), score(pairs.rejected_ratio, kind, alpha)
 
-    def _margin(self, pairs: Compared) -> torch.Tensor:
-        chosen, rejected = self._scores(pairs)
+    def margin(self, pairs: Compared) -> torch.Tensor:
+        """[B] score of chosen minus score of rejected."""
+        chosen, rejected = self.scores(pairs)
         return chosen - rejected
 
-    def _margin_per_token(self, pairs: Compared) -> torch.Tensor:
-        chosen, rejected = self._scores(pairs)
+    def margin_per_token(self, pairs: Compared) -> torch.Tensor:
+        """[B] the same with each score divided by its tokens."""
+        chosen, rejected = self.scores(pairs)
         return chosen / pairs.lengths[:, 0] - rejected / pairs.lengths[:, 1]
-
-
-LOSSES: dict[str, Callable[[Objective, Compared], torch.Tensor]] = {
-    "sigmoid": lambda o, p: pairwise.sigmoid(o._margin(p), o.beta),
-    "sigmoid_norm": lambda o, p: pairwise.sigmoid_norm(o._margin_per_token(p), o.beta),
-    "hinge": lambda o, p: pairwise.hinge(o._margin(p), o.beta),
-    "ipo": lambda o, p: pairwise.ipo(o._margin_per_token(p), o.beta),
-    "exo_pair": lambda o, p: pairwise.exo_pair(o._margin(p), o.beta, o.label_smoothing),
-    "robust": lambda o, p: pairwise.robust(o._margin(p), o.beta, o.label_smoothing),
-    "discopop": lambda o, p: pairwise.discopop(o._margin(p), o.beta, o.discopop_tau),
-    "nca_pair": lambda o, p: pairwise.nca_pair(p.chosen_ratio, p.rejected_ratio, o.beta),
-    "bco_pair": lambda o, p: pairwise.bco_pair(p.chosen_ratio, p.rejected_ratio, o.beta),
-    "sppo_hard": lambda o, p: pairwise.sppo_hard(p.chosen_ratio, p.rejected_ratio, o.beta),
-    "apo_zero": lambda o, p: pairwise.apo_zero(p.chosen_ratio, p.rejected_ratio, o.beta),
-    "apo_down": lambda o, p: pairwise.apo_down(p.chosen_ratio, p.rejected_ratio, o.beta),
-    "aot": lambda o, p: pairwise.aot(p.chosen - p.rejected, p.ref_chosen - p.ref_rejected, o.beta, o.label_smoothing),
-    "aot_unpaired": lambda o, p: pairwise.aot_unpaired(p.chosen_ratio, p.rejected_ratio, o.beta, o.label_smoothing),
-    "sft": lambda o, p: pairwise.sft(p.chosen_likelihood, p.lengths[:, 0]),
-}
-"""TRL's name of a loss -> its value per pair."""
-
-WHOLE_STEP = frozenset({"aot", "aot_unpaired"})
-"""Losses that sort their batch, so that a step has to stay in one part."""
 
 
 def sft_share(part: Sequence[int], step: Sequence[int]) -> float:
     """What `sft` counts in a part of a step that counts by its share of the pairs.
 
-    Other losses are means over pairs. `sft` is a mean over the chosen tokens of a whole step, so it should count by
-    the part's share of those.
+    Other losses are means over pairs. Likelihood is a mean over the chosen tokens of a whole step, so it should count
+    by the part's share of those.
 
     Args:
-        part, step: chosen tokens of each pair of the part, and of the step.
+        part, step: tokens of each pair of the part, and of the step, that the likelihood is of.
     """
     return (sum(part) / sum(step)) / (len(part) / len(step))

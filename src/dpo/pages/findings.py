@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from dpo.config.losses import REFERENCE_FREE
 from dpo.pages.tables import number, points
 from dpo.pages.tables import share as in_share
 from dpo.records.read import RunFiles
@@ -53,6 +54,12 @@ def findings(run: RunFiles, summary: Row | None) -> list[Finding]:
 def reference_identity(run: RunFiles) -> Finding:
     """Before step 1 the policy is the reference, so every log-ratio is 0."""
     name = "Reference identity"
+    if _reference_free(run):
+        found, expected = (run.record.get(key) for key in ("start_value", "start_value_expected"))
+        if found is None or expected is None:
+            return Finding("Start value", UNKNOWN, "Not recorded: the run has not come to its first step.")
+        words = "No reference in this loss: it started at the value that the model's own logits give."
+        return Finding("Start value", GOOD, words, (f"loss before step 1: {found:.4f}, by hand {expected:.4f}",))
     worst, bound = (run.record.get(key) for key in ("reference_identity", "reference_identity_bound"))
     if worst is None or bound is None:
         return Finding(name, UNKNOWN, "Not recorded: the run has not come to its first step.")
@@ -65,6 +72,11 @@ def reference_identity(run: RunFiles) -> Finding:
     return Finding(
         name, WARNING, "The policy did not start as the reference: every figure against it is off.", tuple(evidence)
     )
+
+
+def _reference_free(run: RunFiles) -> bool:
+    """Whether the loss has no reference, so that logged rewards are no log-ratios."""
+    return bool(REFERENCE_FREE & set((run.config.get("dpo") or {}).get("loss") or []))
 
 
 def loss_moves(run: RunFiles) -> Finding:
@@ -128,7 +140,12 @@ def displacement(run: RunFiles, summary: Row | None) -> Finding:
         rejected_falls = rejected["high"] < 0
         tokens = summary["pairs"]["chosen_tokens"]
         small = bool(tokens) and abs(chosen["value"]) < SMALL_FALL * tokens["value"]
-    elif len(run.dev) > 1 and "rewards/chosen" in run.dev[-1] and (run.config.get("dpo") or {}).get("beta"):
+    elif (
+        not _reference_free(run)
+        and len(run.dev) > 1
+        and "rewards/chosen" in run.dev[-1]
+        and (run.config.get("dpo") or {}).get("beta")
+    ):
         beta = float(run.config["dpo"]["beta"])
         c, r = (run.dev[-1][f"rewards/{side}"] / beta for side in ("chosen", "rejected"))
         evidence = (f"dev log-ratios at step {run.dev[-1]['step']}: chosen {c:+.1f}, rejected {r:+.1f} nats",)

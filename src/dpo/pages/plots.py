@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpo.config.losses import REFERENCE_FREE
 from dpo.pages.tables import number
 from dpo.records.read import RunFiles
 
@@ -19,14 +20,16 @@ TRAIN, DEV = ("#79b8ff", "#f2a477"), ("#0b4fb3", "#a8430f")
 
 def training_plots(run: RunFiles) -> tuple[dict[str, Plot], Placed]:
     """Curves over steps from metrics.jsonl; a curve that was not logged is left out."""
-    beta = (run.config.get("dpo") or {}).get("beta")
+    dpo = run.config.get("dpo") or {}
+    # Without a reference rewards are log-probs, which the plot of log-ratios would misname.
+    beta = None if REFERENCE_FREE & set(dpo.get("loss") or []) else dpo.get("beta")
     ratios = [(f"rewards/{side}", side, 1 / float(beta)) for side in ("chosen", "rejected")] if beta else []
     wanted: list[tuple[str, str, str, str, list[tuple[str, str, float]], Row]] = [
         ("loss", "Loss", "", "", [("loss", "loss", 1.0)], {}),
         (
             "accuracy",
             "Implicit-reward accuracy",
-            "Before step 1 all rewards are 0, each pair a tie.",
+            "Before step 1 all rewards are 0, each pair a tie." if beta else "By the policy's own log-probs.",
             "pairs ranked right",
             [("rewards/accuracies", "accuracy", 1.0)],
             {"tickformat": ".0%", "range": [-0.02, 1.02]},

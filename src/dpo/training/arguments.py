@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.config.lora import Lora
-from dpo.config.losses import PARAMETERS, Dpo, FDivergence
+from dpo.config.losses import OWN_PARAMETERS, PARAMETERS, Dpo, FDivergence
 from dpo.config.schema import Config
 from dpo.losses.objective import Objective
 from dpo.modeling.device import Compute
@@ -66,7 +66,7 @@ def build_arguments(config: Config, compute: Compute, folder: Path, activation_c
 
 def objective(dpo: Dpo, soft_labels: bool = False) -> Objective:
     """What is minimized; soft labels are ours, all else is TRL's."""
-    given = loss_parameters(dpo)
+    given = loss_parameters(dpo) | {name: getattr(dpo, name) for name in OWN_PARAMETERS if hasattr(dpo, name)}
     weights = tuple(given.pop("loss_weights", ()))
     return Objective(tuple(dpo.loss), dpo.beta, weights, soft_labels=soft_labels, **given)
 

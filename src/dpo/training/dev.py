@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dpo.data.pair import TokenPair
-from dpo.engine.part import Part
+from dpo.engine.part import Part, Whole
 from dpo.modeling.modes import keep_quantized_in_train_mode
 from dpo.training.interrupts import Interrupts
 from dpo.training.step import SteppingTrainer
@@ -57,10 +57,12 @@ class EvaluatingTrainer(SteppingTrainer):
         self.model.eval()
         keep_quantized_in_train_mode(self.model)
 
+        whole = self._whole(self.model, self.dev_pairs)
+
         def compute(work: tuple[list[TokenPair], int]) -> Part:
             part, counted = work
             with torch.no_grad(), self.compute_loss_context_manager():
-                return self._pair_loss(self.model, part, self.dev_pairs, counted)
+                return self._pair_loss(self.model, part, whole, counted)
 
         parts = self._parts(self.dev_pairs)
         done = self.engine.workers.map(compute, parts)
@@ -82,6 +84,13 @@ class EvaluatingTrainer(SteppingTrainer):
         self.on_log("eval", self.state.global_step, metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+
+    def value_of(self, pairs: list[TokenPair]) -> float:
+        """The loss of some pairs as a step would compute it, on this rank alone; in the mode and context of the
+        caller."""
+        whole = Whole(pairs)
+        parts = [self._pair_loss(self.model, part, whole, len(part)) for part in self.engine.parts(pairs)]
+        return sum(float(part.loss) * part.counted for part in parts) / len(pairs)
 
     def _may_cut(self) -> bool:
         """Whether this rank may leave an evaluation on its own."""

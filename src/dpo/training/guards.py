@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from dpo.config.losses import Dpo, ExoPair, Mix, PairLoss
+from dpo.config.losses import Dpo, ExoPair, Kto, Mix, PairLoss
 from dpo.errors import Diverged
 
 
@@ -47,19 +47,29 @@ def _at_zero(loss: str, dpo: Dpo) -> float | None:
         "aot": log_2,
         "aot_unpaired": log_2,
         "sft": None,
+        "simpo": None,
+        "cpo": None,
+        "orpo": None,
+        "kto": (dpo.desirable_weight + dpo.undesirable_weight) / 4 if isinstance(dpo, Kto) else None,
     }
     return values[loss]
 
 
 def check_start_loss(loss: float, dpo: Dpo, dtype: Any) -> None:
     """Check the dev loss before step 1 against its known value at log-ratios of 0."""
+    expected = loss_at_zero(dpo)
+    if expected is not None:
+        check_value(loss, expected, dpo, dtype)
+
+
+def check_value(loss: float, expected: float, dpo: Dpo, dtype: Any) -> None:
+    """Check a loss before step 1 against its known value."""
     import torch
 
-    expected = loss_at_zero(dpo)
     # Products of fp32 may be TF32's, which round as 16 bits do.
     exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     tolerance = 0.001 if exact else 0.1
-    if expected is not None and not abs(loss - expected) <= tolerance * max(1.0, expected):
+    if not abs(loss - expected) <= tolerance * max(1.0, expected):
         raise Diverged(
             f"before step 1 the {'+'.join(dpo.loss)} loss is {loss:.4f}, must be {expected:.4f} within {tolerance:g}"
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dpo.engine.collate import pad
-from dpo.engine.part import Computed, PartLoss, Reference, share_of_step
+from dpo.engine.part import Computed, PartLoss, Reference, Whole, share_of_step
 
 if TYPE_CHECKING:
     from trl.trainer.dpo_trainer import DPOTrainer
@@ -21,7 +21,7 @@ def plain_loss(trainer: DPOTrainer, pad_id: int, soft_labels: bool) -> PartLoss:
     """TRL's own forward on its padded batch, and its own `_compute_loss`, which keeps its state on `trainer`: one call
     at a time."""
 
-    def compute(model: Any, part: Sequence[TokenPair], step: Sequence[TokenPair], reference: Reference) -> Computed:
+    def compute(model: Any, part: Sequence[TokenPair], whole: Whole, reference: Reference) -> Computed:
         batch: Any = pad(part, pad_id)
         chosen, rejected = zip(*(reference[pair.id] for pair in part), strict=True)
         batch["ref_chosen_logps"] = torch.tensor(chosen, dtype=torch.float32)
@@ -36,7 +36,7 @@ def plain_loss(trainer: DPOTrainer, pad_id: int, soft_labels: bool) -> PartLoss:
             kept.append(output.log_probs)
             return output
 
-        weights, share = trainer.loss_weights, share_of_step(part, step)
+        weights, share = trainer.loss_weights, share_of_step(part, whole.pairs)
         of_part = zip(trainer.loss_types, weights, strict=True)
         trainer.loss_weights = [weight * share if name == "sft" else weight for name, weight in of_part]
         try:

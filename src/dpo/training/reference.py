@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 
@@ -13,19 +15,71 @@ from dpo.caches.keys import context_key
 from dpo.caches.reference import ReferenceCache
 from dpo.config.parse import plain
 from dpo.data.pair import TokenPair
+from dpo.data.prepare import Prepared
+from dpo.data.token_file import Selection
 from dpo.engine.attention import path
+from dpo.engine.divergence import mismatch
 from dpo.engine.install import installed
 from dpo.engine.score import sequence_log_probs
+from dpo.losses.table import LOSSES
 from dpo.modeling.device import Compute, kernels
 from dpo.records.progress import StageProgress
 from dpo.training import trainer as trainers
 from dpo.training.base import Base
 from dpo.training.job import Job
+from dpo.training.order import epoch_order
 from dpo.training.start_identity import check_identity, score_start
 
 IDENTITY_PAIRS = 32
 # Fixed, so that a reference log-prob does not depend on how much memory was free when it was computed.
 REFERENCE_TOKENS = 4096
+
+
+class Mismatched(Sequence[TokenPair]):
+    """Mismatched pairs made as they are asked for: prompt and completions of which pairs, by index."""
+
+    def __init__(self, pairs: Sequence[TokenPair], of: Sequence[tuple[int, int]], max_length: int) -> None:
+        self._pairs, self._of, self._max_length = pairs, of, max_length
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenPair]: ...
+    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        prompt, completions = self._of[index]
+        return mismatch(self._pairs[prompt], self._pairs[completions], self._max_length)
+
+
+def compared_pairs(job: Job, data: Prepared, needed: Sequence[TokenPair]) -> Sequence[TokenPair]:
+    """What the loss asks the reference for: the pairs a run reads, and where it is measured from a divergence those
+    that each of its steps, and a look at the dev pairs, is estimated over."""
+    config = job.config
+    if not any(LOSSES[name].examples for name in config.dpo.loss if name in LOSSES):
+        return needed
+    size, count, dpo = config.dpo.batch_size, len(data.train), config.dpo
+    each = math.ceil(count / size)
+    steps = dpo.max_steps if dpo.max_steps is not None else math.ceil(dpo.epochs * each)
+    found: dict[tuple[int, int], None] = {}
+    order: list[int] = []
+    for step in range(steps):
+        if step % each == 0:
+            order = epoch_order(count, config.seed, step // each)
+        start = step % each * size
+        found |= dict.fromkeys(ring(order[start : start + size]))
+    longest = config.dataset.max_length
+    train = Mismatched(data.train, list(found), longest)
+    dev = Mismatched(data.dev, ring(range(len(data.dev))[: dpo.eval_limit]), longest)
+    return Selection(*((part, range(len(part))) for part in (needed, train, dev)))
+
+
+def ring(step: Sequence[int]) -> list[tuple[int, int]]:
+    """Which prompt meets whose completions, as `divergence.mismatched` has it."""
+    return list(zip(step, [*step[-1:], *step[:-1]], strict=True))
 
 
 def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: Sequence[TokenPair]) -> None:

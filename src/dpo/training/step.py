@@ -15,7 +15,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from dpo.data.pair import TokenPair
-from dpo.engine.part import Part, PartLoss, Reference
+from dpo.engine.divergence import examples, mismatched
+from dpo.engine.part import Part, PartLoss, Reference, Whole
 from dpo.errors import Diverged, OutOfMemory, is_out_of_memory
 from dpo.training.guards import check_finite, check_gradients_arrive
 from dpo.training.resumable import ResumableTrainer
@@ -117,11 +118,12 @@ class SteppingTrainer(ResumableTrainer):
 
     def _forward_backward(self, model: Any, pairs: list[TokenPair], step: int) -> torch.Tensor:
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        whole = self._whole(model, pairs)
 
         def compute(work: tuple[list[TokenPair], int]) -> tuple[Part, Sequence[torch.Tensor | None]]:
             part, counted = work
             with self.compute_loss_context_manager():
-                done = self._pair_loss(model, part, pairs, counted)
+                done = self._pair_loss(model, part, whole, counted)
             loss = done.loss * (counted / len(pairs))
             if self.engine.workers.count == 1:
                 self.accelerator.backward(loss)
@@ -150,10 +152,39 @@ class SteppingTrainer(ResumableTrainer):
         parts = self.engine.parts(share) if share else []
         return [(part, len(part)) for part in parts]
 
-    def _pair_loss(self, model: Any, part: list[TokenPair], step: Sequence[TokenPair], counted: int) -> Part:
+    def _whole(self, model: Any, pairs: Sequence[TokenPair]) -> Whole:
+        """What is settled over all of a step, by all ranks together, before its first part."""
+        divergence = self.engine.divergence
+        if divergence is None:
+            return Whole(pairs)
+        of_step = mismatched(pairs, divergence.max_length)
+
+        def compute(work: tuple[list[TokenPair], int]) -> float:
+            part, counted = work
+            with torch.no_grad(), self.compute_loss_context_manager():
+                total = divergence.total(model, part, self.reference)
+            return total if counted else 0.0
+
+        error: Exception | None = None
+        own: float | None = None
+        try:
+            own = sum(self.engine.workers.map(compute, self._parts(of_step)))
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as found:
+            error = found
+        # Each rank waits here for the others, whatever became of its own share.
+        totals = self.ranks.gather(own)
+        if error is not None:
+            raise error
+        if None in totals:
+            raise torch.OutOfMemoryError("out of memory on another rank")
+        kl = sum(total for total in totals if total is not None) / examples(of_step)
+        # Not max(0, kl), which would hide a NaN.
+        return Whole(pairs, 0.0 if kl < 0 else kl)
+
+    def _pair_loss(self, model: Any, part: list[TokenPair], whole: Whole, counted: int) -> Part:
         """Loss and metrics of one part of a step, which counts for `counted` pairs."""
         compute = self.engine.loss or self.trls_loss
-        loss, figures = compute(model, part, step, self.reference)
+        loss, figures = compute(model, part, whole, self.reference)
         return Part(loss, {**figures, "loss": float(loss.detach())}, counted)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:

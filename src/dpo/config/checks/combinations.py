@@ -10,7 +10,7 @@ from dpo.config.checks.passthrough import ALLOWED, DERIVED, REFUSED
 from dpo.config.checks.passthrough_checks import check_values
 from dpo.config.hardware import Checkpointing, Device, Parallel
 from dpo.config.lora import FullTraining, Lora, Trainable
-from dpo.config.losses import PARAMETERS, SINGLE, SORTED, Dpo, FDivergence, Mix, Optimizer, reads
+from dpo.config.losses import ALONE, PARAMETERS, SINGLE, SORTED, Dpo, FDivergence, Mix, Optimizer, reads
 from dpo.config.model import Model
 from dpo.config.nearest import nearest
 from dpo.config.schema import Config
@@ -94,7 +94,7 @@ def _check_losses(dpo: Dpo) -> None:
         raise ConfigError("dpo.loss=[]: must name at least one loss")
     for name in dpo.loss:
         if name not in SINGLE:
-            raise ConfigError(f"dpo.loss: TRL has no loss {name}{nearest(name, SINGLE)}")
+            raise ConfigError(f"dpo.loss: there is no loss {name}{nearest(name, SINGLE)}")
     if isinstance(dpo, Mix):
         _check_mix(dpo)
     elif dpo.loss != [found := next(name for name, schema in SINGLE.items() if schema is type(dpo))]:
@@ -104,6 +104,8 @@ def _check_losses(dpo: Dpo) -> None:
         raise ConfigError(f"dpo.label_smoothing={smoothing}: must be below 0.5; from there on it inverts preferences")
     if "exo_pair" in dpo.loss and smoothing == 0:
         raise ConfigError("dpo.label_smoothing=0: exo_pair needs it above 0; its paper takes 0.001")
+    if dpo.loss == ["kto"] and dpo.batch_size < 2:
+        raise ConfigError("dpo.batch_size=1 with dpo=kto: each prompt is compared with another's answers; at least 2")
     divergence = getattr(dpo, "f_divergence_type", None)
     coefficient = getattr(dpo, "f_alpha_divergence_coef", None)
     if divergence is FDivergence.alpha_divergence and coefficient is None:
@@ -113,6 +115,8 @@ def _check_losses(dpo: Dpo) -> None:
 
 
 def _check_mix(dpo: Mix) -> None:
+    if alone := [name for name in dpo.loss if name in ALONE]:
+        raise ConfigError(f"dpo.loss={dpo.loss}: {alone[0]} goes with no other loss; take dpo={alone[0]}")
     if len(set(dpo.loss)) < len(dpo.loss):
         raise ConfigError(f"dpo.loss={dpo.loss}: names a loss twice; add up its weights instead")
     if len(dpo.loss_weights) != len(dpo.loss):
