@@ -13,7 +13,7 @@ import torch
 
 from dpo.engine.attention import packed_attention
 from dpo.engine.lean_layers import LeanHeads, LeanMlp, LeanNorm, activation_name
-from dpo.engine.lean_linear import Branch, LeanLinear, branch_of, compute_dtype, is_dequantized
+from dpo.engine.lean_linear import Branch, LeanLinear, branch_of, keeps_dequantized
 from dpo.modeling.modes import is_4bit
 
 if TYPE_CHECKING:
@@ -161,4 +161,4 @@ def _suits(layer: Any, x: torch.Tensor) -> bool:
         return False
     # Generation reads a few rows at a time, for which bitsandbytes has kernels that unpack nothing.
     few = x.numel() // x.shape[-1] < FEW_ROWS and not torch.is_grad_enabled()
-    return not (few and is_4bit(layer)) or is_dequantized(layer, compute_dtype(x))
+    return not (few and is_4bit(layer)) or keeps_dequantized(layer)

@@ -157,10 +157,10 @@ def dense_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     return dense
 
 
-def is_dequantized(layer: Any, dtype: torch.dtype) -> bool:
-    """Whether the weight of a Linear4bit lies dequantized in `dtype` by now."""
-    kept = layer.__dict__.get(_DEQUANTIZED)
-    return kept is not None and bool(kept.answers(layer.weight, dtype))
+def keeps_dequantized(layer: Any) -> bool:
+    """Whether the weight of a Linear4bit stays dequantized from its first use on. Asked so, and not whether it lies
+    dequantized by now: the same rows must be multiplied the same way, whatever was multiplied before them."""
+    return _DEQUANTIZED in layer.__dict__
 
 
 def keep_dequantized(model: torch.nn.Module, dtype: torch.dtype, free: int) -> int:
