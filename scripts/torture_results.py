@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ TEXT = {".json", ".jsonl", ".html", ".md", ".csv", ".txt", ".yaml", ".jinja"}
 CLOCK = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?|\d+:\d\d:?\d* left|[\d.,]+ (pairs|tokens)/s")
 TIMES = "ledger.json"
 """Counts seconds and whatever was done twice."""
+MARKS = ".marks"
 SCRIPT = re.compile(rb"<script.*?</script>", re.DOTALL)
 
 
@@ -71,7 +73,9 @@ def products(before: Path, after: Path, ended: Ended) -> Products:
         if name.name == TIMES:
             continue
         if not old.is_file() or old.read_bytes() != data or old.stat().st_mtime_ns != path.stat().st_mtime_ns:
-            if path.suffix in TEXT:
+            if path.suffix == MARKS:
+                tokens[str(name)] = _latest(data)
+            elif path.suffix in TEXT:
                 text = SCRIPT.sub(b"", data).decode(errors="replace").replace(str(after), "")
                 tokens[str(name)] = _words(text)
             else:
@@ -81,6 +85,15 @@ def products(before: Path, after: Path, ended: Ended) -> Products:
 
 def _words(text: str) -> list[str | None]:
     return [*re.findall(r"[^\s<>\"{},]+", CLOCK.sub("", text))]
+
+
+def _latest(marks: bytes) -> list[str | None]:
+    """What was before the latest change depends on how often somebody began again: what is after it must be the same.
+    Damaged marks are what they are."""
+    try:
+        return _words(json.dumps(json.loads(marks)["after"]))
+    except (ValueError, LookupError, TypeError):
+        return [hashlib.sha256(marks).hexdigest()]
 
 
 @dataclass(frozen=True)

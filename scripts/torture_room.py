@@ -78,13 +78,16 @@ def outputs(world: World) -> list[Case]:
 
 def _unread(world: World, verb: str, how: str, both: str, cwd: Path) -> str | None:
     """Training goes on and ends in the same adapter; other verbs end in words, if anybody reads them."""
-    from torture_damage import finished_run
+    from torture_damage import command, finished_run
 
     words = world.words("lora")
     work = cwd
     if verb != "train":
         work = finished_run(world, world.options[0])
         words = [str(tiny.folders(work)[0])] if verb != "status" else []
+        if verb == "evaluate":
+            # As the run was evaluated before: other settings would be refused, whoever reads it.
+            _, words, _ = command(world, verb, world.options[0], work)
     said = cwd / "said.txt"
     own = {"DPO_OUTPUTS": str(work / "outputs"), "DPO_CACHE": str(work / "cache")}
     reader, writer = os.pipe()
