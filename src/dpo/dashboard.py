@@ -12,7 +12,7 @@ from dpo.errors import ConfigError, NetworkError
 def dashboard(config: Dashboard) -> Path:
     """Build the workspace, write its JSON, and save it to W&B where a key is present; returns the JSON's path."""
     try:
-        from dpo.records.dashboard import as_json, build
+        from dpo.records.dashboard import as_json, build, save
     except ModuleNotFoundError as error:
         raise ConfigError(f"the package {error.name} is missing: pip install 'dpo-train[dashboard]'") from None
     from dpo.config.roots import outputs_root
@@ -39,7 +39,7 @@ def dashboard(config: Dashboard) -> Path:
     try:
         if refused is not None:
             raise refused
-        print(f"saved: {workspace.save().url}", flush=True)
+        print(f"saved: {save(workspace)}", flush=True)
     except ConfigError:
         raise
     except Exception as error:

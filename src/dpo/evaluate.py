@@ -8,6 +8,8 @@ from dpo.config.entry import main as app
 from dpo.config.evaluation import Evaluate, check_ranges, register
 from dpo.sweeps.orphan import end_with_the_sweep
 
+PAGE_SAMPLES = 12
+
 
 def evaluate(config: Evaluate) -> Path:
     """Evaluate a run, or go on where an earlier evaluation stopped, and print the outcome; returns its folder."""
@@ -22,9 +24,10 @@ def evaluate(config: Evaluate) -> Path:
     from dpo.evaluation.measure import measure
     from dpo.evaluation.show import show
     from dpo.evaluation.tracked import track_evaluation
+    from dpo.pages.run import write_run_page
 
-    folder = measure(config)
-    track_evaluation(Path(config.run).expanduser(), folder)
+    folder, run = measure(config), Path(config.run).expanduser()
+    track_evaluation(run, folder, write_run_page(run, folder.name, PAGE_SAMPLES))
     show(folder, config.evaluation.show)
     return folder
 

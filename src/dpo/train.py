@@ -49,8 +49,9 @@ def train(config: Config) -> Path:
             reference.add_reference(job, base, trainer, reference.compared_pairs(job, data, needed))
             if checkpoint is None:
                 reference.check_start(job, trainer, needed, base.compute)
-        stages.run_steps(job, trainer, checkpoint, base.compute)
-        stages.save_final(job, trainer, base.tokenizer, model_card)
+        with stages.tracked(job) as tracker:
+            stages.run_steps(job, trainer, tracker, checkpoint, base.compute)
+            stages.save_final(job, trainer, tracker, base.tokenizer, model_card)
     return job.run.folder
 
 

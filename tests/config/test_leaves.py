@@ -44,7 +44,8 @@ WANDB = {
     "tracking.project=mine": ("project", "mine"),
     "tracking.entity=team": ("entity", "team"),
     "tracking.group=these": ("group", "these"),
-    "tracking.mode=offline": ("where", "wandb, offline: asked for (upload with `wandb sync`)"),
+    "tracking.mode=offline": ("where", "wandb, offline: asked for"),
+    "tracking.adapter=true": ("kept", True),
     "tracking=none": ("where", "run directory only"),
 }
 ELSEWHERE = {
@@ -190,9 +191,11 @@ def test_a_leaf_reaches_the_tracker(monkeypatch, tmp_path, override):
 
     def start(*overrides: str) -> dict[str, Any]:
         given.clear()
-        monkeypatch.setattr(wandb, "init", lambda **kwargs: given.update(kwargs))
-        tracker = build_tracker(_compose(*overrides).tracking, tmp_path, {}, None)
-        return {**given, "where": tracker.where}
+        run = SimpleNamespace(name="x", id="y", log_artifact=lambda artifact: given.update(kept=True))
+        monkeypatch.setattr(wandb, "init", lambda **kwargs: given.update(kwargs) or run)
+        tracker = build_tracker(_compose(*overrides).tracking, tmp_path, {}, {})
+        tracker.keep(tmp_path)
+        return {"kept": False, **given, "where": tracker.where.partition(" (upload")[0]}
 
     name, value = WANDB[override]
     assert start()[name] != value

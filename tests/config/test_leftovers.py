@@ -39,6 +39,6 @@ def test_a_launcher_that_is_there_is_left_alone(monkeypatch: pytest.MonkeyPatch)
 
 def test_wandb_disabled_in_the_environment_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    tracker = build_tracker(Wandb("wandb", None, "p", None, WandbMode.auto), tmp_path, {}, None)
+    tracker = build_tracker(Wandb("wandb", None, "p", None, False, WandbMode.auto), tmp_path, {}, {})
     assert isinstance(tracker, NoTracker)
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from dpo.config.schema import NODES
 from dpo.records.quiet import quiet
-from dpo.records.tracking import build_tracker, wandb
+from dpo.records.tracking import Evaluated, build_tracker, wandb
 
 quiet()
 spec = json.loads(sys.argv[1])
@@ -19,8 +19,9 @@ settings = OmegaConf.to_object(
     OmegaConf.merge(OmegaConf.structured(NODES["tracking"][f"base_{spec['tracking']['backend']}"]), spec["tracking"])
 )
 began = time.monotonic()
-tracker = build_tracker(settings, Path(spec["folder"]), spec["config"], spec["sweep"], spec.get("job_type", "train"))
-told = {"where": tracker.where, "started": time.monotonic() - began}
+folder, record = Path(spec["folder"]), {"parent": spec["sweep"], **spec.get("record", {})}
+tracker = build_tracker(settings, folder, spec["config"], record, spec.get("words", []))
+told = {"where": tracker.where, "known": dict(tracker.known), "started": time.monotonic() - began}
 for step in spec["steps"]:
     if step == "wait":
         print("waiting", flush=True)
@@ -29,6 +30,16 @@ for step in spec["steps"]:
     tracker.log("train", step, {"loss": 1.0 / (step + 1), "rewards/margins": 0.5 * step})
     if step % 2 == 0:
         tracker.log("eval", step, {"rewards/accuracies": 0.75})
+if spec.get("evaluated"):
+    report = folder / "report.html"
+    report.write_text("<p>report</p>")
+    figures = {"accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9}
+    samples = [["a question", "before | *it*", "after it"]]
+    tracker.show(Evaluated("evaluation", 3, figures, ["prompt", "before", "after"], samples, report))
+if spec.get("adapter"):
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    tracker.keep(folder / "adapter")
 began = time.monotonic()
 tracker.finish(spec.get("exit_code", 0))
 told["finished"] = time.monotonic() - began

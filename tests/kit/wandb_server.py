@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -18,7 +19,9 @@ class Server(ThreadingHTTPServer):
     """`mode`: well, broken (answers 500), stall (accepts and says nothing), half (answers a probe, stalls on a run),
     refuse (answers a probe, and everything else with 403).
 
-    What was sent is in `received`; `mode` may change while clients are connected.
+    What was sent is in `received`; `mode` may change while clients are connected. `runs` is what a run's page has:
+    how often it was opened, name, job type, config, tags, sweep, history rows, summary, artifacts; `views` the
+    workspaces. `queue` holds the settings that an agent of W&B Sweeps gets, one run each; after them it is told to end.
     """
 
     daemon_threads = True
@@ -27,6 +30,10 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.mode = mode
         self.received: list[tuple[str, Any]] = []
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.views: dict[str, dict[str, Any]] = {}
+        self.queue: list[dict[str, Any]] = []
+        self.sweep: str | None = None
         self.ended = threading.Event()
         self.connections: list[Any] = []
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -74,9 +81,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.startswith("/graphql"):
             asked = json.loads(body)
             self.server.received.append(("graphql", asked))
-            self._answer({"data": graphql(asked)})
+            self._answer({"data": graphql(asked, self.server)})
         elif self.path.endswith("/file_stream"):
-            self.server.received.append(("file_stream", json.loads(body)))
+            sent = json.loads(body)
+            self.server.received.append(("file_stream", sent))
+            keep(self.server.runs[self.path.split("/")[-2]], sent)
             self._answer({})
         else:
             self.server.received.append((self.path, len(body)))
@@ -93,24 +102,122 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def graphql(asked: dict[str, Any]) -> dict[str, Any]:
+def keep(run: dict[str, Any], sent: dict[str, Any]) -> None:
+    """What a file stream says, on the run's page; lines go where their offset says."""
+    files = sent.get("files", {})
+    history = files.get("wandb-history.jsonl", {"offset": 0, "content": []})
+    run["history"][history["offset"] :] = map(json.loads, history["content"])
+    for line in files.get("wandb-summary.json", {}).get("content", []):
+        run["summary"] = json.loads(line)
+    run["exitcode"] = sent.get("exitcode", run["exitcode"])
+
+
+def graphql(asked: dict[str, Any], server: Server) -> dict[str, Any]:
     """The answer to one query, by what it asks for."""
     query, variables = asked["query"], asked.get("variables") or {}
-    if "upsertBucket" in query:
-        bucket = {
-            "id": "cnVu", "name": variables.get("name"), "displayName": variables.get("displayName"),
-            "description": None, "config": None, "sweepName": None, "historyLineCount": 0, "project": PROJECT,
-        }  # fmt: skip
-        return {"upsertBucket": {"bucket": bucket, "inserted": True}}
-    if "createRunFiles" in query:
-        files = [{"name": name, "uploadUrl": None} for name in variables.get("files", [])]
-        return {"createRunFiles": {"runID": "cnVu", "uploadHeaders": [], "files": files}}
-    if "serverInfo" in query:
-        return {"serverInfo": {"features": [], "cliVersionInfo": {}, "latestLocalVersionInfo": None}}
-    if "upsertView" in query:
-        return {"upsertView": {"view": {"id": "dmlldw==", "name": variables["name"]}, "inserted": True}}
-    if "viewer" in query:
-        return {"viewer": {"id": "u", "entity": "tester", "username": "tester", "flags": "{}", "teams": {"edges": []}}}
-    if "model" in query:
-        return {"model": {"bucket": None, "id": "p", **PROJECT}}
+    for name, answer in ANSWERS.items():
+        if name in query:
+            return answer(variables, server)
     return {}
+
+
+def _resume(variables: dict[str, Any], server: Server) -> dict[str, Any]:
+    run = server.runs.get(variables["name"])
+    bucket = None if run is None else {
+        "id": "cnVu", "name": variables["name"], "summaryMetrics": json.dumps(run["summary"]),
+        "displayName": run["name"], "logLineCount": 0, "historyLineCount": len(run["history"]), "eventsLineCount": 0,
+        "historyTail": json.dumps([json.dumps(row) for row in run["history"][-1:]]), "eventsTail": "[]",
+        "config": json.dumps(run["config"]), "tags": run["tags"], "notes": None, "wandbConfig": json.dumps({"t": {}}),
+    }  # fmt: skip
+    return {"model": {"bucket": bucket, **PROJECT}}
+
+
+def _begin(variables: dict[str, Any], server: Server) -> dict[str, Any]:
+    empty = {"opened": 0, "name": None, "job_type": None, "tags": [], "config": {}, "history": [], "summary": {},
+             "artifacts": {}, "sweep": None, "exitcode": None, "commit": None, "project": None}  # fmt: skip
+    inserted = variables["name"] not in server.runs
+    run = server.runs.setdefault(variables["name"], empty)
+    run["opened"] += variables["host"] is not None
+    told = {"name": "displayName", "job_type": "jobType", "tags": "tags", "sweep": "sweep", "commit": "commit",
+            "project": "project"}  # fmt: skip
+    run |= {key: variables[name] for key, name in told.items() if variables.get(name)}
+    run["config"] |= json.loads(variables.get("config") or "{}")
+    bucket = {
+        "id": "cnVu", "name": variables["name"], "displayName": run["name"], "description": None, "config": None,
+        "sweepName": run["sweep"], "historyLineCount": len(run["history"]), "project": PROJECT,
+    }  # fmt: skip
+    return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
+
+
+def _artifact(variables: dict[str, Any], server: Server) -> dict[str, Any]:
+    """As if the server had these files already, so that none is uploaded."""
+    given = variables["input"]
+    server.runs[given["runName"]]["artifacts"][given["artifactCollectionName"]] = given["artifactTypeName"]
+    latest = {"id": "YQ==", "versionIndex": 0}
+    return {"createArtifact": {"artifact": {
+        "id": "YQ==", "state": "COMMITTED", "artifactSequence": {"id": "cw==", "latestArtifact": latest},
+    }}}  # fmt: skip
+
+
+def _files(variables: dict[str, Any], server: Server) -> dict[str, Any]:
+    files = [{"name": name, "uploadUrl": None} for name in variables.get("files", [])]
+    return {"createRunFiles": {"runID": "cnVu", "uploadHeaders": [], "files": files}}
+
+
+def _view(variables: dict[str, Any], server: Server) -> dict[str, Any]:
+    inserted = variables["name"] not in server.views
+    server.views[variables["name"]] = variables
+    return {"upsertView": {"view": {"id": "dmlldw==", "name": variables["name"]}, "inserted": inserted}}
+
+
+def _find_view(variables: dict[str, Any], server: Server) -> dict[str, Any]:
+    view = server.views.get(variables["viewName"])
+    found = [] if view is None else [{"node": {**view, "id": "dmlldw=="}}]
+    return {"project": {"allViews": {"edges": found}}}
+
+
+def _make_sweep(variables: dict[str, Any], server: Server) -> dict[str, Any]:
+    server.sweep = variables["config"]
+    return {"upsertSweep": {"sweep": {"name": "abcd1234", "project": PROJECT}, "configValidationWarnings": []}}
+
+
+def _heartbeat(variables: dict[str, Any], server: Server) -> dict[str, Any]:
+    """The next run when none is at work, as the server of W&B with one agent."""
+    commands: list[dict[str, Any]] = []
+    if not json.loads(variables["runState"]):
+        if server.queue:
+            args = {key: {"value": value} for key, value in server.queue.pop(0).items()}
+            number = len(server.queue)
+            commands = [{"type": "run", "run_id": f"agent{number}", "program": None, "args": args}]
+        else:
+            commands = [{"type": "exit"}]
+    return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
+
+
+def _find_sweep(variables: dict[str, Any], server: Server) -> dict[str, Any]:
+    found = {"id": "cw==", "name": "abcd1234", "method": "grid", "state": "RUNNING", "config": server.sweep,
+             "description": None, "createdAt": None, "heartbeatAt": None, "updatedAt": None, "controller": None,
+             "earlyStopJobRunning": False, "bestLoss": None, "scheduler": None, "runs": {"edges": []}}  # fmt: skip
+    return {"project": {"sweep": found}}
+
+
+VIEWER = {"id": "u", "entity": "tester", "username": "tester", "flags": "{}", "teams": {"edges": []}}
+# Part of a query -> its answer; the first that is in it.
+ANSWERS: dict[str, Callable[[dict[str, Any], Server], dict[str, Any]]] = {
+    "RunResumeStatus": _resume,
+    "upsertBucket": _begin,
+    "createArtifact(": _artifact,
+    "query ArtifactType": lambda variables, server: {"project": {"artifact": None}},
+    "createRunFiles": _files,
+    "serverInfo": lambda variables, server: {
+        "serverInfo": {"features": [], "cliVersionInfo": {}, "latestLocalVersionInfo": None}
+    },
+    "upsertView": _view,
+    "allViews": _find_view,
+    "upsertSweep": _make_sweep,
+    "createAgent": lambda variables, server: {"createAgent": {"agent": {"id": "agent"}}},
+    "agentHeartbeat": _heartbeat,
+    "sweepName": _find_sweep,
+    "viewer": lambda variables, server: {"viewer": VIEWER},
+    "model": lambda variables, server: {"model": {"bucket": None, "id": "p", **PROJECT}},
+}

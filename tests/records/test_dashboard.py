@@ -29,7 +29,7 @@ def test_it_shows_curves_quality_and_swept_keys_grouped_by_sweep() -> None:
         assert key in text
     parallel = [p for p in panels(found) if p["viewType"] == "Parallel Coordinates Plot"]
     columns = [column["accessor"] for column in parallel[0]["config"]["columns"]]
-    assert columns[:3] == [f"config:config.value.{key}" for key in ("dpo.beta", "lora.rank", "dpo.learning_rate")]
+    assert columns[:3] == [f"config:{key}.value" for key in ("dpo.beta", "lora.rank", "dpo.learning_rate")]
     (runs,) = found["spec"]["section"]["runSets"]
     assert runs["grouping"] == [{"section": "run", "name": "group"}]
     assert runs["filters"]["filters"][0]["value"] == "run-1234"
@@ -44,21 +44,24 @@ def run(words: list[str], cwd: Path, **more: str) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
-def test_with_a_key_it_is_saved_through_the_real_client(tmp_path: Path) -> None:
+def test_with_a_key_it_is_saved_through_the_real_client_and_again_over_the_same_view(tmp_path: Path) -> None:
     server = Server()
     online = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40}
     done = run(["project=mine", "group=run-1234", "title=Beta and rank"], tmp_path, **online)
+    again = run(["project=mine", "title=Beta and rank"], tmp_path, **online)
     server.stop()
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == again.returncode == 0, done.stderr + again.stderr
     # Without entity= it is the key's own.
-    (saved,) = [
+    first, second = [
         body["variables"] for kind, body in server.received if kind == "graphql" and "upsertView" in body["query"]
     ]
-    assert {key: saved[key] for key in ("entityName", "projectName", "displayName", "type")} == {
+    assert {key: first[key] for key in ("entityName", "projectName", "displayName", "type")} == {
         "entityName": "tester", "projectName": "mine", "displayName": "Beta and rank", "type": "project-view",
     }  # fmt: skip
+    assert "id" not in first
+    assert (second["id"], second["name"]) == ("dmlldw==", first["name"])
     written = json.loads((tmp_path / "dashboard-mine.json").read_text())
-    assert shape(json.loads(saved["spec"])) == shape(written["spec"])
+    assert shape(json.loads(second["spec"])) == shape(written["spec"])
     assert f"saved: {server.url}/tester/mine?nw=" in done.stdout
 
 

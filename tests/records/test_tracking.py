@@ -9,46 +9,10 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tracked import CONFIG, end, online, start, track, wandb_settings
 from wandb_server import Server
-
-KIT = Path(__file__).parents[1] / "kit"
-CONFIG = {"dpo": {"beta": 0.1, "loss": ["sigmoid"]}, "lora": {"rank": 8}}
-
-
-def start(folder: Path, tracking: dict[str, Any], environment: dict[str, str], **more: Any) -> subprocess.Popen[str]:
-    """A process that logs steps 0 to 3 and finishes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    spec = {"folder": str(folder), "tracking": tracking, "config": CONFIG, "sweep": None, "steps": [0, 1, 2, 3]} | more
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "TRACKIO"))}
-    return subprocess.Popen(
-        [sys.executable, KIT / "track.py", json.dumps(spec)],
-        env={**clean, "WANDB_SILENT": "true", "NETRC": os.devnull, **environment},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
-    )  # fmt: skip
-
-
-def end(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What it told; the limit is the test's only clock and far above what is bounded."""
-    output, _ = process.communicate("\n", timeout=60)
-    assert process.returncode == 0, output
-    told = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
-    assert not told["torch"]
-    return told | {"output": output}
-
-
-def track(folder: Path, tracking: dict[str, Any], environment: dict[str, str], **more: Any) -> dict[str, Any]:
-    return end(start(folder, tracking, environment, **more))
-
-
-def wandb_settings(**more: Any) -> dict[str, Any]:
-    return {"backend": "wandb", "project": "check", "mode": "auto", **more}
-
-
-def online(server: Server) -> dict[str, str]:
-    return {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40}
 
 
 def inspect(folder: Path) -> str:
@@ -66,10 +30,17 @@ def folder(tmp_path) -> Path:
 
 
 def test_wandb_offline_reads_back(folder):
-    told = track(folder, wandb_settings(), {}, sweep="beta-1234", job_type="train")
+    told = track(folder, wandb_settings(), {}, sweep="beta-1234")
     assert told["where"].startswith("wandb, offline: no key found")
     text = inspect(folder)
-    for word in ("train/loss", "train/rewards/margins", "eval/rewards/accuracies", "beta-1234", folder.name, "sigmoid"):
+    for word in (
+        "train/loss",
+        "train/rewards/margins",
+        "eval/rewards/accuracies",
+        "beta-1234",
+        folder.name,
+        "dpo.beta",
+    ):
         assert word in text
 
 
@@ -85,7 +56,8 @@ def test_wandb_goes_online(folder):
     assert begun[0]["groupName"] == "beta-1234"
     assert begun[0]["displayName"] == folder.name
     assert begun[0]["jobType"] == "train"
-    assert json.loads(begun[0]["config"])["config"]["value"] == CONFIG
+    settings = {key: found["value"] for key, found in json.loads(begun[0]["config"]).items() if key != "_wandb"}
+    assert settings == {"dpo.beta": 0.1, "dpo.loss": ["sigmoid"], "lora.rank": 8}
     rows = [
         json.loads(line)
         for kind, body in server.received
@@ -150,7 +122,7 @@ def test_going_online_demanded_and_impossible_is_a_network_error(folder):
     os.environ["NETRC"] = os.devnull
     try:
         with pytest.raises(NetworkError, match="no key found"):
-            build_tracker(settings, folder, CONFIG, None)
+            build_tracker(settings, folder, CONFIG, {})
     finally:
         del os.environ["NETRC"]
 
@@ -173,7 +145,7 @@ def test_trackio_reads_back_and_a_continued_run_is_the_same(folder, tmp_path):
     assert [logged[step]["train/loss"] for step in range(4)] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
     assert logged[2]["eval/rewards/accuracies"] == 0.75
     written = json.loads(config[0])
-    assert written["config"] == CONFIG
+    assert (written["dpo.beta"], written["lora.rank"]) == (0.1, 8)
     assert written["_Group"] == "beta-1234"
 
 
@@ -185,16 +157,16 @@ def test_tensorboard_reads_back_and_a_continued_run_replaces_what_it_repeats(fol
     told = track(folder, settings, {}, sweep="beta-1234")
     assert "tensorboard --logdir" in told["where"]
     track(folder, settings, {}, steps=[2, 3, 4])
-    read = EventAccumulator(str(folder / "tensorboard" / "train"), size_guidance={"scalars": 0}).Reload()
+    read = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     found = [(event.step, event.value) for event in read.Scalars("train/loss")]
     assert found == [(step, pytest.approx(1 / (step + 1))) for step in range(5)]
     assert "eval/rewards/accuracies" in read.Tags()["scalars"]
     (config, about) = (
         "\n".join(t.decode() for t in read.Tensors(name)[0].tensor_proto.string_val) for name in ("config", "run")
     )
-    assert json.loads(config) == CONFIG
+    assert json.loads(config) == {"dpo.beta": 0.1, "dpo.loss": ["sigmoid"], "lora.rank": 8}
     assert {k: v for k, v in json.loads(about).items() if k != "id"} == {
-        "name": folder.name, "group": "mine", "job_type": "train",
+        "name": folder.name, "group": "mine",
     }  # fmt: skip
 
 

@@ -23,19 +23,14 @@ from dpo.sweeps.files import read_sweep
 GRID = ("dpo.beta=0.1,1e38", "lora.rank=2,4", "hydra.launcher.slots=2")
 
 
-def sweep(inputs: tuple[Path, Path], cwd: Path, tracking: str, **more: str) -> dict[str, tuple[str, int | None]]:  # noqa: F811
-    """Run it; (job type, exit code) that each of the six runs must have: by name."""
+def sweep(inputs: tuple[Path, Path], cwd: Path, tracking: str, **more: str) -> dict[str, tuple[bool, int | None]]:  # noqa: F811
+    """Run it; (whether it is evaluated, exit code) of each of the four runs, by name."""
     argv = [word for word in words(inputs, *GRID) if not word.startswith("tracking")]
     code, output = test_sweep_real.run([*argv, f"tracking={tracking}"], cwd, WANDB_SILENT="true", **more)
     assert code == 1, output
     jobs = read_sweep(root(cwd)).jobs
     assert sorted(job.state for job in jobs) == ["complete", "complete", "diverged", "diverged"], output
-    wanted: dict[str, tuple[str, int | None]] = {}
-    for job in jobs:
-        wanted[job.folder.name] = ("train", job.exit_code)
-        if job.complete:
-            wanted[f"{job.folder.name}-evaluate"] = ("evaluate", 0)
-    return wanted
+    return {job.folder.name: (job.complete, job.exit_code) for job in jobs}
 
 
 @pytest.mark.slow
@@ -49,14 +44,14 @@ def test_trackio_has_the_sweep_as_one_group(inputs, tmp_path: Path) -> None:  # 
         named = dict(base.execute("select run_name, config from configs").fetchall())
     assert {config["_Group"] for config in configs} == {root(tmp_path).name}
     assert set(named) == set(wanted)
-    for name, (kind, code) in wanted.items():
-        config = json.loads(named[name])
-        assert (config["job_type"], config["id"]) == (kind, identity(tmp_path, name).id)
+    for name, (evaluated, code) in wanted.items():
+        assert json.loads(named[name])["id"] == identity(tmp_path, name).id
         logged: dict[str, Any] = {}
         for run, metrics in rows:
             logged |= json.loads(metrics) if run == name else {}
         assert logged["exit_code"] == code
-        assert ("train/loss" if kind == "train" else "evaluation/kl") in logged or code == 5
+        assert ("evaluation/kl" in logged) == evaluated
+        assert "train/loss" in logged or code == 5
 
 
 @pytest.mark.slow
@@ -66,11 +61,12 @@ def test_tensorboard_has_the_sweep_as_one_group_and_all_a_dashboard_shows(inputs
 
     wanted = sweep(inputs, tmp_path, "tensorboard")
     tags: set[str] = set()
-    for name, (kind, code) in wanted.items():
-        folder = root(tmp_path) / name.removesuffix("-evaluate") / "tensorboard" / kind
+    for name, (_, code) in wanted.items():
+        folder = root(tmp_path) / name / "tensorboard"
         read = EventAccumulator(str(folder)).Reload()
         texts = {t: read.Tensors(t)[0].tensor_proto.string_val[0].decode() for t in ("run", "exit_code")}
-        assert json.loads(texts["run"]) == identity(tmp_path, name).__dict__
+        who = identity(tmp_path, name)
+        assert json.loads(texts["run"]) == {"name": who.name, "id": who.id, "group": who.group}
         assert int(texts["exit_code"]) == code
         tags |= set(read.Tags()["scalars"])
     # The same names go to every tracker: what W&B's dashboard draws must be among them.
@@ -105,14 +101,11 @@ def test_wandb_online_has_the_sweep_as_one_group_with_truthful_ends(inputs, tmp_
         if kind == "graphql" and "upsertBucket" in body["query"] and body["variables"].get("groupName")
     ]
     assert {run["groupName"] for run in begun} == {root(tmp_path).name}
-    assert {run["name"]: (run["displayName"], run["jobType"]) for run in begun} == {
-        identity(tmp_path, name).id: (name, kind) for name, (kind, _) in wanted.items()
-    }
-    codes = sorted(body["exitcode"] for kind, body in server.received if kind == "file_stream" and "exitcode" in body)
-    assert codes == sorted(code for _, code in wanted.values())
+    assert {
+        name: (run["name"], run["exitcode"], "evaluation/kl" in run["summary"]) for name, run in server.runs.items()
+    } == {identity(tmp_path, name).id: (name, code, evaluated) for name, (evaluated, code) in wanted.items()}
 
 
 def identity(cwd: Path, name: str) -> Any:
     """What every tracker is told of a run."""
-    job = name.removesuffix("-evaluate")
-    return identify(root(cwd) / job, root(cwd).name, "evaluate" if name.endswith("-evaluate") else "train")
+    return identify(root(cwd) / name, {"parent": root(cwd).name}, None)

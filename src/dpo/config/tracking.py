@@ -36,6 +36,7 @@ class Wandb(Tracked):
 
     project: str = MISSING
     entity: str | None = None
+    adapter: bool = False
     mode: WandbMode = MISSING
 
 
@@ -44,6 +45,7 @@ class Trackio(Tracked):
     """trackio, on this machine."""
 
     project: str = MISSING
+    adapter: bool = False
 
 
 @dataclass

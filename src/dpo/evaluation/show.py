@@ -10,6 +10,7 @@ from rich.text import Text
 
 from dpo.pages.headline import COLUMNS, caption, figure_rows, notes
 from dpo.pages.tables import to_table
+from dpo.pages.words import verdict_word
 from dpo.records.read import json_file, pick, read_samples
 from dpo.records.terminal import terminal
 from dpo.streams import clean
@@ -29,20 +30,12 @@ def show(folder: Path, samples: int, console: Console | None = None) -> None:
     console.print(Text(clean(f"run directory {run}; rows and samples in {folder}")), soft_wrap=True)
 
 
-def _word(verdict: Row) -> str:
-    if verdict["outcome"] is None:
-        return f"undecided, {verdict['reason']}"
-    if verdict["passed"] is None:
-        return f"{verdict['score']:.2f}"
-    return "meets" if verdict["passed"] else f"fails {verdict['reason']}"
-
-
 def _show_samples(console: Console, samples: list[Row]) -> None:
     rows = []
     for sample in samples:
         for name in ("baseline", "policy"):
             answer = sample[name]
-            verdicts = "; ".join(f"{judge}: {_word(v)}" for judge, v in answer["verdicts"].items())
+            verdicts = "; ".join(f"{judge}: {verdict_word(v)}" for judge, v in answer["verdicts"].items())
             end = "" if answer["finished"] else " [cut]"
             answer["shown"] = f"{answer['answer'].strip()}{end}\n({verdicts})"
         question = sample["messages"][-1]["content"]

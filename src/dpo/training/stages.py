@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dpo.config.arguments import is_override
 from dpo.config.parse import plain
 from dpo.data.prepare import Prepared, prepare
 from dpo.data.remarks import check_positions, remarks
@@ -56,7 +58,13 @@ def needed_pairs(job: Job, data: Prepared) -> Selection:
     return Selection((data.train, order[: dpo.max_steps * dpo.batch_size]), (data.dev, dev))
 
 
-def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Checkpoint | None, compute: Compute) -> None:
+def run_steps(
+    job: Job,
+    trainer: trainers.Trainer,
+    tracker: Tracker,
+    checkpoint: checkpoints.Checkpoint | None,
+    compute: Compute,
+) -> None:
     """All steps from the checkpoint (or 0) to the last, with evaluation before, during and after."""
     import torch
 
@@ -69,7 +77,6 @@ def run_steps(job: Job, trainer: trainers.Trainer, checkpoint: checkpoints.Check
     known = set() if checkpoint is None else {checkpoint.folder}
     with (
         job.ledger.phase("train"),
-        tracked(job) as tracker,
         TrainingProgress(steps, start, job.config.dpo.batch_size) as progress,
     ):
         if start == 0 and not job.ranks.first:
@@ -124,7 +131,10 @@ def tracked(job: Job) -> Iterator[Tracker]:
     if not job.ranks.first:
         yield NoTracker()
         return
-    tracker = build_tracker(job.config.tracking, job.run.folder, plain(job.config), os.environ.get("DPO_SWEEP"))
+    words = [word for word in sys.argv[1:] if is_override(word)]
+    tracker = build_tracker(job.config.tracking, job.run.folder, plain(job.config), job.run.record, words)
+    if tracker.known:
+        job.run.update(tracked=dict(tracker.known))
     job.say(f"tracking: {tracker.where}")
     try:
         yield tracker
@@ -134,7 +144,9 @@ def tracked(job: Job) -> Iterator[Tracker]:
     tracker.finish(0)
 
 
-def save_final(job: Job, trainer: trainers.Trainer, tokenizer: Any, card: Callable[[Path], str]) -> None:
+def save_final(
+    job: Job, trainer: trainers.Trainer, tracker: Tracker, tokenizer: Any, card: Callable[[Path], str]
+) -> None:
     """Write adapter/ (weights, tokenizer, and the model card that `card` makes of the run), whole or not at all."""
     trainer.collect()
     if not job.ranks.first:
@@ -153,3 +165,4 @@ def save_final(job: Job, trainer: trainers.Trainer, tokenizer: Any, card: Callab
         if not is_disk_full(error):
             raise
         raise DiskFull(f"{final}: no space left; the checkpoints are intact; free some room and run again") from None
+    tracker.keep(final)

@@ -87,6 +87,10 @@ class SteppingTrainer(ResumableTrainer):
             _set_rng_state(generators)
             self._take_smaller_parts(pairs, step)
         self._sum_gradients()
+        # As TRL's `num_tokens`: of both sequences of each pair. The Trainer keeps its state in each checkpoint.
+        self.state.num_input_tokens_seen += sum(
+            2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs
+        )
         return loss
 
     def _sum_gradients(self) -> None:

@@ -119,6 +119,7 @@ class Trainer(EvaluatingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """One logged step: the window's means in place of the Trainer's own."""
         if "loss" in logs:
-            logs = {**logs, **self._drain()}
-            self.on_log("train", self.state.global_step, dict(logs))
+            logs = {**logs, **self._drain(), "num_tokens": self.state.num_input_tokens_seen}
+            epoch = {} if self.state.epoch is None else {"epoch": self.state.epoch}
+            self.on_log("train", self.state.global_step, {**logs, **epoch})
         HfTrainer.log(self, logs, start_time)

@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 # Longer than any backend's own limit.
 FINISH_SECONDS = 20.0
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation as a tracker shows it on its run's page: figures (each with `_low` and `_high` where it has an
+    interval), answers before and after, and the page that explains both. `key` is what all of it stands under."""
+
+    key: str
+    step: int
+    figures: Mapping[str, float]
+    columns: Sequence[str]
+    samples: Sequence[Sequence[str]]
+    report: Path
+
+
 class Tracker(Protocol):
-    """One open run in a tracker; `where` is a line for the terminal."""
+    """One open run in a tracker; `where` is a line for the terminal, `known` what finds the run again."""
 
     where: str
+    known: Mapping[str, str]
 
     def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Metrics of one step under `train/...` or `eval/...`. Never raises, never waits for a network."""
+
+    def show(self, found: Evaluated) -> None:
+        """An evaluation of this run. Never raises."""
+
+    def keep(self, adapter: Path) -> None:
+        """The trained adapter, where the settings ask for it; its upload is waited for. Never raises."""
 
     def finish(self, exit_code: int) -> None:
         """Close within seconds; a non-zero code marks the run failed. Never raises."""
@@ -27,12 +49,22 @@ class Guarded:
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker, self._broken = tracker, False
-        self.where = tracker.where
+        self.where, self.known = tracker.where, tracker.known
 
     def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """See Tracker."""
         if not self._broken:
             self._try(lambda: self._tracker.log(kind, step, values))
+
+    def show(self, found: Evaluated) -> None:
+        """See Tracker."""
+        if not self._broken:
+            self._try(lambda: self._tracker.show(found))
+
+    def keep(self, adapter: Path) -> None:
+        """See Tracker."""
+        if not self._broken:
+            self._try(lambda: self._tracker.keep(adapter))
 
     def finish(self, exit_code: int) -> None:
         """See Tracker. In a thread, because a client's own limits have been seen to be none."""
@@ -54,8 +86,15 @@ class NoTracker:
     """Only the run directory."""
 
     where = "run directory only"
+    known: Mapping[str, str] = {}
 
     def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def show(self, found: Evaluated) -> None:
+        """Nothing."""
+
+    def keep(self, adapter: Path) -> None:
         """Nothing."""
 
     def finish(self, exit_code: int) -> None:
