@@ -1,11 +1,7 @@
-"""The report of a prepared dataset as one HTML file: nothing is loaded from anywhere, no text of a row can run."""
+"""The report of a prepared dataset as a page: what was kept, what was not and why, lengths, cuts, examples."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +9,74 @@ import numpy as np
 
 from dpo.data.prepare import Prepared
 from dpo.data.report import SPLITS
-from dpo.records.files import write_text
+from dpo.pages import html
+from dpo.pages.plots import Placed, Plot
+from dpo.pages.tables import number, share
 
+Row = dict[str, Any]
 BINS = 60
 # As the borders of the examples.
-COLOURS = {"prompt": "#78909c", "chosen": "#22aa88", "rejected": "#cc4444"}
+COLOURS = {"prompt": "#78909c", "chosen": "#2a9d5c", "rejected": "#d4534c"}
 SHOWN_IDS = 200
-# Runs behind plotly.js in the one script the page's policy allows, by its hash.
-DRAW = """
-const plots = JSON.parse(document.getElementById("plots").textContent);
-for (const [id, plot] of Object.entries(plots)) {
-  Plotly.newPlot(id, plot.data, plot.layout, {displayModeBar: false});
-  // Also when the page gets its width after the plot was laid out.
-  new ResizeObserver(() => Plotly.Plots.resize(id)).observe(document.getElementById(id));
-}
-"""
+QUANTILES = {"0": "min", "1": "max"}
 
 
 def write_page(data: Prepared, path: Path) -> None:
     """Write the page; about 5 MB, of which the plots' library is nearly all."""
-    from jinja2 import Environment
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    script = get_plotlyjs() + DRAW
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # "<" cannot end the element it stands in when it is written as an escape of JSON.
-    plots = json.dumps(_plots(data)).replace("<", "\\u003c")
-    source = resources.files("dpo.pages").joinpath("data.html.jinja").read_text(encoding="utf-8")
-    page = Environment(autoescape=True).from_string(source)
-    html = page.render(
-        report=data.report,
-        splits=SPLITS,
-        shown=SHOWN_IDS,
-        digest=digest,
-        script=Markup(script),  # noqa: S704 - a library of ours and the lines above; no text of a row
-        plots=Markup(plots),  # noqa: S704 - escaped just above
+    report = data.report
+    figures, placed = _plots(data)
+    revision = f" at {report['revision']}" if report["revision"] else ""
+    limit = "; stopped at the limit" if report["stopped_at_limit"] else ""
+    html.write_page(
+        path,
+        "data.html",
+        figures,
+        title=f"Data: {report['source']}",
+        subtitle=f"From {report['origin']}{revision}; fingerprint {report['fingerprint'][:16]}; at most "
+        f"{report['max_length']} tokens a sequence{limit}.",
+        rows=(["", *SPLITS], [[name, *(report[key][split] for split in SPLITS)] for name, key in COUNTED]),
+        warnings=report["warnings"],
+        checks=[(heading, _found(report[key])) for heading, key in CHECKS],
+        lengths=[(split, _lengths(report["lengths"][split])) for split in SPLITS if report["lengths"][split]],
+        bias=[_bias(split, report["length_bias"][split]) for split in SPLITS if report["length_bias"][split]],
+        plots_placed=placed,
+        cuts=[[name, cut["pairs"], cut["tokens"]] for name, cut in report["truncation"].items()],
+        examples=report["examples"],
     )
-    write_text(path, html)
 
 
-def _plots(data: Prepared) -> dict[str, Any]:
+COUNTED = (("read", "rows"), ("kept as pairs", "kept"))
+CHECKS = (("Refused", "refused"), ("Noted, and kept", "noted"))
+
+
+def _found(checks: Row) -> list[list[Any]]:
+    """Why, how many rows, and their ids, of each check that found any."""
+    rows = []
+    for name, found in checks.items():
+        if found["count"]:
+            more = f", and {found['count'] - SHOWN_IDS} more in data.json" if found["count"] > SHOWN_IDS else ""
+            rows.append([name, found["count"], ", ".join(map(str, found["ids"][:SHOWN_IDS])) + more])
+    return rows
+
+
+def _lengths(parts: Row) -> tuple[list[str], list[list[Any]]]:
+    quantiles = next(iter(parts.values()))
+    names = [QUANTILES.get(q) or f"{100 * float(q):g}%" for q in quantiles]
+    return ["", *names], [[part, *values.values()] for part, values in parts.items()]
+
+
+def _bias(split: str, bias: Row) -> str:
+    mean, longer = (
+        {"value": bias[key], "low": bias[f"{name}_low"], "high": bias[f"{name}_high"]}
+        for key, name in (("mean_tokens", "mean"), ("chosen_longer", "chosen_longer"))
+    )
+    return (
+        f"{split}: chosen minus rejected {number(mean, 1, True)} tokens; chosen is longer in {share(longer)} of "
+        f"{bias['pairs']} pairs (95% intervals)."
+    )
+
+
+def _plots(data: Prepared) -> tuple[dict[str, Plot], Placed]:
     lengths = data.train.lengths
     longest = int(lengths.max()) if len(lengths) else 1
     edges = np.unique(np.linspace(0, longest + 1, BINS + 1).astype(int))
@@ -70,19 +93,6 @@ def _plots(data: Prepared) -> dict[str, Any]:
         "x": ((bounds[:-1] + bounds[1:]) / 2).tolist(),
         "y": counts.tolist(),
     }
-    return {
-        "lengths": {"data": parts, "layout": _layout("Tokens of training pairs", "tokens", "pairs")},
-        "difference": {"data": [bars], "layout": _layout("Chosen minus rejected", "tokens", "pairs")},
-    }
-
-
-def _layout(title: str, x: str, y: str) -> dict[str, Any]:
-    return {
-        "title": {"text": title},
-        "xaxis": {"title": {"text": x}},
-        "yaxis": {"title": {"text": y}, "rangemode": "tozero"},
-        "margin": {"t": 48, "r": 16, "l": 56},
-        # Above the plot: beside it a phone has no room.
-        "legend": {"orientation": "h", "y": 1.12},
-        "height": 340,
-    }
+    axes = {"xaxis": {"title": {"text": "tokens"}}, "yaxis": {"title": {"text": "pairs"}, "rangemode": "tozero"}}
+    placed = [("lengths", "Tokens of training pairs", ""), ("difference", "Chosen minus rejected", "")]
+    return {"lengths": {"data": parts, "layout": axes}, "difference": {"data": [bars], "layout": axes}}, placed

@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from dpo.pages.tables import number
+from dpo.pages.words import verdict_word
 from dpo.records.files import write_text
 from dpo.streams import clean
+
+CONTENTS = "<!-- contents -->"
 
 
 def write_page(path: Path, template: str, plots: Mapping[str, Any], **values: Any) -> Path:
@@ -33,15 +36,31 @@ def render(template: str, plots: Mapping[str, Any], **values: Any) -> str:
 
     script, style = _script(), file_text("page.css")
     page = environment().get_template(template)
-    return page.render(
+    text: str = page.render(
         policy=content_policy(script, style),
         # Ours and the library's own text; no value of a run is in them.
         script=Markup(script),  # noqa: S704
         style=Markup(style),  # noqa: S704
         plots=Markup(embedded_json(plots)),  # noqa: S704
         blocked=_blocked_styles(script),
+        contents=Markup(CONTENTS),  # noqa: S704
         **values,
     )
+    return with_contents(text)
+
+
+def with_contents(text: str) -> str:
+    """The page with its sections numbered and listed where the template has `contents`. A template's `<h2>` is the only
+    one there is: whatever a run holds is escaped."""
+    titles: list[str] = []
+
+    def anchored(found: re.Match[str]) -> str:
+        titles.append(found[1])
+        return f'<h2 id="section-{len(titles)}">{found[1]}</h2>'
+
+    text = re.sub(r"<h2>([^<]*)</h2>", anchored, text)
+    links = "".join(f'<a href="#section-{n}">{title}</a>' for n, title in enumerate(titles, 1))
+    return text.replace(CONTENTS, f'<nav class="contents" aria-label="contents">{links}</nav>')
 
 
 def environment() -> Any:
@@ -55,7 +74,7 @@ def environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"clean": clean, "number": number, "whole": whole}
+    made.filters |= {"clean": clean, "number": number, "whole": whole, "verdict": verdict_word}
     return made
 
 

@@ -192,13 +192,19 @@ def _frontiers(found: Row) -> list[tuple[str, str, Plot]]:
             if not front or point[1] > front[-1][1]:
                 front.append(point)
         chosen = [row["label"] == found["choice"]["label"] for row in rows]
+        furthest = max(row["kl"]["value"] for row in rows)
+        # Names stand towards the middle and change sides, so that those of neighbours seldom meet.
+        sides = ["left" if row["kl"]["value"] > furthest / 2 else "right" for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: rows[i]["kl"]["value"])
+        positions = [f"{'top' if order.index(i) % 2 else 'bottom'} {side}" for i, side in enumerate(sides)]
         data = [
             {"type": "scatter", "mode": "lines", "name": "frontier", "x": [x for x, _ in front],
              "y": [y for _, y in front], "line": {"width": 1.5, "shape": "hv", "color": "#8c959f"},
              "hoverinfo": "skip"},
-            {"type": "scatter", "mode": "markers", "name": "setting", "x": [row["kl"]["value"] for row in rows],
+            {"type": "scatter", "mode": "markers+text", "name": "setting", "x": [row["kl"]["value"] for row in rows],
              "y": [read(row)["value"] for row in rows], "error_y": _bars([read(row) for row in rows]),
              "error_x": _bars([row["kl"] for row in rows]), "text": [row["label"] for row in rows],
+             "textposition": positions, "cliponaxis": False, "textfont": {"size": 11},
              "hovertemplate": "%{text}: %{y:.0%} at %{x:.3g} nats<extra></extra>",
              "marker": {"size": 10, "color": ["#d1581a" if c else "#1f6feb" for c in chosen]}},
         ]  # fmt: skip

@@ -32,9 +32,9 @@ HEADING_LINE = re.compile(r"^([ ]{0,3}#{1,6}[ \t].*)$", re.MULTILINE)
 SENTENCE_END = re.compile(r"[.!?]+(?=[\s\"')\]*_]|$)|\n\s*\n")
 
 DEFINITION = (
-    "counts, no judgement of tone. Words: runs of letters or a number. Hedges: words of a fixed English list "
-    f"({len(HEDGES)} such as perhaps, might, i think) for 100 words. Reading ease: Flesch 1948, 206.835 - 1.015 words/"
-    "sentences - 84.6 syllables/words, vowel groups for syllables, without code; English only. Format: Markdown "
+    "counts, no judgement of tone. Words of a sentence: runs of letters or a number. Hedges: words of a fixed English "
+    f"list ({len(HEDGES)} such as perhaps, might, i think) for 100 words. Reading ease: Flesch 1948, 206.835 - 1.015 "
+    "words/sentences - 84.6 syllables/words, vowel groups for syllables, without code; English only. Format: Markdown "
     "headings, list lines, fenced code, bold. Spread: standard deviation within a group of paraphrases (rows of one "
     "`group`, or samples of one prompt), averaged over groups with at least two answers"
 )
@@ -56,7 +56,8 @@ def measure(answer: str) -> dict[str, float | None]:
     words = WORD.findall(plain)
     sentences = [part for part in SENTENCE_END.split(plain) if WORD.search(part)]
     found: dict[str, float | None] = {
-        "words": float(len(WORD.findall(MARKS.sub("", answer)))),
+        # As everywhere: what stands between spaces.
+        "words": float(len(answer.split())),
         "sentence_words": None,
         "reading_ease": None,
         "hedges": None,
@@ -84,7 +85,6 @@ def _spread(key: str, label: str) -> Figure:
 
 
 MEASURED = (
-    ("words", "words"),
     ("sentence_words", "words a sentence"),
     ("reading_ease", "reading ease (Flesch, English)"),
     ("hedges", "hedges in 100 words"),
@@ -104,6 +104,8 @@ class ToneStatistics(Judge):
     # The measure is its code: any change of it makes verdicts anew.
     fingerprint = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
     figures = (
+        # Their mean is the row "answer length", which every evaluation has.
+        _spread("words", "words"),
         *(figure for key, label in MEASURED for figure in (mean_of(key, label), _spread(key, label))),
         mean_of("code", "answers with fenced code", share=True),
     )
