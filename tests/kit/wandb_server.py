@@ -105,8 +105,8 @@ class Handler(BaseHTTPRequestHandler):
 def keep(run: dict[str, Any], sent: dict[str, Any]) -> None:
     """What a file stream says, on the run's page; lines go where their offset says."""
     files = sent.get("files", {})
-    history = files.get("wandb-history.jsonl", {"offset": 0, "content": []})
-    run["history"][history["offset"] :] = map(json.loads, history["content"])
+    if history := files.get("wandb-history.jsonl"):
+        run["history"][history["offset"] :] = map(json.loads, history["content"])
     for line in files.get("wandb-summary.json", {}).get("content", []):
         run["summary"] = json.loads(line)
     run["exitcode"] = sent.get("exitcode", run["exitcode"])

@@ -21,6 +21,8 @@ def track_evaluation(run: Path, folder: Path, report: Path) -> None:
     """Show the evaluation in `folder` and its page in the tracker that the run was trained with."""
     config, record = read_config(run / "config.yaml"), read_record(run)
     tracker = build_tracker(config.tracking, run, plain(config), record)
+    if tracker.known:
+        print(f"tracking: {tracker.where}", flush=True)
     summary, samples = json_file(folder / "summary.json"), read_samples(run, folder.name)[:MOST_SAMPLES]
     columns, rows = sample_table(samples)
     step = int(record.get("step") or 0)
