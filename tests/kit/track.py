@@ -35,7 +35,9 @@ if spec.get("evaluated"):
     report.write_text("<p>report</p>")
     figures = {"accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9}
     samples = [["a question", "before | *it*", "after it"]]
-    tracker.show(Evaluated("evaluation", 3, figures, ["prompt", "before", "after"], samples, report))
+    tracker.show(
+        Evaluated("evaluation", 3, figures, {"train/loss": 0.25}, ["prompt", "before", "after"], samples, report)
+    )
 if spec.get("adapter"):
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")

@@ -142,4 +142,4 @@ def test_what_is_absent_is_a_dash_all_the_way_down() -> None:
     assert list(found["b"].items()) == []
     assert f"{found['b']:.2f}" == str(found["b"]) == "-"
     assert environment().from_string("{{ x.y | string | clean }}").render(x=found) == "-"
-    assert figures(Found()) == {}
+    assert dict(figures(Found())) == {}

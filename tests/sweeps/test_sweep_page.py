@@ -8,6 +8,9 @@ from pathlib import Path
 from hostile import change_run, hostile, write_sweep_folder
 from test_html_pages import _body, _check, _open, visitors, wanted_width  # noqa: F401 - visitors is a fixture
 
+from dpo.sweeps.answer import answer
+from dpo.sweeps.files import read_sweep
+from dpo.sweeps.plots import sweep_plots
 from dpo.sweeps.report import report_sweep
 
 
@@ -44,3 +47,13 @@ def test_a_hostile_sweep_is_shown_and_nothing_of_it_runs(chromium: str, visitors
 
 def test_a_phone_needs_no_sideways_scrolling_for_a_sweep(chromium: str, tmp_path: Path) -> None:
     assert wanted_width(chromium, report_sweep(nine(tmp_path / "sweep", 9)), tmp_path) <= 390
+
+
+def test_a_point_of_the_frontier_bears_its_values_and_has_its_name_under_the_pointer(tmp_path: Path) -> None:
+    plots, placed = sweep_plots(answer(read_sweep(nine(tmp_path / "sweep", 9))))
+    (points,) = [trace for trace in plots["sweep-frontier-rules"]["data"] if trace["name"] == "setting"]
+    assert points["mode"] == "markers+text"
+    assert sorted(text[:8] for text in points["text"])[:2] == ["0.05 / 1", "0.05 / 6"]
+    assert max(map(len, points["text"])) < 32 < max(map(len, points["customdata"]))
+    (note,) = [note for key, _, note in placed if key == "sweep-frontier-rules"]
+    assert "At the points: beta / rank / path." in note

@@ -9,7 +9,7 @@ from typing import Any
 from dpo.config.parse import plain
 from dpo.config.read import read_config
 from dpo.pages.words import verdict_word
-from dpo.records.read import json_file, read_samples
+from dpo.records.read import json_file, json_lines, read_samples
 from dpo.records.run import read_record
 from dpo.records.tracking import Evaluated, build_tracker
 
@@ -26,9 +26,18 @@ def track_evaluation(run: Path, folder: Path, report: Path) -> None:
     summary, samples = json_file(folder / "summary.json"), read_samples(run, folder.name)[:MOST_SAMPLES]
     columns, rows = sample_table(samples)
     step = int(record.get("step") or 0)
-    tracker.show(Evaluated(key_of(folder.name), step, dict(figures(summary)), columns, rows, report))
+    found = dict(figures(summary))
+    tracker.show(Evaluated(key_of(folder.name), step, found, last_figures(run), columns, rows, report))
     # The run's own end, not the evaluation's: a run that broke off stays one that broke off.
     tracker.finish(int(record.get("exit_code") or 0))
+
+
+def last_figures(run: Path) -> dict[str, float]:
+    """The latest value of each figure of training, under the name that trackers have it by."""
+    found: dict[str, float] = {}
+    for row in json_lines(run / "metrics.jsonl"):
+        found |= {f"{row['kind']}/{key}": value for key, value in row.items() if key not in ("kind", "step", "time")}
+    return found
 
 
 def key_of(name: str) -> str:

@@ -18,7 +18,8 @@ BINS = 60
 # As the borders of the examples.
 COLOURS = {"prompt": "#78909c", "chosen": "#2a9d5c", "rejected": "#d4534c"}
 SHOWN_IDS = 200
-QUANTILES = {"0": "min", "1": "max"}
+# As many as a phone holds beside each other.
+QUANTILES = {"0": "min", "0.05": "5%", "0.5": "median", "0.95": "95%", "1": "max"}
 
 
 def write_page(data: Prepared, path: Path) -> None:
@@ -60,9 +61,7 @@ def _found(checks: Row) -> list[list[Any]]:
 
 
 def _lengths(parts: Row) -> tuple[list[str], list[list[Any]]]:
-    quantiles = next(iter(parts.values()))
-    names = [QUANTILES.get(q) or f"{100 * float(q):g}%" for q in quantiles]
-    return ["", *names], [[part, *values.values()] for part, values in parts.items()]
+    return ["", *QUANTILES.values()], [[part, *(values[q] for q in QUANTILES)] for part, values in parts.items()]
 
 
 def _bias(split: str, bias: Row) -> str:

@@ -14,8 +14,8 @@ Plot = dict[str, Any]
 # id, title, note
 Placed = list[tuple[str, str, str]]
 LOG_PROBS = {f"{model}_{side}" for model in ("policy", "reference") for side in ("chosen", "rejected")}
-# Colours of a plot's first and second metric: light on training pairs, dark on dev pairs.
-TRAIN, DEV = ("#79b8ff", "#f2a477"), ("#0b4fb3", "#a8430f")
+# Colours of a plot's first and second metric, pale on training pairs, strong on dev pairs; seen on white and on black.
+TRAIN, DEV = ("#8fb8e8", "#e8b48f"), ("#2f6fd6", "#d1581a")
 
 
 def training_plots(run: RunFiles) -> tuple[dict[str, Plot], Placed]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.pages.defaults import changed_settings, default_settings
-from dpo.pages.findings import findings
+from dpo.pages.findings import GOOD, NOTE, UNKNOWN, WARNING, findings
 from dpo.pages.headline import COLUMNS, caption, figure_rows, notes
 from dpo.pages.html import write_page
 from dpo.pages.plots import Placed, Plot, cost_plots, evaluation_plots, training_plots
@@ -15,6 +15,7 @@ from dpo.pages.tables import clock, number, share
 from dpo.records.read import DASH, RunFiles, of_run, pick, read_pairs, read_rows, read_run, read_samples
 
 Row = dict[str, Any]
+GRAVITY = (WARNING, NOTE, GOOD, UNKNOWN)
 SUBJECT = (("model", "path"), ("dataset", "source"))
 LENGTHS = ("0.05", "0.5", "0.95", "1")
 
@@ -40,7 +41,8 @@ def write_run_page(folder: Path, evaluation: str, show: int) -> Path:
         state=run.state,
         folder=str(folder),
         headline=_headline(summary),
-        findings=findings(run, summary),
+        # What needs a reader's decision before what went well.
+        findings=sorted(findings(run, summary), key=lambda found: GRAVITY.index(found.level)),
         training_plots=training_placed,
         evaluation_plots=held_out_placed,
         samples=pick(samples, show, summary["settings"].get("seed", 0)) if summary else [],

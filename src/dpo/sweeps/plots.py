@@ -32,6 +32,10 @@ def metrics(found: Row) -> list[Metric]:
     return [metric for metric in wanted if any(metric[3](row) is not None for row in found["settings"])]
 
 
+LABEL = 10
+"""Characters of a value at a point, which has its whole name under the pointer."""
+
+
 def sweep_plots(found: Row) -> tuple[dict[str, Plot], Placed]:
     """Everything the page draws."""
     plots: dict[str, Plot] = {}
@@ -47,7 +51,9 @@ def sweep_plots(found: Row) -> tuple[dict[str, Plot], Placed]:
             placed.append((key, metric[1], note))
     for key, title, figure in _frontiers(found):
         plots[key] = figure
-        placed.append((key, title, "Settings on the line are nearest to the reference for what they reach."))
+        names = " / ".join(map(_short, axes))
+        note = "Settings on the line are nearest to the reference for what they reach."
+        placed.append((key, title, f"{note} At the points: {names}." if axes else note))
     for key, title, figure in _seeds(found):
         plots[key] = figure
         placed.append((key, title, "Each seed, and the mean with its 95% t interval."))
@@ -120,7 +126,7 @@ def _maps(found: Row, metric: Metric, axes: Sequence[str]) -> list[tuple[Plot, s
         others = dict(zip(rest, fixed, strict=True))
         layout["annotations"] = [
             {"x": j, "y": i, "text": _absent(found, {first: rows[i], second: columns[j], **others}),
-             "showarrow": False, "font": {"color": "#cf222e", "size": 11}}
+             "showarrow": False, "font": {"color": "#e5534b", "size": 11}}
             for i, j in empty
         ]  # fmt: skip
         if mark is not None and all(word(mark[key]) == word(value) for key, value in zip(rest, fixed, strict=True)):
@@ -203,9 +209,10 @@ def _frontiers(found: Row) -> list[tuple[str, str, Plot]]:
              "hoverinfo": "skip"},
             {"type": "scatter", "mode": "markers+text", "name": "setting", "x": [row["kl"]["value"] for row in rows],
              "y": [read(row)["value"] for row in rows], "error_y": _bars([read(row) for row in rows]),
-             "error_x": _bars([row["kl"] for row in rows]), "text": [row["label"] for row in rows],
+             "error_x": _bars([row["kl"] for row in rows]), "customdata": [row["label"] for row in rows],
+             "text": [" / ".join(word(row["values"][key])[:LABEL] for key in found["axes"]) for row in rows],
              "textposition": positions, "cliponaxis": False, "textfont": {"size": 11},
-             "hovertemplate": "%{text}: %{y:.0%} at %{x:.3g} nats<extra></extra>",
+             "hovertemplate": "%{customdata}: %{y:.0%} at %{x:.3g} nats<extra></extra>",
              "marker": {"size": 10, "color": ["#d1581a" if c else "#1f6feb" for c in chosen]}},
         ]  # fmt: skip
         layout = {

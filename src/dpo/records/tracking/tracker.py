@@ -15,11 +15,13 @@ FINISH_SECONDS = 20.0
 @dataclass(frozen=True)
 class Evaluated:
     """An evaluation as a tracker shows it on its run's page: figures (each with `_low` and `_high` where it has an
-    interval), answers before and after, and the page that explains both. `key` is what all of it stands under."""
+    interval), answers before and after, and the page that explains both. `key` is what all of it stands under; `last`
+    are the latest figures of training, by their names in the tracker."""
 
     key: str
     step: int
     figures: Mapping[str, float]
+    last: Mapping[str, float]
     columns: Sequence[str]
     samples: Sequence[Sequence[str]]
     report: Path

@@ -101,6 +101,8 @@ class WandbTracker:
         # Behind the last step: W&B takes no row of a step that it has.
         step = max(int(self._run.step), found.step + 1)
         figures = {f"{found.key}/{name}": value for name, value in found.figures.items()}
+        # Uploaded later, this summary takes the place of the one that training left.
+        self._run.summary.update(dict(found.last))
         # Files last: they need more of the server.
         self._run.log({**figures, "step": found.step}, step=step)
         table = wandb.Table(columns=list(found.columns), data=[list(row) for row in found.samples])
