@@ -77,6 +77,19 @@ def make_pairs(path: Path, count: int = 40) -> Path:
     return path
 
 
+def make_singles(path: Path, count: int = 60) -> Path:
+    """Single answers, every third of them wanted."""
+    import random
+
+    draw = random.Random(1)
+    with path.open("w") as file:
+        for number in range(count):
+            prompt = " ".join(draw.choices(WORDS, k=4)) + f" {WORDS[number % len(WORDS)]}"
+            completion = " ".join(draw.choices(WORDS, k=draw.randint(2, 8))) + (" home" if number % 3 == 0 else "")
+            file.write(json.dumps({"prompt": prompt, "completion": completion, "label": number % 3 == 0}) + "\n")
+    return path
+
+
 def arguments(model: Path, pairs: Path, *more: str) -> list[str]:
     """A run of 8 steps with a checkpoint every 3."""
     return [

@@ -11,9 +11,10 @@ import tiny
 SLOW = pytest.mark.slow
 
 
-def arguments(folder: Path, *more: str) -> list[str]:
+def arguments(folder: Path, *more: str, single: bool = False) -> list[str]:
     model = tiny.make_model(folder / "model")
-    return tiny.arguments(model, tiny.make_pairs(folder / "pairs.jsonl"), *more)
+    rows = (tiny.make_singles if single else tiny.make_pairs)(folder / "pairs.jsonl")
+    return tiny.arguments(model, rows, *more)
 
 
 @pytest.mark.parametrize(
@@ -26,11 +27,13 @@ def arguments(folder: Path, *more: str) -> list[str]:
         pytest.param("orpo", "lora=full", marks=SLOW),
         pytest.param("kto", "lora=full", marks=SLOW),
         pytest.param("kto", "hardware.engine=plain", marks=SLOW),
+        ("kto", "single"),
         pytest.param("cpo", "hardware.engine=plain", marks=SLOW),
     ],
 )
 def test_a_killed_run_ends_in_the_same_bits(tmp_path: Path, loss: str, more: str) -> None:
-    argv = arguments(tmp_path, f"dpo={loss}", more, "dpo.max_steps=6")
+    single = more == "single"
+    argv = arguments(tmp_path, f"dpo={loss}", "lora=lora" if single else more, "dpo.max_steps=6", single=single)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
         folder.mkdir()
@@ -41,6 +44,7 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path: Path, loss: str, more: str
     if loss == "kto":
         assert "reference identity holds" in output
         assert "reference" in ledger["phases"]
+        assert ("by KTO's rule dpo.desirable_weight should be" in output) == single
     else:
         assert f"no reference in {loss}, none computed; its loss before step 1 is" in output
         assert "reference" not in ledger["phases"]
@@ -53,9 +57,10 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path: Path, loss: str, more: str
 
 
 @SLOW
-@pytest.mark.parametrize("loss", ["simpo", "cpo", "orpo", "kto"])
+@pytest.mark.parametrize("loss", ["simpo", "cpo", "orpo", "kto", "single"])
 def test_two_processes_are_one_and_the_run_is_evaluated(tmp_path: Path, loss: str) -> None:
-    argv = arguments(tmp_path, f"dpo={loss}", "lora=lora", "dpo.max_steps=4", "hardware.precision=fp32")
+    single, loss = loss == "single", loss.replace("single", "kto")
+    argv = arguments(tmp_path, f"dpo={loss}", "lora=lora", "dpo.max_steps=4", "hardware.precision=fp32", single=single)
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()

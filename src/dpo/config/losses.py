@@ -247,6 +247,9 @@ OWN_PARAMETERS = ("gamma_ratio", "cpo_alpha", "desirable_weight", "undesirable_w
 ALONE = frozenset({"simpo", "cpo", "orpo", "kto"})
 """Losses of other trainers than TRL's DPOTrainer: they go with no other loss."""
 
+EXAMPLES = frozenset({"kto"})
+"""Losses that take each answer as an example of its own, and so single answers too."""
+
 REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo"})
 """Losses that compare the policy with no reference: none is computed."""
 

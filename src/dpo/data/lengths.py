@@ -15,9 +15,10 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 def quantiles(lengths: np.ndarray) -> dict[str, dict[str, int]]:
     """Quantiles in tokens of `lengths` (pairs, 3), by part."""
     return {
-        part: {f"{q:g}": int(value) for q, value in zip(QUANTILES, np.quantile(lengths[:, i], QUANTILES), strict=True)}
+        part: {f"{q:g}": int(value) for q, value in zip(QUANTILES, np.quantile(found, QUANTILES), strict=True)}
         for i, part in enumerate(("prompt", "chosen", "rejected"))
-        if len(lengths)
+        # Single answers lack a side.
+        if len(found := lengths[lengths[:, i] > 0, i])
     }
 
 
@@ -32,6 +33,7 @@ def length_bias(lengths: np.ndarray) -> dict[str, Any] | None:
     The mean's interval is normal (mean +- 1.96 s / sqrt(n)), the share's is Wilson's (1927), ties counting half.
     None below two pairs.
     """
+    lengths = lengths[(lengths[:, 1:] != 0).all(axis=1)]
     count = len(lengths)
     if count < 2:
         return None

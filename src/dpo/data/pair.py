@@ -20,7 +20,8 @@ class Pair:
 
     `id` is source:split:row. `strength` in [0.5, 1] is the probability that chosen is better (1 unless the
     source says less). Pairs that share a `group` (post, question, prompt) never sit in different splits.
-    `notes` is what the report is to say about its row.
+    `notes` is what the report is to say about its row. A row that is a single answer, wanted or not, has it as chosen
+    or as rejected, and the other side is empty; losses of pairs refuse it.
     """
 
     id: str
@@ -35,7 +36,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class TokenPair:
-    """A Pair as token ids; a sequence is prompt_ids + chosen_ids (or + rejected_ids), never empty on either side.
+    """A Pair as token ids; a sequence is prompt_ids + chosen_ids (or + rejected_ids), none of them empty but the side
+    that a single answer lacks.
 
     Completion ids end with the end-of-turn token unless the completion was truncated.
     """

@@ -11,6 +11,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import dpo
 from dpo.caches.entry import file_digest, get_or_build
 from dpo.caches.folder import cache_folder
@@ -23,12 +25,13 @@ from dpo.data.refusal import Refusal
 from dpo.data.report import SPLITS, DataReport, Faults
 from dpo.data.rows.files import file_format
 from dpo.data.rows.open_file import packing
+from dpo.data.single import balance, is_single, said
 from dpo.data.token_file import TokenFile, TokenWriter
 from dpo.data.tokens import Encoder
 from dpo.records.files import write_json
 
 # Raised when the same rows would give other ids, so that entries of older versions are not used.
-VERSION = 4
+VERSION = 5
 # Keys that say where rows come from or are judged elsewhere; the rows themselves are in the key by their content.
 PLACES = ("path", "dev_path", "test_path", "hub", "revision")
 
@@ -146,6 +149,8 @@ def _place(row_id: str) -> tuple[str, str]:
 def _report(dataset: Dataset, splits: Splits, encoder: Encoder, folder: Path, fingerprint: str) -> dict[str, Any]:
     tokens = {split: TokenFile(folder, split) for split in SPLITS}
     report = splits.report
+    is_single(np.concatenate([part.lengths for part in tokens.values()]))
+    single = balance(tokens["train"].lengths)
     for name, ids in encoder.cuts.notes().items():
         report.notes[name] = [*report.notes.get(name, []), *ids]
     return {
@@ -157,7 +162,8 @@ def _report(dataset: Dataset, splits: Splits, encoder: Encoder, folder: Path, fi
         "lengths": {split: quantiles(part.lengths) for split, part in tokens.items()},
         "length_bias": {split: length_bias(part.lengths) for split, part in tokens.items()},
         "truncation": encoder.cuts.as_dict(),
-        "warnings": [*encoder.warnings, *_rendered_already(encoder, sum(report.kept.values()))],
+        "single_answers": single,
+        "warnings": [*encoder.warnings, *said(single), *_rendered_already(encoder, sum(report.kept.values()))],
         "template": {
             "sha256": hashlib.sha256(encoder.template.source.encode()).hexdigest(),
             "kwargs": encoder.template.kwargs,

@@ -19,6 +19,7 @@ class Reason(Enum):
     empty_prompt = "empty prompt"
     empty_chosen = "empty chosen"
     empty_rejected = "empty rejected"
+    empty_completion = "empty completion"
     identical = "chosen equals rejected"
     prompts_differ = "prompts differ"
     given_twice = "given twice, differently"

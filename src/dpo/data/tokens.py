@@ -168,12 +168,13 @@ class Encoder:
         if one.sealed:
             turns, chosen, rejected = self._hidden(turns), self.codec.hide(chosen), self.codec.hide(rejected)
         one.prompt = self.template.prompt(turns)
-        one.chosen = self.template.answered(turns, one.prompt, chosen) + self.ending
-        one.rejected = self.template.answered(turns, one.prompt, rejected) + self.ending
+        # A single answer lacks a side.
+        there = [(side, text) for side, text in (("chosen", chosen), ("rejected", rejected)) if getattr(one.pair, side)]
+        for side, answer in there:
+            setattr(one, side, self.template.answered(turns, one.prompt, answer) + self.ending)
+            if check and not stands(answer, getattr(one, side)):
+                raise RowRefused(Reason.altered, side, "name another with model.chat_template")
         if check:
-            for side, answer in (("chosen", chosen), ("rejected", rejected)):
-                if not stands(answer, getattr(one, side)):
-                    raise RowRefused(Reason.altered, side, "name another with model.chat_template")
             one.lost = {turns[index]["role"] for index in self._coverage.lost(turns, one.prompt)}
         # From its last control token on, the prompt is encoded again in front of each answer: control tokens cut
         # the text before anything else looks at it, so the answer's ids are those it has in the whole conversation.
@@ -192,7 +193,7 @@ class Encoder:
             prompt, chosen, rejected = encoded[3 * index : 3 * index + 3]
             one.ids = {"prompt": prompt}
             for side, ids in (("chosen", chosen), ("rejected", rejected)):
-                one.ids[side] = self._behind_tail(one, ids, getattr(one, side))
+                one.ids[side] = self._behind_tail(one, ids, getattr(one, side)) if getattr(one, side) else b""
 
     def _behind_tail(self, one: _Rendered, ids: bytes, answer: str) -> bytes:
         tail = self._tail_ids(one.tail, one.sealed)

@@ -18,7 +18,7 @@ def pad(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, Any]:
     """What TRL's own forward computes on.
 
     Args:
-        pairs: B pairs, none empty on either side.
+        pairs: B pairs; where one has a single answer, the row of the other side is its prompt alone.
         pad_id: fills the right of shorter rows.
 
     Returns:
@@ -26,7 +26,7 @@ def pad(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, Any]:
         of TRL's DataCollatorForPreference).
 
     Raises:
-        ValueError: no pairs, or an empty prompt or completion.
+        ValueError: no pairs, an empty prompt, or a pair without a completion.
     """
     _check(pairs)
     rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
@@ -77,13 +77,13 @@ def layout(pairs: Sequence[TokenPair], prompts: bool = False) -> PackedLayout:
         token_ids += pair.prompt_ids + pair.chosen_ids + pair.rejected_ids
         positions += [*range(prompt + chosen), *range(prompt, prompt + rejected)]
         shared = len(predictor_rows)
-        predictor_rows += range(start + prompt - 1, start + prompt + chosen - 1)
+        # The last prompt row predicts both first tokens.
+        predictor_rows += range(start + prompt - 1, start + prompt + max(chosen, 1) - 1)
         predictor_rows += range(start + prompt + chosen, start + prompt + chosen + rejected - 1)
-        target_rows += [
-            *range(shared, shared + chosen),
-            shared,
-            *range(shared + chosen, shared + chosen + rejected - 1),
-        ]
+        target_rows += range(shared, shared + chosen)
+        if rejected:
+            after = shared + max(chosen, 1)
+            target_rows += [shared, *range(after, after + rejected - 1)]
         targets += pair.chosen_ids + pair.rejected_ids
         lengths.append((prompt, chosen, rejected))
     start = 0
@@ -107,5 +107,5 @@ def _check(pairs: Sequence[TokenPair]) -> None:
     if not pairs:
         raise ValueError("a batch needs at least one pair")
     for pair in pairs:
-        if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
-            raise ValueError(f"{pair.id}: prompt, chosen and rejected each need at least one token")
+        if not (pair.prompt_ids and (pair.chosen_ids or pair.rejected_ids)):
+            raise ValueError(f"{pair.id}: a prompt and an answer each need at least one token")

@@ -11,7 +11,7 @@ import torch
 from dpo.engine.collate import layout, pad, padded_index, padded_prompt_index
 from dpo.engine.head import TokenStatistics
 from dpo.losses.completions import sums
-from dpo.losses.objective import Objective, sft_share
+from dpo.losses.objective import Objective, sft_share, side_shares
 
 if TYPE_CHECKING:
     from dpo.data.pair import TokenPair
@@ -65,12 +65,13 @@ def own_loss(objective: Objective, forward: Figures) -> PartLoss:
             prompts = sums(of_prompts.log_probs, count, sides=1)[:, 0], count
         return objective(
             figures,
-            [(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in part],
+            _lengths(part),
             given[:, :2],
             given[:, 2] if objective.soft_labels else None,
-            share_of_step(part, whole.pairs, need.of_prompts),
+            1.0 if need.examples else share_of_step(part, whole.pairs, need.of_prompts),
             prompts,
             whole.kl,
+            side_shares(_lengths(part), _lengths(whole.pairs)) if need.examples else None,
         )
 
     return compute
@@ -116,6 +117,10 @@ def padded_figures(
 def share_of_step(part: Sequence[TokenPair], step: Sequence[TokenPair], of_prompts: bool = False) -> float:
     """What the likelihood of chosen (and of prompts) of `part` counts for in that of `step`, see `sft_share`."""
     return sft_share(*([len(p.chosen_ids) + of_prompts * (len(p.prompt_ids) - 1) for p in of] for of in (part, step)))
+
+
+def _lengths(pairs: Sequence[TokenPair]) -> list[tuple[int, int]]:
+    return [(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
 
 
 def _cut(figures: TokenStatistics, where: slice) -> TokenStatistics:

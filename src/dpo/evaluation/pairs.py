@@ -44,17 +44,28 @@ def summarise_pairs(
     the log-probs of chosen and rejected themselves: what a model prefers, not what it has learned to.
     `*_per_token` divide each log-ratio by its completion's tokens first, so that a
     long answer does not count more. Log-ratios are in nats, rewards and margins are beta times that.
+
+    Of single answers, which lack a side, each is right where its log-ratio lies on its side of 0; figures of a side are
+    over the answers it has, and what compares two answers is None.
     """
     columns = {name: np.array([getattr(row, name) for row in rows], dtype=np.float64) for name in _NUMBERS}
     chosen_tokens, rejected_tokens = columns["chosen_tokens"], columns["rejected_tokens"]
     chosen_ratio = columns["policy_chosen"] - columns["reference_chosen"]
     rejected_ratio = columns["policy_rejected"] - columns["reference_rejected"]
     margin = chosen_ratio - rejected_ratio
-    per_token = chosen_ratio / chosen_tokens - rejected_ratio / rejected_tokens
+    chosen_each = chosen_ratio / np.maximum(chosen_tokens, 1)
+    rejected_each = rejected_ratio / np.maximum(rejected_tokens, 1)
+    per_token = chosen_each - rejected_each
     groups = [row.group for row in rows]
+    good, bad = chosen_tokens > 0, rejected_tokens > 0
 
-    def mean(values: np.ndarray) -> dict[str, Any]:
-        return plain(bootstrap_mean(values, groups, resamples, confidence, seed))
+    def mean(values: np.ndarray, there: np.ndarray | None = None) -> dict[str, Any] | None:
+        if there is None or there.all():
+            return plain(bootstrap_mean(values, groups, resamples, confidence, seed))
+        if not there.any():
+            return None
+        kept = [group for group, is_there in zip(groups, there, strict=True) if is_there]
+        return plain(bootstrap_mean(values[there], kept, resamples, confidence, seed))
 
     def preferred(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return (first > second) + 0.5 * (first == second)
@@ -71,20 +82,20 @@ def summarise_pairs(
         "accuracy": mean(after),
         "accuracy_gain": mean(after - TIED),
         "accuracy_per_token": mean(preferred(per_token, np.zeros_like(per_token))),
-        "likelier_before": mean(base),
-        "likelier": mean(likelier),
-        "likelier_gain": mean(likelier - base),
+        "likelier_before": mean(base, good & bad),
+        "likelier": mean(likelier, good & bad),
+        "likelier_gain": mean(likelier - base, good & bad),
         "margin": mean(beta * margin),
         "margin_per_token": mean(beta * per_token),
-        "chosen_log_ratio": mean(chosen_ratio),
-        "rejected_log_ratio": mean(rejected_ratio),
-        "chosen_log_ratio_per_token": mean(chosen_ratio / chosen_tokens),
-        "rejected_log_ratio_per_token": mean(rejected_ratio / rejected_tokens),
+        "chosen_log_ratio": mean(chosen_ratio, good),
+        "rejected_log_ratio": mean(rejected_ratio, bad),
+        "chosen_log_ratio_per_token": mean(chosen_each, good),
+        "rejected_log_ratio_per_token": mean(rejected_each, bad),
         "loss": mean(np.logaddexp(0, -beta * margin)),
         "calibration_error": plain(found.error),
         "calibration_bins": found.bins,
-        "chosen_tokens": mean(chosen_tokens),
-        "rejected_tokens": mean(rejected_tokens),
+        "chosen_tokens": mean(chosen_tokens, good),
+        "rejected_tokens": mean(rejected_tokens, bad),
     }
 
 

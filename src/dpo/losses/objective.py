@@ -109,6 +109,7 @@ class Objective:
         sft_share: float = 1.0,
         prompts: tuple[torch.Tensor, torch.Tensor] | None = None,
         kl: float = 0.0,
+        shares: tuple[float, float] | None = None,
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """(loss with its graph, metrics under TRL's names) of B pairs.
 
@@ -122,6 +123,7 @@ class Objective:
             prompts: of [B] prompts, summed log-probs and number of all tokens but the first; where the likelihood
                 that is added covers them.
             kl: see `Compared.kl`.
+            shares: what figures of chosen and of rejected count, see `side_shares`; None where no side is missing.
         """
         count = torch.tensor(lengths, device=figures.log_probs.device)
         pairs = self.compared(figures.log_probs, lengths, count, reference, kl)
@@ -143,7 +145,7 @@ class Objective:
             more["nll_loss"] = pairwise.sft(summed, tokens)[0] * sft_share
             total = total + self.entry.likelihood(self) * more["nll_loss"]
         more |= self.entry.own_metrics(self, pairs)
-        return total, metrics(figures, pairs, self.rewards(pairs), more, self.entry.averages)
+        return total, metrics(figures, pairs, self.rewards(pairs), more, self.entry.averages, shares)
 
     def rewards(self, pairs: Compared) -> tuple[torch.Tensor, torch.Tensor]:
         """[B] implicit rewards of (chosen, rejected): beta times what the loss compares."""
@@ -202,3 +204,18 @@ def sft_share(part: Sequence[int], step: Sequence[int]) -> float:
         part, step: tokens of each pair of the part, and of the step, that the likelihood is of.
     """
     return (sum(part) / sum(step)) / (len(part) / len(step))
+
+
+def side_shares(part: Sequence[tuple[int, int]], step: Sequence[tuple[int, int]]) -> tuple[float, float] | None:
+    """What means over the chosen, and over the rejected, answers of a part count in a step that weighs parts by their
+    pairs; None where every pair of the step has both.
+
+    Args:
+        part, step: (chosen, rejected) tokens of each pair, 0 where there is no such answer.
+    """
+    if all(map(all, step)):
+        return None
+    chosen, rejected = (
+        sum(pair[side] > 0 for pair in part) / max(1, sum(pair[side] > 0 for pair in step)) for side in (0, 1)
+    )
+    return chosen * len(step) / len(part), rejected * len(step) / len(part)

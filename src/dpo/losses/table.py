@@ -47,7 +47,7 @@ def _orpo_metrics(objective: Objective, pairs: Compared) -> dict[str, torch.Tens
 
 
 def _kto(objective: Objective, pairs: Compared) -> torch.Tensor:
-    """[B] mean of the examples of each pair: two, or one where a side is empty."""
+    """[B] mean of the examples of each pair: two, or one where it has a single answer."""
     chosen = alone.kto(pairs.chosen_ratio, True, pairs.kl, objective.beta)
     rejected = alone.kto(pairs.rejected_ratio, False, pairs.kl, objective.beta)
     there = pairs.lengths > 0

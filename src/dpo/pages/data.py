@@ -81,11 +81,11 @@ def _plots(data: Prepared) -> tuple[dict[str, Plot], Placed]:
     edges = np.unique(np.linspace(0, longest + 1, BINS + 1).astype(int))
     parts = [
         {"type": "scatter", "mode": "lines", "line": {"shape": "hv", "color": COLOURS[part]}, "name": part,
-         "x": edges[:-1].tolist(), "y": np.histogram(lengths[:, i], edges)[0].tolist()}
+         "x": edges[:-1].tolist(), "y": np.histogram(lengths[lengths[:, i] > 0, i], edges)[0].tolist()}
         for i, part in enumerate(COLOURS)
     ]  # fmt: skip
-    difference = lengths[:, 1].astype(int) - lengths[:, 2]
-    counts, bounds = np.histogram(difference, BINS)
+    pairs = lengths[(lengths[:, 1:] > 0).all(axis=1)].astype(int)
+    counts, bounds = np.histogram(pairs[:, 1] - pairs[:, 2], BINS)
     bars = {
         "type": "bar",
         "marker": {"color": COLOURS["prompt"]},
@@ -93,5 +93,9 @@ def _plots(data: Prepared) -> tuple[dict[str, Plot], Placed]:
         "y": counts.tolist(),
     }
     axes = {"xaxis": {"title": {"text": "tokens"}}, "yaxis": {"title": {"text": "pairs"}, "rangemode": "tozero"}}
-    placed = [("lengths", "Tokens of training pairs", ""), ("difference", "Chosen minus rejected", "")]
-    return {"lengths": {"data": parts, "layout": axes}, "difference": {"data": [bars], "layout": axes}}, placed
+    drawn = {"lengths": {"data": parts, "layout": axes}}
+    placed = [("lengths", "Tokens of training pairs", "")]
+    if len(pairs):
+        drawn["difference"] = {"data": [bars], "layout": axes}
+        placed.append(("difference", "Chosen minus rejected", ""))
+    return drawn, placed

@@ -43,13 +43,14 @@ class Scored:
 
 def distribution(values: Floats, tokens: Floats) -> Row:
     """Quantiles, largest, mean and root mean square of (pairs, 2) differences in nats a sequence, and per token."""
-    flat = values.ravel()
+    there = tokens.ravel() > 0
+    flat, tokens = values.ravel()[there], tokens.ravel()[there]
     return {
         "quantiles": {f"{q:g}": float(np.quantile(flat, q)) for q in QUANTILES},
         "largest": float(np.abs(flat).max()),
         "mean": float(flat.mean()),
         "rms": float(np.sqrt((flat**2).mean())),
-        "rms_per_token": float(np.sqrt(((flat / tokens.ravel()) ** 2).mean())),
+        "rms_per_token": float(np.sqrt(((flat / tokens) ** 2).mean())),
         "sequences": len(flat),
     }
 

@@ -32,7 +32,8 @@ def check_scores(model: Any, pair: TokenPair, dtype: torch.dtype, source: str) -
         pair: any pair of the data; its first tokens are enough.
         dtype: of the activations.
     """
-    pair = TokenPair(pair.id, pair.prompt_ids[:TOKENS], pair.chosen_ids[:TOKENS], pair.rejected_ids[: TOKENS // 2])
+    chosen, rejected = pair.chosen_ids or pair.rejected_ids, pair.rejected_ids or pair.chosen_ids
+    pair = TokenPair(pair.id, pair.prompt_ids[:TOKENS], chosen[:TOKENS], rejected[: TOKENS // 2])
     base, bound = unwrapped(model), TOLERANCE.get(dtype, ROUGH)
     what = f"model.path={source}: {base.config.model_type}"
     try:

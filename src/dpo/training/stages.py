@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dpo.config.arguments import is_override
+from dpo.config.losses import EXAMPLES
 from dpo.config.parse import plain
 from dpo.data.prepare import Prepared, prepare
 from dpo.data.remarks import check_positions, remarks
 from dpo.data.token_file import Selection
-from dpo.errors import DiskFull, is_disk_full
+from dpo.errors import DataError, DiskFull, is_disk_full
 from dpo.modeling.device import Compute
 from dpo.modeling.facts import final_files
 from dpo.modeling.footprint import footprint
@@ -35,6 +36,11 @@ def load_data(job: Job, base: Base) -> Prepared:
     with job.ledger.phase("tokenize"), job.ranks.in_turn():
         data = prepare(job.config.dataset, base.tokenizer)
     job.interrupts.check()
+    if data.report["single_answers"] is not None and not EXAMPLES & set(job.config.dpo.loss):
+        raise DataError(
+            f"{data.report['origin']}: single answers (prompt, completion, label), and "
+            f"{'+'.join(job.config.dpo.loss)} compares two; take dpo=kto"
+        )
     job.run.record["fingerprints"]["data"] = data.fingerprint
     job.run.record["end_of_turn"] = data.report["template"]["end_of_turn"]
     job.run.save()

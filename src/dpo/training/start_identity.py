@@ -93,6 +93,7 @@ def spread(one: Scores, other: Scores, lengths: Sequence[tuple[int, int]]) -> fl
         abs(x - y) / math.sqrt(length)
         for a, b, tokens in zip(one, other, lengths, strict=True)
         for x, y, length in zip(a, b, tokens, strict=True)
+        if length
     )
     return max(differences, default=0.0)
 
@@ -102,6 +103,8 @@ def check_identity(start: Start, reference: Sums) -> tuple[float, float]:
     nearest, found = -1.0, (0.0, 0.0)
     for key, values in start.sums.items():
         for value, expected, length in zip(values, reference[key], start.lengths[key], strict=True):
+            if length == 0:
+                continue
             ratio, bound = abs(value - expected), start.rounding.bound(expected, length)
             if not ratio <= bound < math.inf:
                 raise Diverged(

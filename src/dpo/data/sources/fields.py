@@ -120,12 +120,16 @@ def build_pair(
     group: str | None = None,
     strength: float = 1.0,
     meta: dict[str, Any] | None = None,
+    single: bool = False,
 ) -> Pair:
-    """The last checks every source shares: nothing empty, answers that differ, a prompt that somebody asked."""
+    """The last checks every source shares: nothing empty, answers that differ, a prompt that somebody asked.
+
+    `single`: of a single answer, the other side of which is "".
+    """
     if not any(turn.role == "user" and not turn.content.isspace() and turn.content for turn in prompt):
         raise RowRefused(Reason.empty_prompt, "prompt")
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
-        if not answer or answer.isspace():
+        if not (single and answer == "") and (not answer or answer.isspace()):
             raise RowRefused(EMPTY[name], name)
     if same_text(chosen, rejected):
         raise RowRefused(Reason.identical, "rejected")

@@ -21,6 +21,7 @@ COLUMNS = (
     "rejected",
     "response_a",
     "response_b",
+    "completion",
     "label",
     "conversations",
     "question",
@@ -29,7 +30,9 @@ COLUMNS = (
 )
 SIDES = ("chosen", "rejected")
 # Those of them that hold text for the model.
-TEXTS = {"prompt", "question", "conversations", "response_a", "response_b", *SIDES}
+TEXTS = {"prompt", "question", "conversations", "response_a", "response_b", "completion", *SIDES}
+# What `label` says of a single completion.
+WANTED, UNWANTED = frozenset({"true", "1", "1.0", "yes", "up"}), frozenset({"false", "0", "0.0", "-1", "no", "down"})
 TRANSCRIPT = "prompt read as a transcript of Human and Assistant"
 
 
@@ -56,7 +59,8 @@ def to_pair(row: Mapping[str, Any], row_id: str, dataset: Local) -> Pair | Refus
     meta = {key: row[key] for key in unread if key not in TEXTS and isinstance(row[key], (str, int, float))}
     if any(isinstance(row[key], str) and is_transcript(row[key]) for key in read & {"prompt", "question"} & row.keys()):
         notes = (*notes, TRANSCRIPT)
-    return replace(build_pair(row_id, prompt, chosen, rejected, None, strength, meta), notes=notes)
+    single = "completion" in read
+    return replace(build_pair(row_id, prompt, chosen, rejected, None, strength, meta, single), notes=notes)
 
 
 Parts = tuple[list[Message], str, str, float]
@@ -71,6 +75,9 @@ def _read(row: Mapping[str, Any], dataset: Local) -> tuple[set[str], Parts]:
     name = next((name for name in ("prompt", "question") if row.get(name) is not None), None)
     name = name or next((name for name in ("prompt", "question") if name in row), None)
     if name is not None:
+        if row.get("completion") is not None:
+            prompt = _prompt(row, name)
+            return {name, "completion", "label"}, (prompt, *_single(row, prompt), 1.0)
         both = {"response_a", "response_b"}
         # Tables hold a null in each column that a row does not have.
         filled = any(row.get(side) is not None for side in both)
@@ -136,6 +143,17 @@ def _prompt(row: Mapping[str, Any], name: str) -> list[Message]:
 
 def _answers(row: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[str, str]:
     return answer(value(row, "chosen"), "chosen", prompt), answer(value(row, "rejected"), "rejected", prompt)
+
+
+def _single(row: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[str, str]:
+    """(completion, "") where it is wanted, ("", completion) where it is not."""
+    found = answer(value(row, "completion"), "completion", prompt)
+    label = str(value(row, "label")).strip().lower()
+    if label not in WANTED | UNWANTED:
+        raise RowRefused(Reason.label_unknown, "label", f"{label!r:.40}, expected true or false")
+    if not found or found.isspace():
+        raise RowRefused(Reason.empty_completion, "completion")
+    return (found, "") if label in WANTED else ("", found)
 
 
 def _labelled(row: Mapping[str, Any], prompt: Sequence[Message], dataset: Local) -> tuple[str, str, float]:

@@ -79,9 +79,13 @@ def _sequences(layout: PackedLayout, device: torch.device) -> tuple[torch.Tensor
         start = 0
         for prompt, chosen, rejected in layout.lengths:
             rows += range(start, start + prompt + chosen)
-            rows += [*range(start, start + prompt), *range(start + prompt + chosen, start + prompt + chosen + rejected)]
-            queries += [prompt + chosen, rejected]
-            keys += [prompt + chosen, prompt + rejected]
+            queries.append(prompt + chosen)
+            keys.append(prompt + chosen)
+            if rejected:
+                end = start + prompt + chosen + rejected
+                rows += [*range(start, start + prompt), *range(end - rejected, end)]
+                queries.append(rejected)
+                keys.append(prompt + rejected)
             start += prompt + chosen + rejected
         layout.cache[name] = (
             torch.tensor(rows, device=device),
@@ -176,7 +180,7 @@ def _agrees(attend: Any, device: torch.device, dtype: torch.dtype, head_size: in
 
     exact: Any = partial(by_pair, dropout=0.0)
 
-    lengths = ((5, 3, 6), (1, 9, 1), (140, 20, 33))
+    lengths = ((5, 3, 6), (4, 0, 3), (1, 9, 1), (6, 2, 0), (140, 20, 33))
     total = sum(map(sum, lengths))
     positions = [n for p, c, r in lengths for n in (*range(p + c), *range(p, p + r))]
     empty = torch.zeros(0, dtype=torch.long, device=device)

@@ -34,6 +34,8 @@ def by_pair(
             (query_parts[2 * index + 1], torch.cat((shared, other), dim=3), prompt + rejected),
         ):
             count = queries.shape[2]
+            if count == 0:
+                continue
             mask, causal = mask_of(layout, count, length, sliding_window, queries)
             outputs.append(
                 scaled_dot_product_attention(
