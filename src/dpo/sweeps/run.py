@@ -111,7 +111,7 @@ def lay_out(grid: Grid[Config]) -> Sweep:
         mine = {key: row.get(key) for key in keys}
         # Sorted: the order of the words on the command line must not rename a folder.
         ordered = dict(sorted(mine.items()))
-        words = (f"{key.rpartition('.')[2]}{word(value)}" for key, value in ordered.items())
+        words = (f"{key.rpartition('.')[2]}{word(value)}" for key, value in ordered.items() if key in row)
         short = "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", text) for text in words)[:80]
         name = f"{short or 'job'}-{_hash(ordered)}"
         hardware = config.hardware
