@@ -291,7 +291,7 @@ def test_other_evaluation_settings_are_another_evaluation(compose) -> None:
 COLLECT = (
     "import sys; from dpo.config.entry import main; from dpo.config.schema import Config; sys.argv[1:] = {words!r}; "
     "main('config', Config, lambda c: print('RUN'), multirun=lambda g: print([g.launcher, g.settings.slots, "
-    "[(c.name, c.dpo.beta, c.lora.rank, c.seed, c.dpo.learning_rate) for c, _ in g.jobs]]))"
+    "[(c.name, c.dpo.beta, c.lora.rank, c.seed, c.dpo.learning_rate, *c.dpo.loss) for c, _ in g.jobs]]))"
 )
 
 
