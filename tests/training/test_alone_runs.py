@@ -34,6 +34,7 @@ def arguments(folder: Path, *more: str, single: bool = False) -> list[str]:
 def test_a_killed_run_ends_in_the_same_bits(tmp_path: Path, loss: str, more: str) -> None:
     single = more == "single"
     argv = arguments(tmp_path, f"dpo={loss}", "lora=lora" if single else more, "dpo.max_steps=6", single=single)
+    argv += ["dpo.desirable_weight=2.5"] if single else []
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
         folder.mkdir()
@@ -54,6 +55,9 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path: Path, loss: str, more: str
     assert code == 0, output
     assert "continuing at step 3" in output
     assert tiny.outcome(cut) == tiny.outcome(whole)
+    card = (tiny.folders(whole)[0] / "adapter" / "README.md").read_text()
+    assert f"Optimization ({loss.upper().replace('SIMPO', 'SimPO')})" in card
+    assert ("Single answers, wanted or not, of" in card) == single
 
 
 @SLOW

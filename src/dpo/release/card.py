@@ -31,6 +31,16 @@ Row = dict[str, Any]
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$])")
 
 
+DPO = "Direct Preference Optimization (DPO)"
+# Losses of other methods.
+OBJECTIVES = {
+    "simpo": "Simple Preference Optimization (SimPO)",
+    "cpo": "Contrastive Preference Optimization (CPO)",
+    "orpo": "Odds Ratio Preference Optimization (ORPO)",
+    "kto": "Kahneman-Tversky Optimization (KTO)",
+}
+
+
 def model_card(run: Path, folder: Path | None = None) -> str:
     """README.md for `folder`, an export of `run`; without a folder, for the run's own final weights.
 
@@ -48,6 +58,8 @@ def model_card(run: Path, folder: Path | None = None) -> str:
     facts = {
         "name": config["name"],
         "base": base,
+        "objective": OBJECTIVES.get(config["dpo"]["loss"][0], DPO),
+        "single": bool(files.data.get("single_answers")),
         "adapter": adapter,
         "full": "rank" not in config["lora"],
         "config": config,

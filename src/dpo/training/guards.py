@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dpo.config.losses import Dpo, ExoPair, Kto, Mix, PairLoss
+from dpo.data.pair import TokenPair
 from dpo.errors import Diverged
 
 
-def loss_at_zero(dpo: Dpo) -> float | None:
+def loss_at_zero(dpo: Dpo, wanted: float = 0.5) -> float | None:
     """Value of the config's loss when every log-ratio is 0; None where it depends on more than log-ratios.
 
-    Any f-divergence has the value 0 there, and soft labels leave log 2 as it is.
+    Any f-divergence has the value 0 there, and soft labels leave log 2 as it is. `wanted` is the share of answers that
+    are, which KTO weighs apart.
     """
     if isinstance(dpo, Mix):
         values = [_at_zero(name, dpo) for name in dpo.loss]
@@ -22,6 +24,8 @@ def loss_at_zero(dpo: Dpo) -> float | None:
         return weighted if len(known) == len(values) and not dpo.use_weighting else None
     if isinstance(dpo, PairLoss) and dpo.use_weighting:
         return None
+    if isinstance(dpo, Kto):
+        return (wanted * dpo.desirable_weight + (1 - wanted) * dpo.undesirable_weight) / 2
     return _at_zero(dpo.loss[0], dpo)
 
 
@@ -50,14 +54,14 @@ def _at_zero(loss: str, dpo: Dpo) -> float | None:
         "simpo": None,
         "cpo": None,
         "orpo": None,
-        "kto": (dpo.desirable_weight + dpo.undesirable_weight) / 4 if isinstance(dpo, Kto) else None,
     }
     return values[loss]
 
 
-def check_start_loss(loss: float, dpo: Dpo, dtype: Any) -> None:
-    """Check the dev loss before step 1 against its known value at log-ratios of 0."""
-    expected = loss_at_zero(dpo)
+def check_start_loss(loss: float, dpo: Dpo, dtype: Any, pairs: Sequence[TokenPair] = ()) -> None:
+    """Check the loss of dev `pairs` before step 1 against its known value at log-ratios of 0."""
+    sides = [bool(ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+    expected = loss_at_zero(dpo, sum(sides[::2]) / sum(sides) if pairs else 0.5)
     if expected is not None:
         check_value(loss, expected, dpo, dtype)
 

@@ -117,7 +117,7 @@ def run_steps(
             if start == 0:
                 metrics = trainer.evaluate_now()
                 if metrics:
-                    guards.check_start_loss(metrics["loss"], job.config.dpo, compute.dtype)
+                    guards.check_start_loss(metrics["loss"], job.config.dpo, compute.dtype, trainer.dev_pairs)
             if start < steps:
                 trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint is not None else None)
             else:
