@@ -21,7 +21,7 @@ def arguments(folder: Path, *more: str, single: bool = False) -> list[str]:
     ("loss", "more"),
     [
         ("simpo", "lora=qlora"),
-        ("kto", "lora=lora"),
+        pytest.param("kto", "lora=lora", marks=SLOW),
         pytest.param("cpo", "lora=lora", marks=SLOW),
         pytest.param("orpo", "lora=qlora", marks=SLOW),
         pytest.param("orpo", "lora=full", marks=SLOW),

@@ -41,7 +41,8 @@ def show(data: Prepared, folder: Path, console: Console | None = None) -> None:
     for example in report["examples"]:
         console.print(_one_line(f"{clean(example['id'])}  ", example["prompt"], "dim", console.width, 0.2))
         for side, style in (("chosen", "green"), ("rejected", "red")):
-            console.print(_one_line(f"  {side:>8}  ", example[side], style, console.width, 0.7))
+            if example[side]:  # a single answer lacks one
+                console.print(_one_line(f"  {side:>8}  ", example[side], style, console.width, 0.7))
     console.print(f"pairs, data.json and data.html: {folder}", markup=False)
 
 
