@@ -191,3 +191,25 @@ def test_positions_count_what_a_scaling_adds() -> None:
     assert positions(LlamaConfig(max_position_embeddings=1024, rope_parameters=yarn)) == 1024
     assert positions(LlamaConfig(max_position_embeddings=256, rope_parameters=yarn)) == 1024
     assert positions(Gemma3Config()) == 131072
+
+
+CHAT = "{{% for m in messages %}}{{{{ '<|im_start|>' + m['role'] + '\n' + {} + '<|im_end|>\n' }}}}{{% endfor %}}" + (
+    "{{% if add_generation_prompt %}}{{{{ '<|im_start|>assistant\n' }}}}{{% endif %}}"
+)
+
+
+def test_a_template_that_says_more_than_the_answer_is_refused() -> None:
+    echo = "(messages[0]['content'] if m['role'] == 'assistant' else '') + m['content']"
+    for inner, says in (("m['content'] + m['content']", "answer stands twice"), (echo, "question stands again")):
+        with pytest.raises(ConfigError, match=says):
+            Encoder(with_template(CHAT.format(inner)), 200)
+
+
+@pytest.mark.parametrize("inner", ["m['content'].split() | join(' ')", "m['content'] | indent", "m['content'] | trim"])
+def test_white_space_that_a_template_alters_inside_a_text_is_noted(inner: str) -> None:
+    encoder = Encoder(with_template(CHAT.format(f"({inner})")), 200)
+    one = pair(("user", "code:\n\n    x = 1"), name="spaces")
+    assert not isinstance(encoder.encode(one), Refusal)
+    assert not isinstance(encoder.encode(pair(("user", " plain "))), Refusal)
+    found = encoder.cuts.notes()["white space altered by the chat template"]
+    assert found == ([] if "trim" in inner else ["spaces"])

@@ -10,7 +10,7 @@ from dpo.data.refusal import Reason, RowRefused
 from dpo.errors import ConfigError
 
 Turns = list[dict[str, str]]
-ANSWER = "An answer."
+QUESTION, ANSWER = "A question?", "An answer."
 
 
 class ChatTemplate:
@@ -25,7 +25,7 @@ class ChatTemplate:
         day = getattr(tokenizer, "pinned_day", None)
         self._day: dict[str, Any] = {} if day is None else {"strftime_now": day}
         self._render = self._compiled()
-        probe: Turns = [{"role": "user", "content": "A question?"}]
+        probe: Turns = [{"role": "user", "content": QUESTION}]
         try:
             self.probe = self.prompt(probe)
             whole = self._text([*probe, {"role": "assistant", "content": ANSWER}], False)
@@ -38,9 +38,15 @@ class ChatTemplate:
                 "chat template: a prompt rendered for generation is not the start of the whole conversation\n"
                 "choose its other mode with dataset.chat_template_kwargs, or another template with model.chat_template"
             )
-        _, found, self.suffix = whole[len(self.probe) :].rpartition(ANSWER)
+        before, found, self.suffix = whole[len(self.probe) :].rpartition(ANSWER)
         if not found:
             raise ConfigError("chat template: the assistant's answer does not appear in what it renders")
+        if ANSWER in before or QUESTION in before + self.suffix:
+            twice = "answer stands twice" if ANSWER in before else "question stands again"
+            raise ConfigError(
+                f"chat template: the {twice} in what it renders as the answer, so that would be learned\n"
+                "name another template with model.chat_template"
+            )
 
     @property
     def date(self) -> str | None:
@@ -95,7 +101,7 @@ class ChatTemplate:
                 messages=turns, tools=None, documents=None, add_generation_prompt=generation, **variables
             )
 
-        probe = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": ANSWER}]
+        probe = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
         try:
             same = all(by_template(probe, g) == by_method(probe, g) for g in (True, False))
         except Exception:  # noqa: BLE001 - whatever it cannot do, the public method is the reference

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dpo.data.id_bytes import to_bytes, to_ids
+from dpo.data.lossless import bare, missing_bytes
 from dpo.data.word_memo import WordMemo, cuts_at_spaces
 from dpo.errors import ConfigError
 
@@ -58,12 +59,31 @@ class Codec:
         self._hidden = {text: f"h{nonce}n{index}e" for index, text in enumerate(longest_first)}
         self._texts = {name: text for text, name in self._hidden.items()}
         self._hidden_pattern = re.compile(f"h{nonce}n[0-9]+e")
+        self._own = {name: text for text, name in self._names.items()}
+        self._own_pattern = re.compile(f"c{nonce}n[0-9]+e")
 
     @functools.cached_property
     def _memo(self) -> WordMemo | None:
         if not cuts_at_spaces(json.loads(self._json)):
             return None
         return WordMemo(functools.partial(_encode_batch, self._plain), self._added)
+
+    @functools.cached_property
+    def _missing(self) -> bytes | None:
+        return missing_bytes(json.loads(self._json))
+
+    def gives_back(self, text: str, packed: bytes) -> bool:
+        """Whether ids hold the text they were made of, sealed or not, but for its white space."""
+        if self._missing is not None and self._has_bytes(text):
+            return True
+        text = self._own_pattern.sub(lambda found: self._own[found.group()], text)
+        if self._missing is not None:
+            # Tokens that were added whole are not said by their bytes.
+            return self._has_bytes(re.sub("|".join(map(re.escape, self._added)) or "(?!)", "", text))
+        return bare(self._plain.decode(to_ids(packed), skip_special_tokens=False)).startswith(bare(text))
+
+    def _has_bytes(self, text: str) -> bool:
+        return not self._missing or len(text.encode().translate(None, self._missing)) == len(text.encode())
 
     @property
     def definition(self) -> str:

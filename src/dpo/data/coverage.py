@@ -13,6 +13,11 @@ def stands(text: str, rendered: str) -> bool:
     return text.strip() in rendered or "".join(text.split()) in "".join(rendered.split())
 
 
+def stands_as_given(text: str, rendered: str) -> bool:
+    """Whether a text occurs with the white space inside it."""
+    return text.strip() in rendered
+
+
 class Coverage:
     """Finds what a template leaves out: `render` gives the text of turns up to where the model answers.
 

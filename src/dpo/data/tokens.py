@@ -11,7 +11,7 @@ from typing import Any
 from dpo.config.datasets import Keep
 from dpo.data.chat_template import ChatTemplate, Turns, begins_with_bos, join_turns
 from dpo.data.control_tokens import Codec
-from dpo.data.coverage import Coverage, stands
+from dpo.data.coverage import Coverage, stands, stands_as_given
 from dpo.data.id_bytes import WIDTH, EncodedPair, to_bytes
 from dpo.data.pair import Message, Pair, TokenPair
 from dpo.data.refusal import Reason, Refusal, RowRefused
@@ -34,6 +34,8 @@ class _Rendered:
     joined: bool = False
     typed: bool = False
     forced: bool = False
+    spaces: bool = False
+    unknown: bool = False
     lost: set[str] = field(default_factory=set)
     ids: dict[str, bytes] = field(default_factory=dict)
 
@@ -175,7 +177,11 @@ class Encoder:
             if check and not stands(answer, getattr(one, side)):
                 raise RowRefused(Reason.altered, side, "name another with model.chat_template")
         if check:
-            one.lost = {turns[index]["role"] for index in self._coverage.lost(turns, one.prompt)}
+            lost = self._coverage.lost(turns, one.prompt)
+            one.lost = {turns[index]["role"] for index in lost}
+            kept = [(turn["content"], one.prompt) for index, turn in enumerate(turns) if index not in lost]
+            texts = [*((text, getattr(one, side)) for side, text in there), *kept]
+            one.spaces = not all(stands_as_given(text, rendered) for text, rendered in texts)
         # From its last control token on, the prompt is encoded again in front of each answer: control tokens cut
         # the text before anything else looks at it, so the answer's ids are those it has in the whole conversation.
         one.tail = one.prompt[self.codec.last_control(one.prompt) :]
@@ -194,6 +200,9 @@ class Encoder:
             one.ids = {"prompt": prompt}
             for side, ids in (("chosen", chosen), ("rejected", rejected)):
                 one.ids[side] = self._behind_tail(one, ids, getattr(one, side)) if getattr(one, side) else b""
+            if not one.unknown:
+                parts = (one.prompt, prompt), (one.chosen, one.ids["chosen"]), (one.rejected, one.ids["rejected"])
+                one.unknown = not all(self.codec.gives_back(text, ids) for text, ids in parts)
 
     def _behind_tail(self, one: _Rendered, ids: bytes, answer: str) -> bytes:
         tail = self._tail_ids(one.tail, one.sealed)
@@ -227,6 +236,8 @@ class Encoder:
             "forced_boundary": forced,
             "system_left_out": "system" in one.lost,
             "turn_altered": bool(one.lost - {"system"}),
+            "spaces_altered": one.spaces,
+            "text_unknown": one.unknown,
         }
         self.cuts.record(one.pair.id, cuts, [name for name, is_so in met.items() if is_so])
         return EncodedPair(id=one.pair.id, strength=one.pair.strength, **one.ids)

@@ -20,6 +20,8 @@ class Cuts:
     forced_boundary: list[str] = field(default_factory=list)
     system_left_out: list[str] = field(default_factory=list)
     turn_altered: list[str] = field(default_factory=list)
+    spaces_altered: list[str] = field(default_factory=list)
+    text_unknown: list[str] = field(default_factory=list)
 
     def record(self, pair_id: str, cuts: dict[str, int], met: Iterable[str]) -> None:
         """Note a pair that is used: tokens cut by head, and what else was met on the way, by the lists' names."""
@@ -57,4 +59,6 @@ class Cuts:
             "answer begins inside a token": self.forced_boundary,
             "system message left out by the chat template": self.system_left_out,
             "turn altered by the chat template": self.turn_altered,
+            "white space altered by the chat template": self.spaces_altered,
+            "text altered by the tokenizer or unknown to it": self.text_unknown,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -112,6 +113,13 @@ def same_text(one: str, other: str) -> bool:
     return one == other or (one.split(None, 4)[:4] == other.split(None, 4)[:4] and one.split() == other.split())
 
 
+def says_something(text: str) -> bool:
+    """Whether there is more in a text than white space and characters without width."""
+    if text.isascii():
+        return bool(text) and not text.isspace()
+    return not all(character.isspace() or unicodedata.category(character) == "Cf" for character in text)
+
+
 def build_pair(
     row_id: str,
     prompt: Sequence[Message],
@@ -126,10 +134,10 @@ def build_pair(
 
     `single`: of a single answer, the other side of which is "".
     """
-    if not any(turn.role == "user" and not turn.content.isspace() and turn.content for turn in prompt):
+    if not any(turn.role == "user" and says_something(turn.content) for turn in prompt):
         raise RowRefused(Reason.empty_prompt, "prompt")
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
-        if not (single and answer == "") and (not answer or answer.isspace()):
+        if not (single and answer == "") and not says_something(answer):
             raise RowRefused(EMPTY[name], name)
     if same_text(chosen, rejected):
         raise RowRefused(Reason.identical, "rejected")
