@@ -212,3 +212,18 @@ def test_a_damaged_copy_of_the_starting_adapter_is_made_again(first, tmp_path):
     assert adapter_fingerprint(tmp_path / "reference") == start.fingerprint
     with pytest.raises(ConfigError, match="was changed while it was read"):
         keep_copy(dataclasses.replace(start, fingerprint="0" * 16), tmp_path / "reference")
+
+
+def test_a_runs_adapter_is_not_continued_on_another_base_or_once_it_was_changed(first, tmp_path):
+    model, pairs, adapter = first
+    other = shutil.copytree(model, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    save_file({name: 1.01 * t for name, t in tensors.items()}, other / "model.safetensors", {"format": "pt"})
+    code, output = go_on((other, pairs, adapter), tmp_path)
+    assert code == 4, output
+    assert "its base was" in output
+    run = shutil.copytree(adapter.parent, tmp_path / "run")
+    (run / "adapter" / "tokenizer_config.json").write_text("{}")
+    code, output = go_on((model, pairs, run / "adapter"), tmp_path)
+    assert code == 4, output
+    assert "tokenizer_config.json: was" in output

@@ -204,3 +204,14 @@ def test_a_stored_base_trains_evaluates_and_exports(in_4_bits, tmp_path):
     code, output = tiny.run("train", [*words, "lora=lora"], tmp_path)
     assert code == 2
     assert "its weights lie on disk in 4 bits" in output
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.int8])
+def test_few_bits_without_their_scales_are_refused(folder: Path, tmp_path: Path, kind: torch.dtype) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    save_file({n: t.to(kind) if "proj" in n else t for n, t in tensors.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(ConfigError, match=r"lies in (F8_E4M3|I8), and its config.json names no quantization"):
+        check_stored(weights(tmp_path), lora())

@@ -131,3 +131,15 @@ def test_what_a_type_holds_stays_and_a_seed_repeats() -> None:
     assert torch.equal(FP32(values), values)
     exact = values.to(torch.bfloat16)
     assert torch.equal(StochasticRounding(torch.bfloat16, 0)(exact.float()), exact)
+
+
+def test_what_a_base_forces_on_answers_is_left_out(capsys: Any) -> None:
+    class Tokenizer:
+        pad_token_id = 7
+
+    model = merge(adapted(), FP32)
+    model.generation_config.suppress_tokens, model.generation_config.min_new_tokens = [2], 50
+    prepare_settings(model, Tokenizer(), {2}, "org/base")
+    assert model.generation_config.suppress_tokens is None
+    assert model.generation_config.min_new_tokens is None
+    assert "the base's suppress_tokens left out" in capsys.readouterr().out

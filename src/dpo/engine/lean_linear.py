@@ -188,7 +188,8 @@ def branch_of(module: Any) -> Branch | None:
         return _frozen(module, None, None, 1.0)
     layer = module.get_base_layer()
     if module.disable_adapters:
-        return None if module.merged else _frozen(layer, None, None, 1.0)
+        # With DoRA off and on the same kernels, so that a reference does not differ by their rounding.
+        return None if module.merged or module.lora_variant else _frozen(layer, None, None, 1.0)
     names = [name for name in module.active_adapters if name in module.lora_A]
     if module.merged or len(names) > 1 or getattr(module, "fan_in_fan_out", False):
         return None

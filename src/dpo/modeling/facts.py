@@ -38,6 +38,12 @@ def check_final(run: Path) -> None:
             raise CheckpointError(f"{run / FINAL / name}: was {was} when training ended, is {now} now")
 
 
+def run_of(folder: Path) -> Path | None:
+    """The finished run whose final weights lie in `folder`; None for a folder of its own."""
+    run = folder.resolve().parent
+    return run if folder.resolve().name == FINAL and (run / "run.json").is_file() else None
+
+
 def check_base(run: Path, weights: Weights) -> Weights:
     """`weights`, which are those that the run started from; raises CheckpointError when they are others."""
     check_print(run, "base", weights.fingerprint, f"model.path={weights.source} ({weights.folder})")

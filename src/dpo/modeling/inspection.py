@@ -17,6 +17,7 @@ from typing import Any
 from dpo.config.lora import FullTraining, Lora, Trainable
 from dpo.config.nearest import nearest
 from dpo.errors import ConfigError
+from dpo.modeling.randomness import turn_off_randomness
 from dpo.modeling.stored import words
 
 LEAST = 0.5
@@ -45,6 +46,8 @@ def inspect(model: Any, lora: Trainable, attention: str) -> str:
     line = _storage(held, lora, model.config.model_type)
     if model.config._attn_implementation != attention:
         line += f", attention {model.config._attn_implementation}, as {model.config.model_type} has no {attention}"
+    if off := turn_off_randomness(model):
+        line += f", {' and '.join(off)} off"
     left = outside_text(model)
     if isinstance(lora, Lora):
         check_targets(model, lora)

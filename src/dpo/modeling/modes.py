@@ -36,12 +36,13 @@ def keep_quantized_in_train_mode(model: torch.nn.Module) -> None:
 
 
 @contextmanager
-def scoring_mode(model: torch.nn.Module) -> Iterator[None]:
-    """No gradients, eval mode, every module's flag as it was afterwards; 4-bit layers on CPU stay in train mode."""
+def scoring_mode(model: torch.nn.Module, training: bool = False) -> Iterator[None]:
+    """No gradients, eval mode (or `training`'s), every module's flag as it was afterwards; 4-bit layers on CPU stay in
+    train mode."""
     import torch
 
     flags = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(training)
     keep_quantized_in_train_mode(model)
     try:
         with torch.no_grad():

@@ -8,6 +8,7 @@ from typing import Any
 
 from dpo.config.lora import FullTraining, Quantization, QuantType, Trainable
 from dpo.errors import ConfigError
+from dpo.modeling.safetensors import read_header
 from dpo.modeling.weights import Weights
 
 OURS = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
@@ -19,6 +20,7 @@ def stored_quantization(folder: Path, source: str) -> Quantization | None:
     nested = raw.get("text_config")
     found = next((part[key] for part in (raw, nested) if isinstance(part, dict) for key in KEYS if part.get(key)), None)
     if found is None:
+        _check_numbers(folder, source)
         return None
     method = found.get("quant_method") if isinstance(found, dict) else None
     if method is None and isinstance(found, dict) and (found.get("load_in_4bit") or found.get("load_in_8bit")):
@@ -27,8 +29,7 @@ def stored_quantization(folder: Path, source: str) -> Quantization | None:
         kind = str(method or "a format of its own").replace("_", "-")
         raise ConfigError(
             f"model.path={source}: its weights are stored in {kind.upper() if method else kind}, which cannot be "
-            "trained on or merged into here\n"
-            "take the 16-bit original of this model; lora=qlora quantizes it while loading"
+            f"trained on or merged into here\n{ORIGINAL}"
         )
     if found.get("load_in_8bit"):
         return Quantization(bits=8, type=None, double=False)
@@ -36,6 +37,19 @@ def stored_quantization(folder: Path, source: str) -> Quantization | None:
     return Quantization(bits=4, type=QuantType(kind), double=bool(found.get("bnb_4bit_use_double_quant", False)))
 
 
+def _check_numbers(folder: Path, source: str) -> None:
+    """Raise ConfigError where matrices lie in few bits and nothing says by which scales they become weights."""
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, tensor in read_header(path).items():
+            if tensor.dtype not in PLAIN and len(tensor.shape) > 1:
+                raise ConfigError(
+                    f"model.path={source}: {name} lies in {tensor.dtype}, and its config.json names no quantization, "
+                    f"so its scales are unknown\n{ORIGINAL}"
+                )
+
+
+ORIGINAL = "take the 16-bit original of this model; lora=qlora quantizes it while loading"
+PLAIN = ("F16", "BF16", "F32", "F64")
 KEYS = ("quantization_config", "compression_config", "quantization")
 """Where transformers, older compressed-tensors and MLX say that weights are not plain numbers."""
 

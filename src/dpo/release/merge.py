@@ -12,6 +12,12 @@ from typing import Any
 from dpo.errors import ConfigError, Diverged
 from dpo.release.rounding import StochasticRounding
 
+FORCING = (
+    "suppress_tokens begin_suppress_tokens bad_words_ids forced_bos_token_id forced_eos_token_id min_length "
+    "min_new_tokens exponential_decay_length_penalty sequence_bias"
+).split()
+"""Generation settings that put tokens into answers or keep them out, the end included."""
+
 
 def merge(model: Any, rounded: Callable[[Any], Any]) -> Any:
     """W + scale * B A of every layer (LoRA, arXiv:2106.09685, equation 3); returns the plain model.
@@ -66,6 +72,11 @@ def prepare_settings(model: Any, tokenizer: Any, stop_ids: set[int], source: str
     ends = sorted(stop_ids)
     generation.eos_token_id = ends[0] if len(ends) == 1 else ends
     generation.pad_token_id = tokenizer.pad_token_id
+    # Answers were taught to end, and measured, without what a base forces on every answer.
+    for name in FORCING:
+        if getattr(generation, name, None) is not None:
+            print(f"generation_config: the base's {name} left out; it would keep answers from ending as trained")
+            setattr(generation, name, None)
     # Some bases come with a temperature but without do_sample; transformers refuses to save that.
     if generation.temperature is not None or generation.top_p is not None or generation.top_k is not None:
         generation.do_sample = True

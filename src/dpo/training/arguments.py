@@ -47,7 +47,7 @@ def build_arguments(config: Config, compute: Compute, folder: Path, activation_c
         fp16=False,
         use_cpu=compute.device == "cpu",
         max_length=None,
-        # PEFT's dropout must stay alive when asked for; the base models have none in training.
+        # PEFT's dropout must stay alive when asked for; that of the base is off (modeling.randomness).
         disable_dropout=not (isinstance(config.lora, Lora) and config.lora.dropout > 0),
         logging_strategy="steps",
         logging_steps=dpo.log_every,

@@ -13,7 +13,7 @@ from dpo.engine.usable import cap_device
 from dpo.errors import ConfigError
 from dpo.modeling.adapter import Adapter, check_agrees, resolve_adapter
 from dpo.modeling.device import Compute, card_uuid, choose_compute, describe
-from dpo.modeling.facts import built
+from dpo.modeling.facts import built, check_base, check_final, run_of
 from dpo.modeling.policy import model_config, templates
 from dpo.modeling.positions import positions
 from dpo.modeling.stored import check_stored
@@ -47,7 +47,7 @@ def find_base(job: Job) -> Base:
         tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates(), weights.remote_code, date)
         longest = positions(model_config(weights))
         check_stored(weights, config.lora)
-        adapter = find_adapter(job)
+        adapter = find_adapter(job, weights)
     job.interrupts.check()
     if compute.device == "cuda":
         import torch
@@ -79,14 +79,20 @@ def check_device(config: Config, compute: Compute) -> None:
         raise ConfigError("dpo.optimizer=paged_adamw_8bit: needs a CUDA GPU; use dpo.optimizer=adamw on a CPU")
 
 
-def find_adapter(job: Job) -> Adapter | None:
-    """The adapter this run starts from, checked; None for a fresh one."""
+def find_adapter(job: Job, base: Weights) -> Adapter | None:
+    """The adapter this run starts from, checked; None for a fresh one.
+
+    Raises CheckpointError where it is another run's, and that run's base or final weights are not what they were.
+    """
     model, lora = job.config.model, job.config.lora
     if model.adapter is None:
         return None
     assert isinstance(lora, Lora)
     adapter = resolve_adapter(model.adapter, model.adapter_revision)
     check_agrees(adapter, lora, model.widen_adapter)
+    if (run := run_of(adapter.folder)) is not None:
+        check_final(run)
+        check_base(run, base)
     job.run.record["fingerprints"]["adapter"] = adapter.fingerprint
     job.run.record["adapter_revision"] = adapter.revision
     made_for = adapter.settings.get("base_model_name_or_path")

@@ -12,10 +12,12 @@ from dpo.config.lora import FullTraining, Lora
 from dpo.data.prepare import Prepared
 from dpo.data.token_file import Selection
 from dpo.engine.choice import Choice, choose_engine
+from dpo.errors import ConfigError
 from dpo.modeling.adapter import load_into
 from dpo.modeling.device import describe
 from dpo.modeling.footprint import footprint
 from dpo.modeling.inspection import adapted, adapting, excluded, inspect
+from dpo.modeling.magnitudes import set_magnitudes
 from dpo.modeling.policy import load_base, with_adapter
 from dpo.training import checkpoints
 from dpo.training import trainer as trainers
@@ -23,7 +25,7 @@ from dpo.training.arguments import build_arguments, objective
 from dpo.training.base import Base
 from dpo.training.continuing import facts_of, kept_split
 from dpo.training.job import Job
-from dpo.training.probe import check_scores
+from dpo.training.probe import check_scores, router_loss_fails
 
 
 def build_trainer(
@@ -63,6 +65,7 @@ def build_trainer(
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
+        set_magnitudes(trainer.model)
         if base.adapter is not None:
             assert isinstance(config.lora, Lora)
             load_into(trainer.model, base.adapter, config.lora)
@@ -71,6 +74,12 @@ def build_trainer(
         found += f", {adapted(trainer.model, config.lora)}"
         with trainer.accelerator.autocast():
             check_scores(trainer.model, data.train[0], base.compute.dtype, config.model.path)
+            if trainer.aux_loss_enabled and router_loss_fails(trainer.model, data.train[0]):
+                family = model.config.model_type
+                if config.dpo.trainer.get("router_aux_loss_coef"):
+                    raise ConfigError(f"dpo.trainer.router_aux_loss_coef: TRL has no router loss for {family}; use 0")
+                trainer.aux_loss_enabled = False
+                found += f", no router loss as TRL has none for {family}"
     job.interrupts.check()
     end = base.tokenizer.convert_ids_to_tokens(record["end_of_turn"])
     job.say(f"inspected: {found}, answers end with {end}")

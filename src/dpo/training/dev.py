@@ -39,6 +39,10 @@ class EvaluatingTrainer(SteppingTrainer):
             self.interrupts.check()
         return {name.removeprefix("eval_"): value for name, value in metrics.items()}
 
+    def router_loss(self, metrics: dict[str, float]) -> float:
+        """What TRL adds to the loss of a mixture of experts so that its router uses them all; 0 for other models."""
+        return float(self.router_aux_loss_coef) * metrics.get("aux_loss", 0.0)
+
     def lacks_evaluation(self) -> bool:
         """Whether the evaluation of the step this run stands at is due and not logged yet."""
         step = self.state.global_step

@@ -17,6 +17,7 @@ from dpo.engine.score import sequence_log_probs
 from dpo.engine.support import unwrapped
 from dpo.errors import ConfigError, is_out_of_memory
 from dpo.modeling.modes import scoring_mode
+from dpo.modeling.randomness import draws_at_random
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Of a log-prob, and of the logits' deviation; 16-bit types round."""
@@ -42,12 +43,14 @@ def check_scores(model: Any, pair: TokenPair, dtype: torch.dtype, source: str) -
             other = _logits(base, [*pair.prompt_ids, *pair.chosen_ids[:-1], pair.prompt_ids[0]])
             wanted = [_log_prob(logits, pair, i) for i, logits in enumerate(own)]
             scored = list(sequence_log_probs(model, [pair], 4096)[0])
+        with scoring_mode(model, training=not draws_at_random(model)):
             trained = scored if installed(model) else _trained(model, pair)
     except Exception as error:
         if is_out_of_memory(error):
             raise
         raise ConfigError(f"{what} cannot be trained here, its forward pass fails: {first_line(error)}") from error
-    moved = float((own[0][:-1] - other[:-1]).abs().max() / own[0].std())
+    deviation = float(own[0].std())
+    moved = float((own[0][:-1] - other[:-1]).abs().max()) / deviation
     if not moved <= bound:
         raise ConfigError(
             f"{what} reads the tokens that follow (a later one moves earlier logits by {moved:.2g} of their "
@@ -55,11 +58,23 @@ def check_scores(model: Any, pair: TokenPair, dtype: torch.dtype, source: str) -
         )
     for found in (scored, trained):
         far = max(abs(x - y) for x, y in zip(found, wanted, strict=True)) / TOKENS
-        if not far <= bound * max(1.0, max(map(abs, wanted)) / TOKENS):
+        if not far <= (bound * deviation if bound == ROUGH else bound * max(1.0, max(map(abs, wanted)) / TOKENS)):
             raise ConfigError(
                 f"{what} computes its logits in a way that the trainer does not know (log-probs differ by {far:.2g} a "
                 "token), so another model would be trained"
             )
+
+
+def router_loss_fails(model: Any, pair: TokenPair) -> bool:
+    """Whether TRL cannot compute the loss that balances the experts of this family, as it names them its own way."""
+    try:
+        with scoring_mode(model):
+            _trained(model, pair, output_router_logits=True)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return True
+    return False
 
 
 def logits_deviation(model: Any, pair: TokenPair) -> float:
@@ -92,12 +107,13 @@ def _log_prob(logits: torch.Tensor, pair: TokenPair, side: int) -> float:
     return float(rows.gather(1, answer.unsqueeze(1)).sum())
 
 
-def _trained(model: Any, pair: TokenPair) -> list[float]:
+def _trained(model: Any, pair: TokenPair, **asked: bool) -> list[float]:
     """(chosen, rejected) through TRL's own forward, as a plain engine trains."""
     device = next(unwrapped(model).get_input_embeddings().parameters()).device
     batch = {name: tensor.to(device) for name, tensor in pad([pair], 0).items()}
     labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
-    found: list[float] = model(**batch, labels=labels, use_cache=False, fused_lm_head=True).log_probs.sum(1).tolist()
+    out = model(**batch, **asked, labels=labels, use_cache=False, fused_lm_head=True)
+    found: list[float] = out.log_probs.sum(1).tolist()
     return found
 
 

@@ -117,7 +117,11 @@ def run_steps(
             if start == 0:
                 metrics = trainer.evaluate_now()
                 if metrics:
-                    guards.check_start_loss(metrics["loss"], job.config.dpo, compute.dtype, trainer.dev_pairs)
+                    balance = trainer.router_loss(metrics)
+                    if balance:
+                        job.say(f"router loss {balance:.4f} in it (dpo.trainer.router_aux_loss_coef=0 leaves it out)")
+                    found = metrics["loss"] - balance
+                    guards.check_start_loss(found, job.config.dpo, compute.dtype, trainer.dev_pairs)
             if start < steps:
                 trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint is not None else None)
             else:
