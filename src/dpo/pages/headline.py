@@ -134,7 +134,10 @@ def notes(summary: Row) -> list[str]:
         f"[low, high]: {percent(settings['confidence'])} intervals, bootstrap over prompts (Wilson for shares of "
         "answers).",
         "implicit-reward accuracy: pairs whose chosen answer gained more log-probability over the base than the "
-        "rejected one; for the base itself every pair is a tie.",
+        "rejected one; for the base itself every pair is a tie."
+        if summary["pairs"]["likelier"] is not None
+        else "implicit-reward accuracy: wanted answers that gained log-probability over the base, and unwanted ones "
+        "that lost; for the base itself every answer is a tie.",
     ]
     if summary["judges"]:
         lines.append(EQUAL_LENGTH)

@@ -108,7 +108,7 @@ def certify(
         "prompts": len(set(groups)),
         "beta": beta,
         "confidence": confidence,
-        "models": {m.name: {"label": m.label, **_margins(m, beta, mean)} for m in models},
+        "models": {m.name: {"label": m.label, **_margins(m, beta, tokens, mean)} for m in models},
         "effect": {"label": f"what training changed: log-ratios of the {target.label}", **effect},
         "differences": differences,
         "bound": bound,
@@ -118,13 +118,13 @@ def certify(
     }
 
 
-def _margins(model: Scored, beta: float, mean: Any) -> Row:
-    """Accuracies count a tie as half, as in `dpo.evaluation.pairs`."""
+def _margins(model: Scored, beta: float, tokens: Floats, mean: Any) -> Row:
+    """Accuracies count a tie as half, as in `dpo.evaluation.pairs`; single answers have no likelier one."""
     rewards = beta * model.log_ratio
     margin = rewards[:, 0] - rewards[:, 1]
     policy = model.policy[:, 0] - model.policy[:, 1]
     return {
         "accuracy": mean((margin > 0) + 0.5 * (margin == 0)),
         "margin": mean(margin),
-        "policy_accuracy": mean((policy > 0) + 0.5 * (policy == 0)),
+        "policy_accuracy": mean((policy > 0) + 0.5 * (policy == 0)) if (tokens > 0).all() else None,
     }
