@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dpo.config.entry import main as app
 from dpo.config.evaluation import check_ranges
 from dpo.config.export import Chat
@@ -12,9 +10,10 @@ from dpo.config.export import Chat
 def chat(config: Chat) -> None:
     """Load both sides of a run and talk until /quit or the end of the input."""
     check_ranges(config)
+    from dpo.records.naming import run_folder
     from dpo.records.run import read_record
 
-    run = Path(config.run).expanduser()
+    run = run_folder(config.run)
     read_record(run)
     from dpo.modeling.device import pin_one_gpu
     from dpo.records.quiet import quiet

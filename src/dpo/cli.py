@@ -19,11 +19,11 @@ from dpo.errors import ConfigError
 
 @dataclass(frozen=True)
 class Verb:
-    """A module with a `main()` that reads sys.argv; `folder`: without one named it takes the newest run."""
+    """A module with a `main()` that reads sys.argv; `runs`: the key that bare words, which name runs, go to."""
 
     module: str
     does: str
-    folder: bool = False
+    runs: str | None = None
 
 
 VERBS = {
@@ -33,13 +33,13 @@ VERBS = {
     "synthesize": Verb("dpo.synthesize", "answers from a generator, ranked by a judge, as pairs"),
     "train": Verb("dpo.train", "train an adapter; -m for a grid"),
     "status": Verb("dpo.status", "what the runs are doing"),
-    "evaluate": Verb("dpo.evaluate", "a run against the model it started from", folder=True),
-    "compare": Verb("dpo.compare", "runs against each other", folder=True),
-    "judge": Verb("dpo.judge", "judge answers again, by other judges"),
-    "report": Verb("dpo.report", "one self-contained page about a run", folder=True),
+    "evaluate": Verb("dpo.evaluate", "a run against the model it started from", runs="run"),
+    "compare": Verb("dpo.compare", "runs against each other", runs="runs"),
+    "judge": Verb("dpo.judge", "judge answers again, by other judges", runs="run"),
+    "report": Verb("dpo.report", "one self-contained page about a run", runs="run"),
     "dashboard": Verb("dpo.dashboard", "a tracker's dashboard of runs and sweeps"),
-    "chat": Verb("dpo.chat", "talk to a run and to its base"),
-    "export": Verb("dpo.export", "merge, convert and package a run's adapter"),
+    "chat": Verb("dpo.chat", "talk to a run and to its base", runs="run"),
+    "export": Verb("dpo.export", "merge, convert and package a run's adapter", runs="run"),
     "audit": Verb("dpo.audit", "check an exported or adapter folder without loading it"),
     "cache": Verb("dpo.cache", "what the cache folder holds; prune it"),
 }
@@ -96,24 +96,8 @@ def dispatch(name: str, arguments: list[str], config_file: Path) -> None:
         raise ConfigError(f"{name}: not in this version yet")
     if name != "init":
         arguments = command_line(name, arguments, config_file)
-    if verb.folder and all(word.startswith("-") or "." in word.partition("=")[0] for word in arguments):
-        arguments = with_newest_run(arguments)
     sys.argv = [f"dpo-train {name}", *arguments]
     importlib.import_module(verb.module).main()
-
-
-def with_newest_run(arguments: list[str]) -> list[str]:
-    """Add the newest complete run to a command line that names none; help and the like are left alone."""
-    if any(word.startswith("-") for word in arguments):
-        return arguments
-    from dpo.config.roots import outputs_root
-    from dpo.records.overview import find_runs, run_status
-
-    for folder in find_runs(outputs_root()):
-        if run_status(folder).state == "complete":
-            print(f"newest complete run: {folder}", file=sys.stderr)
-            return [str(folder), *arguments]
-    raise ConfigError(f"no run named, and no complete one under {outputs_root()}")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ def compare(config: Compare) -> Path:
     from dpo.pages.compare import write_comparison_page
     from dpo.pages.comparison_tables import comparison_csv
     from dpo.records.files import write_json, write_text
+    from dpo.records.naming import run_folder
 
-    folders = [Path(run).expanduser() for run in config.runs]
+    folders = [run_folder(run, "runs") for run in config.runs]
     entries = read_entries(folders, config.name)
     found = compare_entries(entries, config.resamples, config.confidence, config.seed)
     names = "\0".join([config.name, *(str(folder.resolve()) for folder in folders)])

@@ -15,10 +15,13 @@ def evaluate(config: Evaluate) -> Path:
     """Evaluate a run, or go on where an earlier evaluation stopped, and print the outcome; returns its folder."""
     check_ranges(config.evaluation, "evaluation.")
     from dpo.modeling.device import pin_one_gpu
+    from dpo.records.naming import run_folder
     from dpo.records.quiet import quiet
     from dpo.records.run import read_record
 
-    read_record(Path(config.run).expanduser())
+    run = run_folder(config.run)
+    config.run = str(run)
+    read_record(run)
     pin_one_gpu()
     quiet()
     from dpo.evaluation.measure import measure
@@ -26,7 +29,7 @@ def evaluate(config: Evaluate) -> Path:
     from dpo.evaluation.tracked import track_evaluation
     from dpo.pages.run import write_run_page
 
-    folder, run = measure(config), Path(config.run).expanduser()
+    folder = measure(config)
     track_evaluation(run, folder, write_run_page(run, folder.name, PAGE_SAMPLES))
     show(folder, config.evaluation.show)
     return folder

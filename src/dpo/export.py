@@ -13,12 +13,13 @@ def export(config: Export) -> Path:
     """Make (or find) the export of a run, print its certificate, and push it when asked; returns its folder."""
     check_export(config)
     from dpo.evaluation.folder import file_digest
+    from dpo.records.naming import run_folder
     from dpo.records.read import json_file
     from dpo.records.run import read_record
     from dpo.release.certificate import check_certified
     from dpo.release.publish import check_push, push, show_plan
 
-    run = Path(config.run).expanduser()
+    run = run_folder(config.run)
     read_record(run)
     if config.push is not None and not config.dry_run:
         check_push(config.push)

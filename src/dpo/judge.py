@@ -15,24 +15,27 @@ from dpo.errors import ConfigError
 def judge(config: JudgeAnswers) -> Path:
     """Judge, print the figures, write the verdicts; returns the folder they are in."""
     check_ranges(config)
-    if (config.responses is None) == (config.run is None):
-        raise ConfigError("needs a run directory, or responses=FILE; one of them")
-    if config.run is not None and config.gold:
+    if config.responses is not None and config.run is not None:
+        raise ConfigError(f"run={config.run}: with responses=FILE no run is judged; give one of them")
+    if config.responses is None and config.gold:
         raise ConfigError(f"gold={config.gold}: read with responses=FILE only; a run's answers have no such columns")
+    from dpo.records.naming import NEWEST, run_folder
     from dpo.records.quiet import quiet
+
+    run = run_folder(config.run or NEWEST) if config.responses is None else None
 
     quiet()
     from dpo.evaluation.judges.table import build_judges
 
     judges = build_judges(config.judge)
     interval = {"resamples": config.resamples, "confidence": config.confidence, "seed": config.seed}
-    if config.run is not None:
+    if run is not None:
         from dpo.evaluation.judge_run import judge_run
         from dpo.evaluation.show import show
         from dpo.modeling.device import pin_one_gpu
 
         pin_one_gpu()
-        folder = judge_run(Path(config.run).expanduser(), config.name, judges, interval)
+        folder = judge_run(run, config.name, judges, interval)
         show(folder, config.show)
         return folder
     return _judge_file(config, judges, interval)

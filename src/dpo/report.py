@@ -14,7 +14,9 @@ from dpo.sweeps.files import is_sweep
 def report(config: Report) -> Path:
     """Write report.html of the run, or of the sweep and its answer beside it, and say where; returns its path."""
     check_ranges(config)
-    folder = Path(config.run).expanduser()
+    from dpo.records.naming import run_folder
+
+    folder = run_folder(config.run, sweeps=True)
     if is_sweep(folder):
         from dpo.sweeps.report import report_sweep
 

@@ -78,14 +78,13 @@ def _view(root: Path, limit: int | None) -> Group:
                 run.evaluated or "",
             ]
         )
-    table = to_table(["run", "state", "step", "left", "loss", "best dev accuracy", "evaluated"], rows)
-    for name in (1, 6):
-        table.columns[name].justify = "left"
-    table.columns[0].no_wrap = True
-    table.columns[0].overflow = "ellipsis"
-    table.columns[1].no_wrap = True
-    for row, run in zip(table.rows, runs, strict=True):
-        row.style = STYLES.get(run.state, "red")
+    table = to_table(
+        ["run", "state", "step", "left", "loss", "best dev accuracy", "evaluated"],
+        rows,
+        spare=("loss", "left", "best dev accuracy"),
+        left=("state", "evaluated"),
+        styles=[STYLES.get(run.state, "red") for run in runs],
+    )
     notes = [
         Text(clean(f"{run.folder.relative_to(root) if run.folder != root else root}: {run.note}"), overflow="fold")
         for run in runs
@@ -111,7 +110,8 @@ def _sweeps(runs: list[RunStatus]) -> list[Text]:
 
 def main() -> None:
     """Compose, parse and show."""
-    sys.argv[1:] = ["watch=true" if argument == "--watch" else argument for argument in sys.argv[1:]]
+    flags = {"--watch": "watch=true", "--json": "json=true"}
+    sys.argv[1:] = [flags.get(argument, argument) for argument in sys.argv[1:]]
     register()
     app("status", Status, status, positional="root")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import importlib
 import importlib.util
 import io
@@ -51,18 +52,31 @@ def _keys(aliases: Iterable[str], before: list[str], current: str, verbs: Any, a
     name = "prepare" if before[0] in aliases else before[0]
     if name not in verbs or importlib.util.find_spec(verbs[name].module) is None:
         return []
+    runs = _runs(verbs[name].runs, current)
     overrides = [word for word in before[1:] if "=" in word and not word.startswith("-")]
     os.environ["COMP_LINE"] = " ".join(["dpo-train", *overrides, current])
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
         _hydra(verbs[name].module, ["-sc", *arguments])
     # Typed nodes and shared values are files of a group, but nothing to choose; Hydra's own keys only when asked for.
-    return [
+    return runs + [
         word
         for word in out.getvalue().split()
         if not word.partition("=")[2].startswith(("base_", "shared"))
         and (not word.startswith("hydra") or current.startswith("hydra"))
     ]
+
+
+def _runs(key: str | None, current: str) -> list[str]:
+    """What a word that names a run could become, with `key=` before it or bare: names `status` prints, and folders."""
+    begun, value = ("", current) if "=" not in current else (f"{key}=", current.partition("=")[2])
+    if key is None or not current.startswith(begun):
+        return []
+    from dpo.config.roots import outputs_root
+    from dpo.records.naming import names
+
+    folders = [f"{path}/" for path in sorted(glob.glob(f"{glob.escape(value)}*")) if os.path.isdir(path)]
+    return [f"{begun}{word}" for word in (*names(outputs_root()), *folders) if word.startswith(value)]
 
 
 def _hydra(module: str, argv: list[str]) -> None:

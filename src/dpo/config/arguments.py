@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,7 +43,7 @@ def arguments(argv: list[str], positional: str | None) -> list[str]:
             )
         if argument in WITH_VALUE:
             rest += [argument, *itertools.islice(words, 1)]
-        elif positional and "=" not in argument and not argument.startswith("-"):
+        elif positional and not argument.startswith("-") and ("=" not in argument or _is_path(argument)):
             folders.append(str(Path(argument).expanduser()))
         else:
             argument = re.sub(r"=~/", f"={Path.home()}/", argument)
@@ -57,6 +58,11 @@ def arguments(argv: list[str], positional: str | None) -> list[str]:
         else:
             raise ConfigError(f"{folders[1]}: only one folder is taken here")
     return rest
+
+
+def _is_path(word: str) -> bool:
+    """Whether a word with `=` in it is a folder that somebody called so, and no override."""
+    return os.path.exists(os.path.expanduser(word))
 
 
 def quoted(value: object) -> str:

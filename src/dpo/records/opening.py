@@ -13,6 +13,7 @@ from dpo.config.read import config_yaml
 from dpo.config.roots import outputs_root
 from dpo.config.schema import Config
 from dpo.errors import CheckpointError, ConfigError
+from dpo.records.naming import run_folder
 from dpo.records.owner import Owner
 from dpo.records.process import ALIVE_SECONDS, is_alive, is_alive_elsewhere, silence
 from dpo.records.run import Facts, Run, read_record
@@ -33,7 +34,7 @@ def open_run(name: str, resume: str, facts: Facts, say: Callable[[str], None]) -
     the folder given. Raises Taken, ConfigError, CheckpointError.
     """
     if resume not in ("auto", "never"):
-        folder = Path(resume).expanduser()
+        folder = run_folder(resume, "resume")
         try:
             # What another machine's clock says cannot be checked; the user can, and has named this run.
             return _go_on(folder, facts, believe=False), True
