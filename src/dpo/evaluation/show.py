@@ -40,10 +40,5 @@ def _show_samples(console: Console, samples: list[Row]) -> None:
             answer["shown"] = f"{answer['answer'].strip()}{end}\n({verdicts})"
         question = sample["messages"][-1]["content"]
         rows.append([question, sample["baseline"]["shown"], sample["policy"]["shown"]])
-    table = to_table(["prompt", "before", "after"], rows, "samples, drawn at random")
-    table.show_lines = True
-    for column in table.columns:
-        column.justify = "left"
-        column.ratio = 2
-    table.columns[0].ratio = 1
-    console.print(table)
+    columns = ["prompt", "before", "after"]
+    console.print(to_table(columns, rows, "samples, drawn at random", left=columns, ruled=True))

@@ -8,10 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
+from dpo.pages.fitted import Fitted, flat_spaces
 from dpo.records.read import DASH
 from dpo.streams import clean
 
@@ -40,15 +37,18 @@ def to_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-def to_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> Table:
-    """A rich table; the first column to the left, the others to the right; no cell is read as markup."""
-    heading = None if title is None else Text(clean(title))
-    table = Table(title=heading, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
-    for number, name in enumerate(columns):
-        table.add_column(Text(clean(name)), justify="left" if number == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(clean("" if cell is None else str(cell))) for cell in row))
-    return table
+def to_table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None, **settings: Any
+) -> Fitted:
+    """A table for a terminal of any width, with `settings` of Fitted; no cell is read as markup."""
+
+    def cell(value: Any) -> str:
+        return flat_spaces(clean("" if value is None else str(value)))
+
+    heading = None if title is None else clean(title)
+    return Fitted(
+        [cell(name) for name in columns], [[cell(value) for value in row] for row in rows], heading, **settings
+    )
 
 
 def share(estimate: Figure) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from dpo.pages.tables import to_table
@@ -16,19 +15,6 @@ from dpo.sweeps.files import read_sweep
 from dpo.sweeps.page import notes, write_sweep_page
 from dpo.sweeps.tables import best_table, failures, job_table, seed_table, sweep_csv
 
-LABEL = 24
-"""Characters of a label that stay on one line."""
-
-
-def _table(table: tuple[list[str], list[list[str]]], title: str) -> Table:
-    """Intervals stay whole; where the width does not allow it, labels and the last column give way."""
-    columns, rows = table
-    made = to_table(columns, rows, title)
-    for column in made.columns[1:-1]:
-        column.no_wrap = True
-    made.columns[0].min_width = min(LABEL, max((len(row[0]) for row in rows), default=0))
-    return made
-
 
 def report_sweep(root: Path) -> Path:
     """Print and write the answer; returns the page's path."""
@@ -37,14 +23,15 @@ def report_sweep(root: Path) -> Path:
     write_text(root / "jobs.csv", sweep_csv(found))
     page = write_sweep_page(root / "report.html", found)
     console = terminal()
-    console.print(_table(job_table(found, states=False), "all jobs"))
+    jobs = job_table(found, states=False)
+    console.print(to_table(*jobs, "all jobs", spare=[name for name in ("time", "words") if name in jobs[0]]))
     for line in failures(found):
         console.print(Text(clean(line), overflow="fold"))
     if found["choice"]["against_best"]:
-        console.print(_table(best_table(found), "every setting against the best"))
+        console.print(to_table(*best_table(found), "every setting against the best", left=["verdict"]))
     seeds = seed_table(found)
     if seeds[1]:
-        console.print(_table(seeds, "over seeds"))
+        console.print(to_table(*seeds, "over seeds"))
     console.print(Text(clean(found["choice"]["reason"]), style="bold", overflow="fold"))
     for line in notes(found):
         console.print(Text(clean(line), overflow="fold"))
