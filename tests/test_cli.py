@@ -247,7 +247,7 @@ def test_init_then_train_then_the_newest_run(here, capsys):
     assert f"newest complete run: {run}" in said.err
     assert str(run / "report.html") in said.out
     assert call("compare", str(run.with_name("other")), str(run)) == 2
-    assert f"other: no such run; nearest: {run.name}" in capsys.readouterr().err
+    assert f"other: no such run; allowed: {run.name}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -61,7 +61,9 @@ def test_a_signal_in_the_first_second_ends_a_verb_with_a_line(verb, number, afte
     words = [sys.executable, "-m", f"dpo.{verb}", *(["model=smollm2_135m"] if verb == "train" else [])]
     code, output = struck(words, tmp_path, number, after)
     assert code == 128 + number, output
-    assert output == "interrupted\n"
+    # Before it stands at most what is about to be loaded.
+    assert output.splitlines()[-1] == "interrupted"
+    assert "error" not in output
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def compare(config: Compare) -> Path:
     write_json(out / "comparison.json", found)
     write_text(out / "comparison.csv", comparison_csv(found))
     write_comparison_page(out / "report.html", found, _side_by_side(entries), config.show)
-    _print(found, out)
+    _print(found, folders, out)
     return out
 
 
@@ -50,13 +51,22 @@ def _side_by_side(entries: list[Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _print(found: dict[str, Any], out: Path) -> None:
+def _print(found: dict[str, Any], folders: list[Path], out: Path) -> None:
+    from dpo.evaluation.difference import caution
     from dpo.pages.comparison_tables import COST_NOTE, cost_table, figure_tables, pairwise_table, quality_table
+    from dpo.pages.ending import say
     from dpo.pages.tables import to_table
     from dpo.records.terminal import terminal
-    from dpo.streams import clean
 
     console = terminal()
+    labels = [row["label"] for row in found["rows"][1:]]
+    if found["differs"]:
+        rows = [[one["key"], *one["values"]] for one in found["differs"]]
+        console.print(to_table(["", *labels], rows, title="what differs between the runs"))
+    elif len(labels) > 1:
+        console.print("no setting that decides what is computed differs between the runs", markup=False)
+    if beware := caution(found["differs"]):
+        console.print(Text(beware, style="yellow"))
     console.print(to_table(*quality_table(found), title="quality"))
     for judge, table in figure_tables(found):
         console.print(to_table(*table, title=f"figures by {judge}"))
@@ -64,9 +74,16 @@ def _print(found: dict[str, Any], out: Path) -> None:
         console.print(to_table(*pairwise_table(found), title="run against run"))
     console.print(to_table(*cost_table(found), title="cost, all attempts included"))
     console.print(Text(COST_NOTE, style="dim"))
-    if found["choice"]:
-        console.print(Text(clean(found["choice"]["reason"]), style="bold"))
-    console.print(Text(clean(f"comparison in {out}")), soft_wrap=True)
+    choice = found["choice"] or {"reason": "no judge decided, so no run is chosen.", "label": None}
+    taken = [folder for row, folder in zip(found["rows"][1:], folders, strict=True) if row["label"] == choice["label"]]
+    say(console, choice["reason"], [], [f"comparison in {out}", f"report: {out / 'report.html'}", *_next(taken)])
+
+
+def _next(taken: list[Path]) -> list[str]:
+    """What to do with the run that was chosen."""
+    from dpo.pages.ending import commands
+
+    return commands([f"{verb} {shlex.quote(str(folder))}" for folder in taken for verb in ("chat", "export")])
 
 
 def _body(config: Compare) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from dpo.config.entry import main as app
 from dpo.config.evaluation import Evaluate, check_ranges, register
 from dpo.sweeps.orphan import end_with_the_sweep
-
-PAGE_SAMPLES = 12
 
 
 def evaluate(config: Evaluate) -> Path:
@@ -22,16 +21,22 @@ def evaluate(config: Evaluate) -> Path:
     run = run_folder(config.run)
     config.run = str(run)
     read_record(run)
+    print(f"evaluating {run}; loading", flush=True)
     pin_one_gpu()
     quiet()
     from dpo.evaluation.measure import measure
     from dpo.evaluation.show import show
     from dpo.evaluation.tracked import track_evaluation
-    from dpo.pages.run import write_run_page
+    from dpo.pages.ending import end_evaluation, write_page
 
-    folder = measure(config)
-    track_evaluation(run, folder, write_run_page(run, folder.name, PAGE_SAMPLES))
+    try:
+        folder = measure(config)
+    except (KeyboardInterrupt, SystemExit):
+        print(f"what is measured is kept in {run}; the same command goes on there", file=sys.stderr)
+        raise
+    track_evaluation(run, folder, write_page(run, folder.name))
     show(folder, config.evaluation.show)
+    end_evaluation(run, folder.name)
     return folder
 
 

@@ -33,10 +33,13 @@ def judge(config: JudgeAnswers) -> Path:
         from dpo.evaluation.judge_run import judge_run
         from dpo.evaluation.show import show
         from dpo.modeling.device import pin_one_gpu
+        from dpo.pages.ending import end_evaluation, write_page
 
         pin_one_gpu()
         folder = judge_run(run, config.name, judges, interval)
+        write_page(run, folder.name)
         show(folder, config.show)
+        end_evaluation(run, folder.name)
         return folder
     return _judge_file(config, judges, interval)
 

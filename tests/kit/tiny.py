@@ -100,7 +100,7 @@ def arguments(model: Path, pairs: Path, *more: str) -> list[str]:
 
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["dpo.training.stages", "bitsandbytes", "peft"])
+_CONTEXT.set_forkserver_preload(["dpo.training.stages", "bitsandbytes", "peft", "warm_pages"])
 
 
 def start(

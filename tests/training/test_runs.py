@@ -121,6 +121,8 @@ def test_a_signal_ends_truthfully_and_continues(inputs, undisturbed, place, numb
     assert not (folder / "adapter").exists()
     assert "Traceback" not in output
     assert newest(folder) == saved
+    assert (f"step {saved} is saved in" if saved else "no step is saved yet in") in output
+    assert "; the same command continues it" in output
     code, output = tiny.run("train", tiny.arguments(*inputs, "lora=lora"), tmp_path)
     assert code == 0, output
     assert (f"continuing at step {saved}" in output) == (saved is not None)

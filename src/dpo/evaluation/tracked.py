@@ -17,7 +17,7 @@ Row = dict[str, Any]
 MOST_SAMPLES = 500
 
 
-def track_evaluation(run: Path, folder: Path, report: Path) -> None:
+def track_evaluation(run: Path, folder: Path, report: Path | None) -> None:
     """Show the evaluation in `folder` and its page in the tracker that the run was trained with."""
     config, record = read_config(run / "config.yaml"), read_record(run)
     tracker = build_tracker(config.tracking, run, plain(config), record)

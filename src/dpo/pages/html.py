@@ -63,6 +63,7 @@ def with_contents(text: str) -> str:
     return text.replace(CONTENTS, f'<nav class="contents" aria-label="contents">{links}</nav>')
 
 
+@cache
 def environment() -> Any:
     """Jinja with the templates beside this module, everything escaped, and nothing undefined."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

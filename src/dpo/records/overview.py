@@ -81,7 +81,8 @@ def _read(folder: Path, record: Row, now: float) -> RunStatus:
         metrics, damaged = [], f"metrics damaged: {str(error).splitlines()[0].removeprefix(f'{folder}/')}"
     train = [row for row in metrics if row.get("kind") == "train" and "loss" in row]
     dev = [row for row in metrics if row.get("kind") == "eval" and "rewards/accuracies" in row]
-    best = max(dev, key=lambda row: row["rewards/accuracies"], default=None)
+    # At step 0 every pair is a tie.
+    best = max((row for row in dev if number(row["step"]) > 0), key=lambda row: row["rewards/accuracies"], default=None)
     state, note = _state(record, now)
     step = max([0, int(number(record.get("step") or 0)), *(int(number(row["step"])) for row in train)])
     last = train[-1] if train else None

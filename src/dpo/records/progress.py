@@ -49,10 +49,10 @@ class TrainingProgress:
 
     def show(self, kind: str, step: int, values: dict[str, float]) -> None:
         """One logged step, or one evaluation."""
-        text = (
-            f"loss {values['loss']:.4f}  margin {values['rewards/margins']:+.3f}  "
-            f"accuracy {values['rewards/accuracies']:.2f}"
-        )
+        # Before the first update every reward is 0 and every pair a tie: what rounding makes of that is no accuracy.
+        tied = step <= (0 if kind == "eval" else 1)
+        accuracy = "ties" if tied else f"{values['rewards/accuracies']:.2f}"
+        text = f"loss {values['loss']:.4f}  margin {values['rewards/margins']:+.3f}  accuracy {accuracy}"
         if kind == "eval":
             self.console.print(f"dev at step {step}: {text}", highlight=False)
             return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rich.text import Text
 
+from dpo.pages.ending import commands, say
 from dpo.pages.tables import to_table
 from dpo.records.files import write_json, write_text
 from dpo.records.terminal import terminal
@@ -32,8 +34,11 @@ def report_sweep(root: Path) -> Path:
     seeds = seed_table(found)
     if seeds[1]:
         console.print(to_table(*seeds, "over seeds"))
-    console.print(Text(clean(found["choice"]["reason"]), style="bold", overflow="fold"))
     for line in notes(found):
         console.print(Text(clean(line), overflow="fold"))
-    console.print(Text(f"sweep report in {page}"), soft_wrap=True)
+    taken = [job["folder"] for job in found["jobs"] if job["label"] == found["choice"]["label"]]
+    following = [
+        f"{verb} {shlex.quote(str(folder))}" for folder in taken[:1] for verb in ("evaluate", "chat", "export")
+    ]
+    say(console, found["choice"]["reason"], [], [f"sweep report in {page}", *commands(following)])
     return page

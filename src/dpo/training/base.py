@@ -40,7 +40,6 @@ def find_base(job: Job) -> Base:
     config = job.config
     with job.ledger.phase("load"), job.ranks.in_turn():
         compute = choose_compute(config.hardware.device, config.hardware.precision)
-        check_device(config, compute)
         weights = resolve(config.model.path, config.model.revision, config.model.trust_remote_code)
         # A template that prints the date renders the same when the run is continued or read.
         date = job.run.record.setdefault("date", date_of_begin(job.run.record))
@@ -73,8 +72,9 @@ def find_base(job: Job) -> Base:
     return Base(weights, adapter, tokenizer, compute, longest)
 
 
-def check_device(config: Config, compute: Compute) -> None:
-    """Raise ConfigError for what only a GPU can do."""
+def check_device(config: Config) -> None:
+    """Raise ConfigError for a device that is not here, and for what only a GPU can do."""
+    compute = choose_compute(config.hardware.device, config.hardware.precision)
     if compute.device == "cpu" and config.dpo.optimizer is Optimizer.paged_adamw_8bit:
         raise ConfigError("dpo.optimizer=paged_adamw_8bit: needs a CUDA GPU; use dpo.optimizer=adamw on a CPU")
 

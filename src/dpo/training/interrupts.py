@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -45,6 +46,9 @@ class Interrupts:
         known, self.pending = self.pending is not None, number
         # Whoever imports may swallow what is raised in the middle of it. Others may too: so it stays pending as well.
         if not known and (self._deferred or signals.importing(frame)):
+            if self._deferred and not self._echo_seconds:
+                with contextlib.suppress(OSError):
+                    os.write(2, b"\nstopping at the next safe point; once more stops at once\n")
             return
         if self._came - before < self._echo_seconds:
             return

@@ -12,6 +12,7 @@ from typing import Any
 from dpo.config.failures import translate
 from dpo.config.schema import Config
 from dpo.distributed.ranks import ALONE, LostRank, Ranks
+from dpo.errors import Interrupted
 from dpo.records.ledger import Ledger
 from dpo.records.opening import STATUS_OF, open_here
 from dpo.records.owner import Lost, signs_of_life
@@ -111,7 +112,18 @@ def _ending(job: Job) -> Iterator[None]:
         # A full disk may refuse even this line; run.json then still says running, and its dead pid says killed.
         with contextlib.suppress(OSError, Lost):
             job.run.finish(STATUS_OF.get(code, "failed"), reason, code)
+        if isinstance(error, Interrupted) and job.ranks.first:
+            error.args = (f"{error}\n{_saved(job)}",)
         raise
+
+
+def _saved(job: Job) -> str:
+    """What an interrupted run has kept, and how it goes on."""
+    steps = [int(path.name[5:]) for path in (job.run.folder / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
+    kept = f"step {max(steps)} is saved in {job.run.folder}" if steps else f"no step is saved yet in {job.run.folder}"
+    # Another resume= than auto's would begin or look elsewhere.
+    again = "the same command" if job.config.resume != "never" else f"resume={job.run.folder} instead of resume=never"
+    return f"{kept}; {again} continues it"
 
 
 def exit_code(error: BaseException) -> int:

@@ -24,7 +24,7 @@ class Evaluated:
     last: Mapping[str, float]
     columns: Sequence[str]
     samples: Sequence[Sequence[str]]
-    report: Path
+    report: Path | None
 
 
 class Tracker(Protocol):

@@ -50,7 +50,8 @@ class TrackioTracker:
         figures = {f"{found.key}/{name}": value for name, value in found.figures.items()}
         table = trackio.Table(columns=list(found.columns), data=[list(row) for row in found.samples])
         self._run.log({**figures, f"{found.key}/samples": table, "step": found.step}, step=found.step)
-        self._run.log_artifact(found.report, name=f"{found.key.replace('/', '-')}-{self._run.name}", type="report")
+        if found.report is not None:
+            self._run.log_artifact(found.report, name=f"{found.key.replace('/', '-')}-{self._run.name}", type="report")
 
     def keep(self, adapter: Path) -> None:
         """See Tracker."""

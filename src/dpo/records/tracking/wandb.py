@@ -107,7 +107,8 @@ class WandbTracker:
         self._run.log({**figures, "step": found.step}, step=step)
         table = wandb.Table(columns=list(found.columns), data=[list(row) for row in found.samples])
         self._run.log({f"{found.key}/samples": table}, step=step)
-        self._artifact("report", found.key, found.report)
+        if found.report is not None:
+            self._artifact("report", found.key, found.report)
 
     def keep(self, adapter: Path) -> None:
         """See Tracker."""

@@ -1,0 +1,82 @@
+"""Verbs end with what was found, what warns against it, and commands that come next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hostile import write_run
+
+from dpo.pages import ending
+from dpo.records.read import read_run, read_summary
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "it's a run")
+
+
+def test_training_ends_with_the_dev_pairs_and_their_interval(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ending.end_training(run)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "on 10 dev pairs the loss fell from 0.690 to 0.490" in said
+    assert "gained on the rejected one in 90% [60, 98] of them" in said
+    assert f"next: python -m dpo.evaluate {shlex.quote(str(run))}" in said
+    assert (run / "report.html").exists()
+
+
+def test_without_held_out_pairs_it_promises_nothing(run: Path) -> None:
+    found = read_run(run)
+    found.dev.clear()
+    found.data["kept"] |= {"dev": 0, "test": 0}
+    assert "no dev pairs were held out" in ending.trained(found)
+    assert not any("evaluate" in line for line in ending.after_training(found, page=True))
+
+
+@pytest.mark.parametrize(("gain", "begins"), [(0.5, "better than before by rules: "), (0.0, "not told apart from")])
+def test_evaluation_ends_with_the_first_judge_that_decides(tmp_path: Path, gain: float, begins: str) -> None:
+    run = write_run(tmp_path / "r", gain=gain)
+    assert ending.evaluated(read_summary(run, "test")).startswith(begins)
+
+
+def test_evaluation_without_a_judge_that_decides_says_so(run: Path) -> None:
+    summary: Any = read_summary(run, "test")
+    summary["judges"] = {}
+    said = ending.evaluated(summary)
+    assert said.startswith("on 40 held-out pairs the chosen answer gained")
+    assert "llm, reward_model, human could" in said
+
+
+def test_the_rule_of_the_shipped_rows_is_no_headline_for_others(tmp_path: Path) -> None:
+    summary = read_summary(write_run(tmp_path / "r", gain=0.5), "test")
+    assert ending.evaluated(summary, "synthetic").startswith("better than before by rules")
+    assert ending.evaluated(summary, "local").startswith("on 40 held-out pairs")
+
+
+def test_cut_answers_are_said_with_the_key_to_change(run: Path) -> None:
+    summary: Any = read_summary(run, "test")
+    assert ending.cut(summary) == []
+    summary["answers"]["policy"]["truncated"] = 31
+    more = "evaluation.max_new_tokens=160 evaluation.name=test-160 lets them end"
+    assert ending.cut(summary) == [f"31 of 40 answers were cut at 80 tokens; {more}"]
+
+
+def test_what_the_page_warns_of_the_terminal_says(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary: Any = read_summary(run, "test")
+    for side in ("chosen", "rejected"):
+        summary["pairs"][f"{side}_log_ratio"] = {"value": -9.0, "low": -10.0, "high": -8.0, "n": 20}
+    monkeypatch.setattr(ending, "read_summary", lambda folder, name: summary)
+    ending.end_evaluation(run, "test")
+    assert "warning: Likelihood displacement: Both chosen and rejected" in capsys.readouterr().out
+
+
+def test_a_page_that_cannot_be_written_takes_nothing_from_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "report.html").mkdir()
+    ending.end_training(run)
+    said = capsys.readouterr()
+    assert "report.html was not written" in said.err
+    assert "dev pairs" in said.out
