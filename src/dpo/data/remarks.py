@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dpo.errors import DataError
 
 # Said of every dataset in which a question is asked twice: nothing to act on.
+ENOUGH = 50
+"""Pairs that let a share be told to 14 points up or down; fewer are worth a line."""
 QUIET = ("prompt seen before",)
 
 
@@ -17,7 +20,25 @@ def remarks(report: dict[str, Any]) -> list[str]:
         found = {name: one["count"] for name, one in report[key].items() if one["count"] and name not in QUIET}
         if found:
             lines.append(f"{what}: {', '.join(f'{count} {name}' for name, count in found.items())} (ids in data.json)")
-    return [*lines, *cuts(report), *report["warnings"]]
+    return [*lines, *cuts(report), *report["warnings"], *few_held_out(report)]
+
+
+def few_held_out(report: dict[str, Any]) -> list[str]:
+    """A line for each held-out split that is empty or too small to compare by, with how to hold out more."""
+    kept = report["kept"]
+    # What brings a split to ENOUGH pairs, at most a third of all.
+    share = min(0.33, math.ceil(100 * ENOUGH / max(1, sum(kept.values()))) / 100)
+    lines = []
+    for split, lacking in (("dev", "nothing shows overfitting"), ("test", "nothing can be evaluated")):
+        count, more = kept[split], f"dataset.{split}_fraction={share:g} holds out more"
+        if count == 0:
+            lines.append(f"no {split} pairs, so {lacking}; {more}")
+        elif count < ENOUGH:
+            half = 100 * min(0.5, 0.98 / math.sqrt(count))
+            lines.append(
+                f"only {count} {split} pairs: shares of them are known to {half:.0f} points up or down; {more}"
+            )
+    return lines
 
 
 def cuts(report: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 import dpo
 from dpo.caches.folder import cache_folder
 from dpo.caches.reference import ReferenceCache
+from dpo.config.datasets import Local
 from dpo.config.evaluation import Evaluate, Evaluation, Split
 from dpo.config.parse import plain
 from dpo.config.schema import Config
@@ -107,9 +108,10 @@ def held_out(
     check_print(run, "data", data.fingerprint, dataset.path or data.report["origin"])
     tokens: Sequence[TokenPair] = data.test if split is Split.test else data.dev
     if not len(tokens):
+        own = ", or dataset.test_path=FILE" if isinstance(dataset, Local) and split is Split.test else ""
+        there = f"{own}; evaluation.split=dev measures the {len(data.dev)} dev pairs" if len(data.dev) else own
         raise DataError(
-            f"{run}: its dataset holds out no {split.name} pairs\n"
-            f"for dataset=local give dataset.{split.name}_path or dataset.{split.name}_fraction when training"
+            f"{run}: its dataset holds out no {split.name} pairs\ntrain with dataset.{split.name}_fraction=0.1{there}"
         )
     count = len(tokens) if limit is None else min(limit, len(tokens))
     return list(data.pairs[split.name][:count]), list(tokens[:count])

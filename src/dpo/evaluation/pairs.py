@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dpo.statistics.calibration import calibration
-from dpo.statistics.intervals import Estimate, bootstrap_mean
+from dpo.statistics.intervals import Estimate, bootstrap_mean, bootstrap_share
 
 TIED = 0.5
 """Implicit-reward accuracy of the reference: all its rewards are 0."""
@@ -59,13 +59,22 @@ def summarise_pairs(
     groups = [row.group for row in rows]
     good, bad = chosen_tokens > 0, rejected_tokens > 0
 
-    def mean(values: np.ndarray, there: np.ndarray | None = None) -> dict[str, Any] | None:
-        if there is None or there.all():
-            return plain(bootstrap_mean(values, groups, resamples, confidence, seed))
-        if not there.any():
+    def over(estimate: Callable[..., Any], values: np.ndarray, there: np.ndarray | None, *ends: Any) -> Any:
+        if there is not None and not there.any():
             return None
-        kept = [group for group, is_there in zip(groups, there, strict=True) if is_there]
-        return plain(bootstrap_mean(values[there], kept, resamples, confidence, seed))
+        kept = np.ones(len(values), bool) if there is None else there
+        of = [group for group, is_there in zip(groups, kept, strict=True) if is_there]
+        return plain(estimate(values[kept], of, resamples, confidence, seed, *ends))
+
+    def mean(values: np.ndarray, there: np.ndarray | None = None) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = over(bootstrap_mean, values, there)
+        return found
+
+    def part(
+        values: np.ndarray, there: np.ndarray | None = None, low: float = 0.0, high: float = 1.0
+    ) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = over(bootstrap_share, values, there, (low, high))
+        return found
 
     def preferred(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return (first > second) + 0.5 * (first == second)
@@ -79,12 +88,12 @@ def summarise_pairs(
         "pairs": len(rows),
         "prompts": len(set(groups)),
         "beta": beta,
-        "accuracy": mean(after),
-        "accuracy_gain": mean(after - TIED),
-        "accuracy_per_token": mean(preferred(per_token, np.zeros_like(per_token))),
-        "likelier_before": mean(base, good & bad),
-        "likelier": mean(likelier, good & bad),
-        "likelier_gain": mean(likelier - base, good & bad),
+        "accuracy": part(after),
+        "accuracy_gain": part(after - TIED, low=-TIED, high=1 - TIED),
+        "accuracy_per_token": part(preferred(per_token, np.zeros_like(per_token))),
+        "likelier_before": part(base, good & bad),
+        "likelier": part(likelier, good & bad),
+        "likelier_gain": part(likelier - base, good & bad, low=-1.0),
         "margin": mean(beta * margin),
         "margin_per_token": mean(beta * per_token),
         "chosen_log_ratio": mean(chosen_ratio, good),

@@ -15,7 +15,7 @@ from dpo.evaluation.judges.ask import preferences, verdicts
 from dpo.evaluation.judges.interface import Item, Judge, PairItem, PairJudge, Verdict
 from dpo.evaluation.rules import word_count
 from dpo.evaluation.sides import BASELINE, POLICY, SIDES
-from dpo.statistics.intervals import bootstrap_mean, compare_scores, length_controlled_win_rate, wilson
+from dpo.statistics.intervals import bootstrap_mean, bootstrap_share, compare_scores, length_controlled_win_rate, wilson
 from dpo.statistics.paired import paired_shares
 
 Row = dict[str, Any]
@@ -127,6 +127,8 @@ def summarise_verdicts(
     def difference() -> Row:
         if yes_or_no and _alike(policy) and _alike(baseline):
             return asdict(paired_shares(policy[:1].repeat(trials), baseline[:1].repeat(trials), confidence))
+        if yes_or_no:
+            return asdict(bootstrap_share(policy - baseline, groups, **settings, bounds=(-1.0, 1.0)))
         return asdict(bootstrap_mean(policy - baseline, groups, **settings))
 
     return {

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dpo.data.prepare import Prepared
-from dpo.data.remarks import cuts
+from dpo.data.remarks import cuts, few_held_out
 from dpo.data.report import SPLITS
 from dpo.pages.tables import to_table
 from dpo.records.terminal import terminal
@@ -36,7 +36,7 @@ def show(data: Prepared, folder: Path, console: Console | None = None) -> None:
     )  # fmt: skip
     console.print(table)
     console.print(_lengths(report))
-    for line in [*_bias(report), *_cut(report), *map(clean, report["warnings"])]:
+    for line in [*_bias(report), *_cut(report), *map(clean, [*report["warnings"], *few_held_out(report)])]:
         console.print(line, markup=False)
     for example in report["examples"]:
         console.print(_one_line(f"{clean(example['id'])}  ", example["prompt"], "dim", console.width, 0.2))

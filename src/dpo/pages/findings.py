@@ -24,6 +24,7 @@ OVERFIT_RISE = 0.02
 GENERALISATION_GAP = 0.15
 LENGTH_CHANGE = 0.15
 LARGE_KL_PER_TOKEN = 0.5
+FEWEST = 20  # fewer held-out pairs, prompts or answers let nothing pass for good
 SMALL_FALL = 0.05  # nats a token
 
 
@@ -39,16 +40,38 @@ class Finding:
 
 def findings(run: RunFiles, summary: Row | None) -> list[Finding]:
     """All findings on a run; `summary` is its evaluation's, None when it has none."""
+    pairs = summary["pairs"]["pairs"] if summary else dev_pairs(run)
+    prompts = summary["answers"].get("prompts") if summary else None
+    measured = (summary["divergence"] or {}).get("answers") if summary else None
     return [
         reference_identity(run),
         loss_moves(run),
-        overfitting(run),
-        displacement(run, summary),
-        *[noise(name, judged) for name, judged in (summary["judges"] if summary else {}).items()],
-        length_exploitation(summary),
-        truncation(summary),
-        movement(summary),
+        _of(dev_pairs(run), "dev pairs", overfitting(run)),
+        _of(pairs, "held-out pairs", displacement(run, summary)),
+        *[
+            _of((judged["difference"] or {}).get("n"), "prompts", noise(name, judged))
+            for name, judged in (summary["judges"] if summary else {}).items()
+        ],
+        _of(prompts, "prompts", length_exploitation(summary)),
+        _of(prompts, "prompts", truncation(summary)),
+        _of(measured, "answers", movement(summary)),
     ]
+
+
+def _of(count: Any, what: str, found: Finding) -> Finding:
+    """A finding, but too few for a good one: what so few do not show may well be there."""
+    if found.level != GOOD or not isinstance(count, int) or count >= FEWEST:
+        return found
+    words = f"Too few to say: {count} {what}, {FEWEST} are the least. Hold out more with dataset.test_fraction."
+    if what == "dev pairs":
+        words = words.replace("test_fraction", "dev_fraction")
+    return Finding(found.name, UNKNOWN, words, found.evidence)
+
+
+def dev_pairs(run: RunFiles) -> int | None:
+    """How many dev pairs each evaluation of a run scored, where that is known."""
+    kept, limit = (run.data.get("kept") or {}).get("dev"), (run.config.get("dpo") or {}).get("eval_limit")
+    return None if not isinstance(kept, int) else min(kept, limit) if isinstance(limit, int) else kept
 
 
 def reference_identity(run: RunFiles) -> Finding:

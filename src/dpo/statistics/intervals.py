@@ -75,6 +75,29 @@ def bootstrap_mean(
     return bootstrap_ratio(np.stack([sums, counts], axis=1), resamples, confidence, seed)
 
 
+def bootstrap_share(
+    values: Sequence[float] | Floats,
+    groups: Sequence[Hashable] | None = None,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Estimate:
+    """`bootstrap_mean` of numbers that lie within `bounds`, such as shares (0 to 1) and their differences (-1 to 1).
+
+    Where every group says the same, resampling sees no spread at all: 4 of 4 is no certainty. Then up to as many of
+    further groups as Wilson's interval allows may lie at either bound.
+    """
+    found = bootstrap_mean(values, groups, resamples, confidence, seed)
+    if found.low < found.high:
+        return found
+    unseen = wilson(0, found.n, confidence).high
+    low, high = bounds
+    return Estimate(
+        found.value, found.value - unseen * (found.value - low), found.value + unseen * (high - found.value), found.n
+    )
+
+
 def bootstrap_ratio(parts: Floats, resamples: int = 2000, confidence: float = 0.95, seed: int = 0) -> Estimate:
     """Sum of numerators over sum of denominators with a percentile bootstrap interval over groups.
 
@@ -199,7 +222,7 @@ def compare_scores(
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     outcome = np.where(np.abs(difference) <= tie, 0.0, np.sign(difference))
     votes = np.sign(clusters(outcome, groups)[0])
-    net = bootstrap_mean(outcome, groups, resamples, confidence, seed)
+    net = bootstrap_share(outcome, groups, resamples, confidence, seed, (-1.0, 1.0))
     return Comparison(
         wins=int((outcome > 0).sum()),
         ties=int((outcome == 0).sum()),

@@ -24,6 +24,8 @@ from dpo.sweeps.files import JobFiles, SweepFiles, label_of, spanning
 Row = dict[str, Any]
 SEED = "seed"
 CONFIDENCE, RESAMPLES = 0.95, 4000
+FEWEST_SEEDS = 3
+"""Fewer have a mean and no interval."""
 
 
 @dataclass(frozen=True)
@@ -223,11 +225,20 @@ def _figures(
 
 
 def _over_seeds(setting: Setting, judged: dict[str, list[int]]) -> Row:
-    """How far the figures move with the seed alone: mean and t interval over seeds."""
-    found = {"accuracy": asdict(over_seeds(list(setting.correct().mean(1))))}
+    """How far the figures move with the seed alone: mean and t interval over seeds, of two seeds only the mean."""
+    found = {"accuracy": _mean(setting.correct().mean(1), share=True)}
     for name, decided in judged.items():
-        found[name] = asdict(over_seeds(list(setting.judged(name, "policy", decided).mean(1))))
+        levels = setting.judged(name, "policy", decided).mean(1)
+        found[name] = _mean(levels, share=bool(setting.entries[0].summary["judges"][name]["decides"]))
     return found
+
+
+def _mean(values: Floats, share: bool) -> Row:
+    found = asdict(over_seeds(list(values)))
+    if len(values) < FEWEST_SEEDS:
+        # On one degree of freedom the interval is twelve standard errors to each side: it says nothing.
+        return found | {"low": None, "high": None}
+    return found | {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])} if share else found
 
 
 def _job(job: JobFiles) -> Row:

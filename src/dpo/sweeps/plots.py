@@ -174,8 +174,8 @@ def _bars(estimates: Sequence[Any]) -> Plot:
     return {
         "type": "data",
         "symmetric": False,
-        "array": [e["high"] - e["value"] if e else None for e in estimates],
-        "arrayminus": [e["value"] - e["low"] if e else None for e in estimates],
+        "array": [e["high"] - e["value"] if e and e["high"] is not None else None for e in estimates],
+        "arrayminus": [e["value"] - e["low"] if e and e["low"] is not None else None for e in estimates],
         "color": "#8c959f",
         "thickness": 1,
         "width": 3,
