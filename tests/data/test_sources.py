@@ -236,7 +236,15 @@ def test_local_labels_are_never_guessed() -> None:
 
 def test_local_names_the_columns_it_saw() -> None:
     result = convert("local", {"instruction": "Q", "output": "a"})
-    assert str(result) == "missing: columns are instruction, output; name yours in dataset.columns"
+    named = "name yours, as dataset.columns={prompt: instruction, chosen: good, rejected: bad}"
+    assert str(result) == f"missing: columns are instruction, output; {named}"
+    for row, near in (
+        ({"prompt": "Q", "preferred": "a", "rejected": "b"}, "chosen: missing: nearest column: preferred"),
+        ({"prompt": "Q", "chosen": "a", "rejectd": "b"}, "rejected: missing: nearest column: rejectd"),
+        ({"prompt": "Q", "chosen": "a", "n": 1}, "rejected: missing: columns are prompt, chosen, n"),
+    ):
+        result = convert("local", row)
+        assert f"{result.field}: {result}" == near
     assert refused("local", {"chosen": "a", "rejected": "b"}) == (Reason.missing, "prompt")
     assert refused("local", "just text")[0] is Reason.unparsable
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,21 @@ ROLES = {
     "gpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+}
+# Names that others give to the three.
+ALIKE = {
+    "prompt": ("instruction", "question", "query", "input", "user", "text"),
+    "chosen": ("good", "preferred", "accepted", "winner", "better", "response_chosen", "positive", "answer_chosen"),
+    "rejected": (
+        "bad",
+        "dispreferred",
+        "refused",
+        "loser",
+        "worse",
+        "response_rejected",
+        "negative",
+        "answer_rejected",
+    ),
 }
 EMPTY = {"prompt": Reason.empty_prompt, "chosen": Reason.empty_chosen, "rejected": Reason.empty_rejected}
 Source = TypeVar("Source", bound=Callable[..., Any])
@@ -42,12 +58,20 @@ def value(row: Mapping[str, Any], name: str) -> Any:
     try:
         found = row[name]
     except KeyError:
-        raise RowRefused(Reason.missing, name) from None
+        raise RowRefused(Reason.missing, name, nearest_column(row, name)) from None
     except TypeError:
         raise RowRefused(Reason.unparsable, "", f"{type(row).__name__} is not an object") from None
     if found is None:
         raise RowRefused(Reason.null, name)
     return found
+
+
+def nearest_column(row: Mapping[str, Any], name: str) -> str:
+    """Which column of a row may be meant by one that it lacks."""
+    columns = [str(key) for key in row]
+    alike = [column for column in columns if column.lower() in ALIKE.get(name, ())]
+    close = alike or difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
+    return f"nearest column: {close[0]}" if close else f"columns are {', '.join(columns[:8]) or 'none'}"
 
 
 def text(found: Any, name: str) -> str:

@@ -12,7 +12,7 @@ from dpo.config.datasets import Local
 from dpo.data.pair import Message, Pair
 from dpo.data.refusal import Reason, Refusal, RowRefused
 from dpo.data.sources.conversation import answer, same_turns, split_conversations
-from dpo.data.sources.fields import build_pair, messages, refusals_returned, same_text, text, value
+from dpo.data.sources.fields import build_pair, messages, nearest_column, refusals_returned, same_text, text, value
 from dpo.data.sources.hh_rlhf import TURN, is_transcript, prompt_of_transcript, split_transcripts
 
 COLUMNS = (
@@ -33,6 +33,7 @@ SIDES = ("chosen", "rejected")
 TEXTS = {"prompt", "question", "conversations", "response_a", "response_b", "completion", *SIDES}
 # What `label` says of a single completion.
 WANTED, UNWANTED = frozenset({"true", "1", "1.0", "yes", "up"}), frozenset({"false", "0", "0.0", "-1", "no", "down"})
+NAMED = "prompt: instruction, chosen: good, rejected: bad"
 TRANSCRIPT = "prompt read as a transcript of Human and Assistant"
 
 
@@ -87,11 +88,11 @@ def _read(row: Mapping[str, Any], dataset: Local) -> tuple[set[str], Parts]:
         return {name, *answers}, (*_asked(row, name), 1.0)
     if not answers & row.keys():
         seen = ", ".join(str(key) for key in row) or "none"
-        raise RowRefused(Reason.missing, "prompt", f"columns are {seen}; name yours in dataset.columns")
+        raise RowRefused(Reason.missing, "prompt", f"columns are {seen}; name yours, as dataset.columns={{{NAMED}}}")
     chosen, rejected = value(row, "chosen"), value(row, "rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
         if not TURN.search("\n\n" + chosen) and not TURN.search("\n\n" + rejected):
-            raise RowRefused(Reason.missing, "prompt")
+            raise RowRefused(Reason.missing, "prompt", nearest_column(row, "prompt"))
         return answers, (*split_transcripts(text(chosen, "chosen"), text(rejected, "rejected")), 1.0)
     return answers, (*split_conversations(chosen, rejected), 1.0)
 
@@ -180,7 +181,7 @@ def _renamed(row: Any, columns: Mapping[str, str]) -> Mapping[str, Any]:
     renamed = {key: found for key, found in row.items() if key not in columns.values()}
     for ours, theirs in columns.items():
         if theirs not in row:
-            raise RowRefused(Reason.missing, theirs)
+            raise RowRefused(Reason.missing, theirs, nearest_column(row, theirs))
         renamed[ours] = row[theirs]
     return CsvRow(renamed) if isinstance(row, CsvRow) else renamed
 
