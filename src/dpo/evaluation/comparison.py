@@ -12,9 +12,10 @@ import numpy as np
 
 from dpo.errors import ConfigError
 from dpo.evaluation.choice import choose
+from dpo.evaluation.difference import what_differs
 from dpo.records.costs import costs
 from dpo.records.read import RunFiles, read_pairs, read_run, read_samples, read_summary
-from dpo.statistics.intervals import bootstrap_mean, compare_scores, holm
+from dpo.statistics.intervals import bootstrap_mean, bootstrap_share, compare_scores, holm
 
 Row = dict[str, Any]
 BASELINE = "baseline"
@@ -123,6 +124,7 @@ def compare(entries: Sequence[Entry], resamples: int, confidence: float, seed: i
             name: {key: entries[0].summary["judges"][name].get(key) for key in ("label", "definition", "decides")}
             for name in judges
         },
+        "differs": what_differs([entry.run.config for entry in entries]),
         "figures": further,
         "same_baseline_answers": _same_baseline(entries),
         "rows": rows,
@@ -229,7 +231,7 @@ def _pairwise(entries: Sequence[Entry], judges: Sequence[str], settings: Row) ->
         row: Row = {
             "first": first.label,
             "second": second.label,
-            "accuracy": asdict(bootstrap_mean(_correct(first) - _correct(second), groups, **settings)),
+            "accuracy": asdict(bootstrap_share(_correct(first) - _correct(second), groups, **settings, bounds=(-1, 1))),
             "judges": {},
         }
         for judge in judges:
