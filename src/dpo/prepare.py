@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 from omegaconf import MISSING
 
+from dpo.command.classic import FILES
+from dpo.command.recipe import with_files
 from dpo.config.datasets import Dataset
 from dpo.config.entry import main as app
 from dpo.config.model import Model
@@ -63,7 +66,7 @@ def prepare(config: Prepare) -> None:
 
 def main() -> None:
     """Compose, parse and prepare; exits with the code of the outcome."""
-    app("prepare", Prepare, prepare)
+    app("prepare", Prepare, prepare, files=partial(with_files, groups=FILES["prepare"]))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from dpo.command.recipe import with_files
 from dpo.config.entry import main as app
 from dpo.config.losses import REFERENCE_FREE
 from dpo.config.schema import Config
@@ -15,6 +17,8 @@ from dpo.sweeps.run import run_sweep
 
 def train(config: Config) -> Path:
     """Train one run to its last step, or continue it there; returns the run directory."""
+    what = f"{config.model.path} on {config.dataset.source}, beta {config.dpo.beta:g}"
+    print(f"{config.name}: {what}; loading", flush=True)
     check_paths(config)
     from dpo.distributed import launch
     from dpo.engine.allocator import use_huge_pages
@@ -28,30 +32,35 @@ def train(config: Config) -> Path:
     use_huge_pages()
     quiet()
     from dpo.distributed.ranks import joined
+    from dpo.pages.ending import end_training
     from dpo.release.card import model_card
     from dpo.training import reference, stages
-    from dpo.training.base import find_base
+    from dpo.training.base import check_device, find_base
     from dpo.training.build import build_trainer
     from dpo.training.continuing import find_checkpoint
     from dpo.training.job import open_job
     from dpo.training.start_value import check_start_value
 
-    with joined(place, config.hardware.device) as ranks, open_job(config, ranks) as job:
-        base = find_base(job)
-        data = stages.load_data(job, base)
-        checkpoint = find_checkpoint(job, base.adapter, data.report)
-        needed = stages.needed_pairs(job, data)
-        trainer = build_trainer(job, base, data, needed, checkpoint)
-        if REFERENCE_FREE & set(config.dpo.loss):
-            if checkpoint is None:
-                check_start_value(job, trainer, needed, base)
-        else:
-            reference.add_reference(job, base, trainer, reference.compared_pairs(job, data, needed))
-            if checkpoint is None:
-                reference.check_start(job, trainer, needed, base.compute)
-        with stages.tracked(job) as tracker:
-            stages.run_steps(job, trainer, tracker, checkpoint, base.compute)
-            stages.save_final(job, trainer, tracker, base.tokenizer, model_card)
+    with joined(place, config.hardware.device) as ranks:
+        check_device(config)
+        with open_job(config, ranks) as job:
+            base = find_base(job)
+            data = stages.load_data(job, base)
+            checkpoint = find_checkpoint(job, base.adapter, data.report)
+            needed = stages.needed_pairs(job, data)
+            trainer = build_trainer(job, base, data, needed, checkpoint)
+            if REFERENCE_FREE & set(config.dpo.loss):
+                if checkpoint is None:
+                    check_start_value(job, trainer, needed, base)
+            else:
+                reference.add_reference(job, base, trainer, reference.compared_pairs(job, data, needed))
+                if checkpoint is None:
+                    reference.check_start(job, trainer, needed, base.compute)
+            with stages.tracked(job) as tracker:
+                stages.run_steps(job, trainer, tracker, checkpoint, base.compute)
+                stages.save_final(job, trainer, tracker, base.tokenizer, model_card)
+        if ranks.first and not os.environ.get("DPO_SWEEP"):
+            end_training(job.run.folder)
     return job.run.folder
 
 
@@ -72,7 +81,7 @@ def check_paths(config: Config) -> None:
 def main() -> None:
     """Compose, parse and train; exits with the code of the outcome."""
     end_with_the_sweep()
-    app("config", Config, train, multirun=run_sweep)
+    app("config", Config, train, multirun=run_sweep, files=with_files)
 
 
 if __name__ == "__main__":

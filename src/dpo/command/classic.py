@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.config.folder import conf_folder, options
+from dpo.config.help.words import WORDS
 from dpo.config.nearest import nearest
 from dpo.errors import ConfigError
 from dpo.records.files import read_regular
@@ -93,6 +94,8 @@ HEARD = {
     "prepare": ("model_name", "dataset_source", "max_length", "limit", "output_dir"),
     "init": tuple(FIELDS),
 }
+# Verbs that take files for overrides, and the groups these may set; none stands for all.
+FILES: dict[str, tuple[str, ...]] = {"train": (), "prepare": ("model", "dataset")}
 HYDRA_FLAGS = (
     "help", "hydra-help", "version", "cfg", "resolve", "package", "run", "multirun", "shell-completion",
     "config-path", "config-name", "config-dir", "experimental-rerun", "info",
@@ -126,8 +129,10 @@ def split_flags(verb: str, argv: list[str], others: tuple[str, ...] = HYDRA_FLAG
             found[known[name]] = typed
         elif flag.startswith("--") and flag[2:] not in others:
             names = [f"--{name.replace('_', '-')}" for name in known]
+            ours = WORDS.get(name) if verb == "train" else None
             near = (
-                nearest(f"--{name.replace('_', '-')}", [*names, *(f"--{other}" for other in others)])
+                (f"; here it is {ours}=..." if ours else "")
+                or nearest(f"--{name.replace('_', '-')}", [*names, *(f"--{other}" for other in others)])
                 or f"; flags: {', '.join(names)}"
             )
             raise ConfigError(f"{flag}: unknown flag of dpo-train {verb}{near}")
@@ -189,6 +194,12 @@ def command_line(verb: str, argv: list[str], file: Path) -> list[str]:
     """
     fields = read_file(file)
     flags, rest = split_flags(verb, argv) if verb in HEARD else ({}, argv)
+    if verb in FILES:
+        from dpo.command.recipe import with_files
+
+        # Here, so that a recipe wins over the file of the first tool, and a flag over the recipe.
+        flagged = [word.partition("=")[0] for made in to_overrides(flags).values() for word in made]
+        rest = with_files(rest, FILES[verb], flagged)
     typed = {word.lstrip("+").partition("=")[0]: word for word in rest if "=" in word}
     if "experiment" in typed and fields:
         _say(f"{file}: left aside, because the command line names an experiment")

@@ -24,7 +24,8 @@ from dpo.config import schema as _schema
 from dpo.config.arguments import arguments, check_flags, overridden, overrides_first, quoted
 from dpo.config.choices import check_choices
 from dpo.config.failures import exits, translate
-from dpo.config.folder import conf_folder, options
+from dpo.config.folder import conf_folder
+from dpo.config.help.page import help_page
 from dpo.config.hydra_keys import guard
 from dpo.config.leftovers import drop_leftovers
 from dpo.config.parse import parse
@@ -53,14 +54,16 @@ def main(
     body: Callable[[T], object],
     positional: str | None = None,
     multirun: Callable[[Grid[T]], None] | None = None,
+    files: Callable[[list[str]], list[str]] | None = None,
 ) -> None:
     """Run `body` with the parsed config of this command line and exit with its code.
 
     With -m or a sweep's file, `multirun` gets the whole grid, every config of it checked. `positional` is the key that
     bare folders on the command line go to (`dpo.evaluate DIR` is `run=DIR`); when it ends in `+`, as a list.
+    `files` puts overrides in the place of bare words that are files.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    exits(lambda: _run(config_name, schema, body, positional, multirun))
+    exits(lambda: _run(config_name, schema, body, positional, multirun, files))
 
 
 def _run(
@@ -69,13 +72,18 @@ def _run(
     body: Callable[[T], object],
     positional: str | None,
     multirun: Callable[[Grid[T]], None] | None,
+    files: Callable[[list[str]], list[str]] | None,
 ) -> None:
     if "--version" in sys.argv[1:]:
         print(dpo.__version__)
         return
     # Hydra leaves a multirun.yaml in the sweep's folder; ours is another, and has sweep.json.
     aside = Path(tempfile.gettempdir()) / f"hydra-{uuid.uuid4().hex}"
-    words = [*arguments(sys.argv[1:], positional), *HYDRA, f"{SWEEP_DIR}{quoted(aside)}"]
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_page(config_name, whole="all" in sys.argv[1:]))
+        return
+    given = files(sys.argv[1:]) if files else sys.argv[1:]
+    words = [*arguments(given, positional), *HYDRA, f"{SWEEP_DIR}{quoted(aside)}"]
     sys.argv[1:] = overrides_first(words)
     for line in overridden(sys.argv[1:]):
         print(line, file=sys.stderr)
@@ -128,7 +136,6 @@ def register(config_name: str, schema: type) -> None:
     _schema.register()
     guard()
     ConfigStore.instance().store(name=f"base_{config_name}", node=schema)
-    from hydra._internal.hydra import Hydra
     from hydra.core.plugins import Plugins
 
     from hydra_plugins.dpo import CollectJobs
@@ -136,15 +143,6 @@ def register(config_name: str, schema: type) -> None:
     Plugins.instance().register(UserConf)
     # Hydra's own search finds no packages of an editable install.
     Plugins.instance().register(CollectJobs)
-    # Hydra's own listing copies its whole store for each group, two seconds of `--help`, and names schema nodes too.
-    Hydra.format_config_groups = _list_groups  # type: ignore[method-assign, assignment]
-
-
-def _list_groups(hydra: object, predicate: Callable[[str], bool], compact: bool = True) -> str:
-    """A line a group, for `--help`."""
-    roots = [root for root in (conf_folder(), Path.cwd() / "conf") if root.is_dir()]
-    groups = sorted({path.name for root in roots for path in root.iterdir() if path.is_dir() and predicate(path.name)})
-    return "".join(f"{group}: {', '.join(names)}\n" for group in groups if (names := options(group)))
 
 
 def _parse(cfg: DictConfig, schema: type[T]) -> T:

@@ -23,7 +23,7 @@ def fill(raw: Values, options: dict[str, str]) -> Values:
     """Add the missing keys to a plain config in place; returns them, dotted. `options`: each group's schema node."""
 
     conf = conf_folder()
-    filled = _fill(Config, raw, [_load(conf / "config.yaml")], "")
+    filled = _fill(Config, raw, [load_values(conf / "config.yaml")], "")
     for group, node in options.items():
         if isinstance(raw.get(group), dict):
             filled |= _fill(NODES[group][node], raw[group], _values_of(conf / group, node), f"{group}.")
@@ -50,13 +50,13 @@ def _fill(schema: type, raw: Values, defaults: list[Values], prefix: str) -> Val
 def _values_of(folder: Path, node: str) -> list[Values]:
     """The values of each option in a group's folder whose schema is `node`."""
     options = [path.stem for path in sorted(folder.glob("*.yaml")) if not path.stem.startswith("shared")]
-    read = [_read(folder, option) for option in options]
+    read = [read_option(folder, option) for option in options]
     return [values for schema, values in read if schema == node]
 
 
-def _read(folder: Path, option: str) -> tuple[str | None, Values]:
+def read_option(folder: Path, option: str) -> tuple[str | None, Values]:
     """(schema node, values) of one YAML, with what it takes from its defaults beside it."""
-    own = _load(folder / f"{option}.yaml")
+    own = load_values(folder / f"{option}.yaml")
     schema: str | None = None
     values: Values = {}
     for entry in own.pop("defaults", []):
@@ -65,11 +65,11 @@ def _read(folder: Path, option: str) -> tuple[str | None, Values]:
         elif entry in NODES[folder.name]:
             schema = entry
         else:
-            values |= _read(folder, entry)[1]
+            values |= read_option(folder, entry)[1]
     return schema, values if values else own
 
 
-def _load(path: Path) -> Values:
+def load_values(path: Path) -> Values:
     found = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}

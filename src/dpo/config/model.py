@@ -20,7 +20,7 @@ class Model:
 
     path: str = MISSING
     revision: str = MISSING
-    chat_template: str | None = None
+    chat_template: str | None = MISSING
     trust_remote_code: bool = MISSING
     adapter: str | None = None
     adapter_revision: str = MISSING

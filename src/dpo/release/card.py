@@ -11,6 +11,7 @@ import jinja2
 import yaml
 
 from dpo.errors import CheckpointError
+from dpo.pages.defaults import as_overrides
 from dpo.pages.headline import COLUMNS, caption, figure_rows, notes
 from dpo.pages.run import cost_table
 from dpo.records.read import RunFiles, json_file, read_run, read_summary
@@ -69,7 +70,7 @@ def model_card(run: Path, folder: Path | None = None) -> str:
         "cut": {k: v["pairs"] for k, v in files.data.get("truncation", {}).items() if v.get("pairs")},
         "record": record,
         "run": run.resolve().name,
-        "command": _command(record),
+        "command": _command(config),
         "settings": _settings(config),
         "results": [result for result in map(_result, summaries) if result],
         "unreadable": [n for n, s in zip(files.evaluations, summaries, strict=True) if _result(s) is None],
@@ -198,13 +199,9 @@ def _settings(config: Row) -> list[tuple[Markdown, Markdown]]:
     return found
 
 
-def _command(record: Row) -> Markdown:
-    """The command as it was given, local paths reduced to their last part."""
-    words = []
-    for word in str(record.get("command", "")).split():
-        key, equals, value = word.rpartition("=")
-        words.append(f"{key}{equals}{_public_word(value)}")
-    return code(" ".join(words))
+def _command(config: Row) -> Markdown:
+    """A command that trains the same again; paths of this machine are their last part."""
+    return code(" ".join(["python -m dpo.train", *as_overrides(config, _public_word)]))
 
 
 def _public_word(value: str) -> str:
