@@ -177,7 +177,7 @@ def test_help_config_and_errors_never_import_torch(arguments):
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60)
     assert "HEAVY []" in done.stdout
     if arguments == ["--help"]:
-        assert "\ntracking: none, tensorboard, trackio, wandb\n" in done.stdout
+        assert "\ntracking: none, tensorboard, trackio, wandb (without it wandb)\n" in done.stdout
 
 
 def test_fingerprint_follows_the_science_and_nothing_else(compose):

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
+from dpo.config.help.words import WORDS
 from dpo.config.hydra_keys import check_words
 from dpo.config.nearest import nearest
 from dpo.errors import ConfigError, Refused
@@ -23,6 +24,8 @@ HEX = re.compile(r"(?<!revision=)\b[0-9a-f]{40}\b(?!/)", re.IGNORECASE)
 IN_PATH = re.compile(r"(?<=/)[^/\s,=]+")
 
 FREE_KEY = re.compile(r"^(?=(dpo\.trainer|dataset\.chat_template_kwargs|dataset\.columns|sweep\.evaluation)(\.|=\{))")
+
+PLUS = re.compile(r"^\+(?=(experiment|sweep)=)")
 
 # Hydra's flags that take the next word, which is then no folder.
 WITH_VALUE = (
@@ -48,7 +51,8 @@ def arguments(argv: list[str], positional: str | None) -> list[str]:
         else:
             argument = re.sub(r"=~/", f"={Path.home()}/", argument)
             # Keys of free-form mappings are new ones to Hydra, which would ask for a plus sign.
-            rest.append(FREE_KEY.sub("++", argument))
+            # Groups that start empty are in our defaults list: the plus that other projects need is one too many.
+            rest.append(FREE_KEY.sub("++", PLUS.sub("", argument)))
     check_words(word for word in rest if is_override(word))
     if folders and positional:
         if positional.endswith("+"):
@@ -107,7 +111,9 @@ def check_flags(argv: list[str]) -> bool:
         if unknown := re.match(r"unrecognized arguments: (\S+)", message):
             flag = unknown.group(1)
             known = [name for action in parser._actions for name in action.option_strings]
-            message = f"{flag}: unknown flag{nearest(flag, known)}; settings are written key=value"
+            ours = WORDS.get(flag.lstrip("-").replace("-", "_"))
+            near = f"; here it is {ours}=..." if ours else nearest(flag, known)
+            message = f"{flag}: unknown flag{near}; settings are written key=value"
         raise ConfigError(message.removeprefix("argument "))
 
     parser.error = refuse  # type: ignore[method-assign]

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dpo.config.folder import options
-from dpo.config.losses import unread
+from dpo.config.help.words import hint_in
 from dpo.config.nearest import nearest
 from dpo.config.system_faults import from_system
 from dpo.errors import ConfigError, DpoError, OutOfMemory, is_out_of_memory
@@ -84,12 +84,9 @@ def _composition(error: BaseException) -> str:
     if found := re.search(r"Could not override '([^']+)'", str(error)):
         key = found.group(1)
         if "not in struct" in str(cause) or "not in '" in str(cause):
-            parent = key.rpartition(".")[0]
             owner = getattr(cause, "parent_node", None)
-            known = [str(k) for k in owner] if isinstance(owner, DictConfig) else []
-            names = [f"{parent}.{k}" if parent else k for k in known]
-            losses = owner.get("loss") if isinstance(owner, DictConfig) and parent == "dpo" else None
-            return f"{key}: unknown key{unread(key, losses or []) or nearest(key, names)}"
+            root = owner._get_root() if isinstance(owner, DictConfig) else None
+            return f"{key}: unknown key{hint_in(key, root) if isinstance(root, DictConfig) else ''}"
         return f"{key}: {str(cause).splitlines()[0]}"
     if found := re.search(r"Could not override '?([^'\n]+)'?\.", text):
         key = found.group(1)

@@ -32,6 +32,14 @@ ALLOWED = re.compile(
     r"|launcher\._target_=hydra_plugins\.dpo\.CollectJobs)"
 )
 GROUP = "hydra/launcher"
+# Of Hydra's own use, and without effect on a verb here.
+NO_EFFECT = {
+    "hydra.run.dir": "has no effect here; runs land in $DPO_OUTPUTS/<name>, see name=",
+    "hydra.sweep.dir": "has no effect here; sweeps land in $DPO_OUTPUTS/sweeps, see name=",
+    "hydra.sweep.subdir": "has no effect here; a job's folder is named by its swept keys",
+    "hydra.verbose": "has no effect here; DPO_TRACEBACK=1 shows where an error is from",
+    "hydra/sweeper": "has no effect here; -m or sweep=NAME runs a grid, hydra/launcher=... says where",
+}
 # Hydra's own files and the typed nodes in its store, which no user writes.
 OURS = ("hydra", "schema")
 
@@ -47,7 +55,8 @@ def check_words(words: Iterable[str]) -> None:
             continue
         key, package = parsed.key_or_group, parsed.package or ""
         if HYDRA.match(package) or (HYDRA.match(key) and key != GROUP and _refused(key, value) is not None):
-            raise Refused(f"{key}{f'@{package}' if package else ''}: a key of Hydra's that cannot be set here")
+            why = NO_EFFECT.get(key, "a key of Hydra's that cannot be set here")
+            raise Refused(f"{key}{f'@{package}' if package else ''}: {why}")
 
 
 def _refused(key: str, value: Any) -> str | None:

@@ -12,4 +12,4 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f"; nearest: {close[0]}"
-    return f"; allowed: {', '.join(names)}" if len(names) <= 12 else ""
+    return f"; allowed: {', '.join(names)}" if 0 < len(names) <= 12 else ""

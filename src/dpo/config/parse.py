@@ -14,9 +14,8 @@ from dpo.config import judges
 from dpo.config.checks.combinations import check_combinations
 from dpo.config.checks.given import check_given
 from dpo.config.checks.ranges import RANGES
+from dpo.config.help.words import hint_in
 from dpo.config.identity import identity
-from dpo.config.losses import unread
-from dpo.config.nearest import nearest
 from dpo.config.places import make_absolute
 from dpo.config.schema import Config
 from dpo.errors import ConfigError
@@ -26,8 +25,7 @@ Schema = TypeVar("Schema")
 
 def parse(cfg: DictConfig, schema: type[Schema]) -> Schema:
     """Turn a composed config into its dataclass, or raise a ConfigError of one line per fault (at most three)."""
-    losses = OmegaConf.select(cfg, "dpo.loss") or []
-    faults = [f"{key}: unknown key{unread(key, losses) or nearest(key, known)}" for key, known in _unknown(cfg, schema)]
+    faults = [f"{key}: unknown key{hint_in(key, cfg)}" for key in _unknown(cfg, schema)]
     if not faults:
         for key, (holds, allowed) in {**RANGES, **judges.RANGES}.items():
             value = _value(cfg, key)
@@ -63,12 +61,12 @@ def _value(cfg: DictConfig, key: str) -> Any:
     return node
 
 
-def _unknown(cfg: DictConfig, schema: type, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Yield (full key, known full keys) for each key the dataclasses do not have; `+key=` gets this far."""
+def _unknown(cfg: DictConfig, schema: type, prefix: str = "") -> Iterator[str]:
+    """Yield the full key of each that the dataclasses do not have; `+key=` gets this far."""
     known = [f.name for f in dataclasses.fields(schema)]
     for key in map(str, cfg):
         if key not in known:
-            yield f"{prefix}{key}", [f"{prefix}{name}" for name in known]
+            yield f"{prefix}{key}"
         elif OmegaConf.is_missing(cfg, key):
             continue
         elif isinstance(node := cfg[key], DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node)):
