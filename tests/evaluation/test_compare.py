@@ -167,7 +167,7 @@ def test_the_command_line_takes_folders_and_stays_light(tmp_path: Path) -> None:
         capture_output=True, text=True, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert wrong.returncode == 2
-    assert "/nowhere: no run.json in it" in wrong.stderr
+    assert "runs=/nowhere: no such run" in wrong.stderr
 
 
 def test_report_of_a_run_from_the_command_line(tmp_path: Path) -> None:
@@ -178,8 +178,9 @@ def test_report_of_a_run_from_the_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (run / "report.html").is_file()
     assert done.stdout.strip() == str(run / "report.html")
+    (empty := tmp_path / "empty").mkdir()
     wrong = subprocess.run(
-        [sys.executable, "-m", "dpo.report", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, check=False
+        [sys.executable, "-m", "dpo.report", str(empty)], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert wrong.returncode == 2
     assert "not a run directory" in wrong.stderr

@@ -218,11 +218,11 @@ def test_settings_are_kept_whole(run: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["run=/nowhere/at/all"], 2, "no run.json"),
+        (["run=/nowhere/at/all"], 2, "run=/nowhere/at/all: no such run"),
         (["run=x", "evaluation.temprature=1"], 2, "evaluation.temperature"),
         (["run=x", "evaluation.samples_per_prompt=0"], 2, "must be 1 to 1000"),
         (["run=x", "judge=[rulez]"], 2, "rules"),
-        ([], 2, "run"),
+        ([], 2, "no run named, and no complete one under outputs"),
         (["--help"], 0, "python -m dpo.evaluate"),
     ],
 )

@@ -35,10 +35,18 @@ def test_without_held_out_pairs_it_promises_nothing(run: Path) -> None:
     assert not any("evaluate" in line for line in ending.after_training(found, page=True))
 
 
-@pytest.mark.parametrize(("gain", "begins"), [(0.5, "better than before by rules: "), (0.0, "not told apart from")])
-def test_evaluation_ends_with_the_first_judge_that_decides(tmp_path: Path, gain: float, begins: str) -> None:
-    run = write_run(tmp_path / "r", gain=gain)
-    assert ending.evaluated(read_summary(run, "test")).startswith(begins)
+@pytest.mark.parametrize(
+    ("low", "high", "begins"),
+    [
+        (0.1, 0.3, "better than before by rules: "),
+        (-0.1, 0.3, "not told apart from"),
+        (-0.3, -0.1, "worse than before"),
+    ],
+)
+def test_evaluation_ends_with_the_first_judge_that_decides(run: Path, low: float, high: float, begins: str) -> None:
+    summary: Any = read_summary(run, "test")
+    summary["judges"]["rules"]["difference"] |= {"low": low, "high": high}
+    assert ending.evaluated(summary).startswith(begins)
 
 
 def test_evaluation_without_a_judge_that_decides_says_so(run: Path) -> None:

@@ -232,10 +232,8 @@ def test_a_run_without_final_weights_is_refused(
     (copy / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors: was .* is not there now"):
         export_run(copy)
-    with pytest.raises(ConfigError, match=r"no run\.json"):
+    with pytest.raises(ConfigError, match="nothing: no such run"):
         export_run(tmp_path / "nothing")
-    with pytest.raises(ConfigError, match=f"name one of the runs in it: .*{tiny_run.name}"):
-        export_run(tiny_run.parent)
 
 
 def test_a_fully_trained_model_is_exported_too(export_run: Callable[..., Path], tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def check_flags(argv: list[str]) -> bool:
         if unknown := re.match(r"unrecognized arguments: (\S+)", message):
             flag = unknown.group(1)
             known = [name for action in parser._actions for name in action.option_strings]
-            ours = WORDS.get(flag.lstrip("-").replace("-", "_"))
+            ours = WORDS.get(flag.partition("=")[0].lstrip("-").replace("-", "_"))
             near = f"; here it is {ours}=..." if ours else nearest(flag, known)
             message = f"{flag}: unknown flag{near}; settings are written key=value"
         raise ConfigError(message.removeprefix("argument "))

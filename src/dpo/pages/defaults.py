@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
+from omegaconf import MISSING
+
 from dpo.config.arguments import quoted
 from dpo.config.folder import conf_folder, options
 from dpo.config.gaps import load_values, read_option
@@ -39,7 +41,11 @@ def as_overrides(config: Row, public: Callable[[str], str] = str) -> list[str]:
     """
     primary = _primary()
     defaults = {group: option for group, option in _choices(primary).items() if group in config["options"]}
-    words = [f"{key}={literal(config[key], public)}" for key in ("name", "seed") if config.get(key) != primary.get(key)]
+    words = [
+        f"{key}={literal(config[key], public)}"
+        for key in ("name", "seed")
+        if config.get(key, primary[key]) != primary[key]
+    ]
     for group, default in defaults.items():
         if group in ELSEWHERE:
             continue
@@ -52,7 +58,9 @@ def as_overrides(config: Row, public: Callable[[str], str] = str) -> list[str]:
             )
         apart = {name: {k: v for k, v in mine.items() if k not in values or values[k] != v}
                  for name, values in options.items()}  # fmt: skip
-        nearest = min(apart, key=lambda name: (len(apart[name]), name != default, name))
+        # A value that an option leaves to be given is no difference from it.
+        far = {name: sum(options[name].get(key) != MISSING for key in keys) for name, keys in apart.items()}
+        nearest = min(apart, key=lambda name: (far[name], name != default, name))
         words += [f"{group}={nearest}"] if nearest != default else []
         words += [f"{key}={literal(value, public)}" for key, value in apart[nearest].items()]
     return words

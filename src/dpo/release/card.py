@@ -201,7 +201,11 @@ def _settings(config: Row) -> list[tuple[Markdown, Markdown]]:
 
 def _command(config: Row) -> Markdown:
     """A command that trains the same again; paths of this machine are their last part."""
-    return code(" ".join(["python -m dpo.train", *as_overrides(config, _public_word)]))
+
+    def public(text: str) -> str:
+        return _public_word(text).replace("<", "\u2039").replace(">", "\u203a")
+
+    return code(" ".join(["python -m dpo.train", *as_overrides(config, public)]))
 
 
 def _public_word(value: str) -> str:

@@ -27,7 +27,7 @@ SAID = [
     ("train", "output_dir=x", "here it is the environment variable DPO_OUTPUTS"),
     ("train", "dpo.bta=2", "dpo.bta: unknown key; nearest: dpo.beta"),
     ("train", "lora.max_steps=2", "here it is dpo.max_steps=..."),
-    ("train", "--beta=0.1", "--beta: unknown flag; here it is dpo.beta=...; settings are written key=value"),
+    ("train", "--beta=0.1", "--beta=0.1: unknown flag; here it is dpo.beta=...; settings are written key=value"),
     ("train", "hydra.run.dir=x", "hydra.run.dir: has no effect here; runs land in"),
     ("train", "hydra.sweep.dir=x", "hydra.sweep.dir: has no effect here; sweeps land in"),
     ("train", "hydra.verbose=true", "hydra.verbose: has no effect here; DPO_TRACEBACK=1"),
