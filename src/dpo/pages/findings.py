@@ -1,7 +1,4 @@
-"""What a run's own figures say about it, in words, with the evidence beside each: for people who read reports.
-
-Pure functions over what `dpo.records.read` returns; nothing is measured here.
-"""
+"""What a run's own figures say about it, in words, with the evidence beside each; nothing is measured here."""
 
 from __future__ import annotations
 
