@@ -61,8 +61,11 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path: Path, loss: str, more: str
 
 
 @SLOW
-@pytest.mark.parametrize("loss", ["simpo", "cpo", "orpo", "kto", "single"])
-def test_two_processes_are_one_and_the_run_is_evaluated(tmp_path: Path, loss: str) -> None:
+@pytest.mark.parametrize(
+    ("loss", "parallel"),
+    [("simpo", "ddp"), ("cpo", "ddp"), ("orpo", "fsdp"), ("kto", "ddp"), ("single", "ddp"), ("single", "fsdp")],
+)
+def test_two_processes_are_one_and_the_run_is_evaluated(tmp_path: Path, loss: str, parallel: str) -> None:
     single, loss = loss == "single", loss.replace("single", "kto")
     argv = arguments(tmp_path, f"dpo={loss}", "lora=lora", "dpo.max_steps=4", "hardware.precision=fp32", single=single)
     one, two = tmp_path / "one", tmp_path / "two"
@@ -70,7 +73,7 @@ def test_two_processes_are_one_and_the_run_is_evaluated(tmp_path: Path, loss: st
         folder.mkdir()
     code, output = tiny.run("train", argv, one)
     assert code == 0, output
-    codes, output = tiny.run_ranks(argv, two)
+    codes, output = tiny.run_ranks(argv, two, parallel=parallel)
     assert codes == [0, 0], output
     for mine, other in zip(tiny.outcome(two)[1], tiny.outcome(one)[1], strict=True):
         for name in ("loss", "rewards/margins", "kl", "nll_loss"):

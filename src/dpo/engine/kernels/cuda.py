@@ -196,7 +196,7 @@ def _agrees(attend: Any, device: torch.device, dtype: torch.dtype, head_size: in
                 layout = PackedLayout(position_ids, position_ids, empty, empty, empty, lengths)
                 leaves = [x.detach().to(kind).requires_grad_() for x in inputs]
                 out = function(*leaves, layout, None, window)
-                results.append([out, *torch.autograd.grad((out * weight.to(kind)).sum(), leaves)])
+                results.append([out.detach(), *torch.autograd.grad((out * weight.to(kind)).sum(), leaves)])
             for mine, truth in zip(*results, strict=True):
                 if not torch.allclose(mine.float(), truth, rtol=0.05, atol=0.05 * float(truth.std())):
                     return False
