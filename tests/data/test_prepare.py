@@ -341,3 +341,15 @@ def test_strengths_come_back_through_the_files_for_review(kind: str, tmp_path: P
     (out / "pairs-train.jsonl").write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b", "strength": 0.3}))
     with pytest.raises(DataError, match=r"pairs-train.jsonl:0/strength: label not understood: 0.3, expected 0.5 to 1"):
         prepared(out, tmp_path / "cache", soft_labels=True)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "rows"])
+def test_a_cache_entry_with_a_pipe_in_it_is_built_again(tmp_path: Path, name: str) -> None:
+    def build(folder: Path) -> None:
+        (folder / "rows").write_text("1")
+
+    entry, there = get_or_build(tmp_path, "key", build, print)
+    (entry / name).unlink()
+    os.mkfifo(entry / name)
+    entry, there = get_or_build(tmp_path, "key", build, print)
+    assert (there, (entry / "rows").read_text()) == (False, "1")

@@ -116,3 +116,12 @@ def test_a_damaged_file_of_a_run_is_named_and_nothing_is_shown_from_it(tmp_path:
     read = partial(read_summary, run, "test") if "summary" in name else partial(read_run, run)
     with pytest.raises(CheckpointError, match=path.name):
         read()
+
+
+def test_a_run_that_has_trained_and_knows_nothing_of_its_pairs_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r")
+    change_run(run, status="running", id="r")
+    write_sealed(run / "ledger.json", json.loads((run / "ledger.json").read_text()) | {"run": "r"})
+    (run / "data.json").unlink()
+    with pytest.raises(CheckpointError, match=r"data\.json: missing"):
+        read_run(run)

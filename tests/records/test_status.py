@@ -248,9 +248,11 @@ def test_no_single_bad_folder_hides_the_others(tmp_path: Path, capsys: pytest.Ca
     ):
         _write(tmp_path / name, status="complete")
         _log(tmp_path / name, {"kind": "train", **row})
+    (tmp_path / "record gone" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "record gone" / "config.yaml").write_text("seed: 0\n")
     states = {folder.name: run_status(folder).state for folder in find_runs(tmp_path)}
     assert states.pop("good") == "complete"
-    assert set(states) == {*BAD, "pipe", "circle", "bad metrics", "bad loss"}
+    assert set(states) == {*BAD, "pipe", "circle", "folder", "record gone", "bad metrics", "bad loss"}
     assert set(states.values()) == {"unreadable"}
     for as_lines in (False, True):
         show(Status(root=str(tmp_path), json=as_lines, watch=False, every=2.0, limit=None))

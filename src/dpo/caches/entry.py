@@ -25,6 +25,9 @@ def file_digest(path: Path) -> str:
 
 def damage(folder: Path) -> str | None:
     """What is wrong with an entry, naming the file, or None when every byte is as it was written."""
+    # A pipe would be waited for without end.
+    if not (folder / MANIFEST).is_file():
+        return f"{MANIFEST}: not a file"
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError, RecursionError) as error:

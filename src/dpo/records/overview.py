@@ -45,13 +45,15 @@ class RunStatus:
 
 
 def find_runs(root: Path) -> list[Path]:
-    """Folders with a run.json under `root`, newest record first."""
+    """Folders of runs under `root`, newest record first: those with a run.json, or with all that it should stand beside
+    (a run does not vanish from the list with its record)."""
     found: list[tuple[float, Path]] = []
     base = len(root.parts)
     for folder, names, files in os.walk(root):
         path = Path(folder)
-        if "run.json" in files:
-            found.append(((path / "run.json").lstat().st_mtime, path))
+        record = "run.json" in {*files, *names}
+        if record or ("config.yaml" in files and ("metrics.jsonl" in files or "checkpoints" in names)):
+            found.append(((path / "run.json" if record else path).lstat().st_mtime, path))
             names.clear()
         elif len(path.parts) - base >= DEEPEST:
             names.clear()

@@ -66,6 +66,10 @@ def read_run(folder: Path) -> RunFiles:
     record, metrics = read_metrics(folder)
     check_text(folder / "config.yaml", record)
     names = [p.parent.name for p in folder.glob("evaluation/*/summary.json")]
+    data = of_run(folder / "data.json", record)
+    if metrics and record.get("id") and not data:
+        # Without it nothing would know how few pairs the figures are of.
+        raise CheckpointError(f"{folder / 'data.json'}: missing, and a run that has begun to train has one")
     return RunFiles(
         folder,
         record,
@@ -74,7 +78,7 @@ def read_run(folder: Path) -> RunFiles:
         [row for row in metrics if row.get("kind") == "train"],
         [row for row in metrics if row.get("kind") == "eval"],
         of_run(folder / "ledger.json", record),
-        of_run(folder / "data.json", record),
+        data,
         sorted(names),
     )
 
