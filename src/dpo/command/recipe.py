@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dpo.config.arguments import WITH_VALUE, is_override
+from dpo.config.arguments import ALONE, WITH_VALUE, is_override
 from dpo.config.folder import options
 from dpo.config.nearest import nearest
 from dpo.config.plain_yaml import load_yaml
@@ -31,7 +31,10 @@ def with_files(argv: list[str], groups: tuple[str, ...] = (), typed: Iterable[st
     this verb takes; `typed`: keys that were typed besides. Raises ConfigError for a file that is none of these or not
     there.
     """
-    valued = {i + 1 for i, word in enumerate(argv) if word in WITH_VALUE}
+    # The word behind an unknown flag is its value too: the flag is what is wrong.
+    valued = {
+        i + 1 for i, word in enumerate(argv) if word in WITH_VALUE or (word.startswith("-") and word not in ALONE)
+    }
     bare = [word for i, word in enumerate(argv) if not (word.startswith("-") or is_override(word) or i in valued)]
     keys = {*typed, *(word.lstrip("+~").partition("=")[0] for word in argv if is_override(word))}
     made: list[str] = []

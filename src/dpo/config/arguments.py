@@ -32,6 +32,11 @@ WITH_VALUE = (
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
     "--experimental-rerun",
 )  # fmt: skip
+# Those that take none.
+ALONE = (
+    "--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion",
+    "-sc", "--info", "-i",
+)  # fmt: skip
 
 
 def arguments(argv: list[str], positional: str | None) -> list[str]:
