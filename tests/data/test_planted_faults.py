@@ -159,6 +159,7 @@ TALK: Plants = {
     "other prompt": refused(Reason.prompts_differ, lambda row, other: {**row, "rejected": other["rejected"]}),
     "fewer turns": refused(Reason.prompts_differ, lambda row, _: {**row, "rejected": row["rejected"][2:]}),
     "unknown role": refused(Reason.roles, ends("chosen", role="wizard")),
+    "a call beside the text": refused(Reason.field, ends("chosen", tool_calls=[{"name": "look", "arguments": "{}"}])),
     "user has the last word": refused(Reason.roles, ends("rejected", role="user")),
     "empty chosen": refused(Reason.empty_chosen, ends("chosen", content=" ")),
     "empty rejected": refused(Reason.empty_rejected, ends("rejected", content="")),

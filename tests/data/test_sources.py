@@ -285,3 +285,22 @@ def test_a_transcript_as_prompt_is_read_as_turns() -> None:
         "chosen",
     )
     assert convert("local", {"prompt": "Human: what is it?", "chosen": "a", "rejected": "b"}).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "where"),
+    [
+        ({"tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]}, "chosen[1].tool_calls"),
+        ({"reasoning_content": "So it is."}, "chosen[1].reasoning_content"),
+        ({"images": ["x.png"]}, "chosen[1].images"),
+        ({"tool_calls": [], "name": None, "reasoning_content": ""}, None),
+    ],
+)
+def test_a_message_that_says_more_than_its_text_is_refused_by_field(more: dict[str, Any], where: str | None) -> None:
+    asked = {"role": "user", "content": "Which?"}
+    talk = [asked, {"role": "assistant", "content": "This.", **more}]
+    row = {"chosen": talk, "rejected": [asked, {"role": "assistant", "content": "None."}]}
+    if where is None:
+        assert convert("local", row).chosen == "This."
+    else:
+        assert refused("local", row) == (Reason.field, where)

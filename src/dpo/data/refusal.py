@@ -24,6 +24,7 @@ class Reason(Enum):
     prompts_differ = "prompts differ"
     given_twice = "given twice, differently"
     roles = "roles cannot be parsed"
+    field = "a message says more than can be read"
     label_unknown = "label not understood"
     label_disagrees = "label and scores disagree"
     template = "the chat template refuses it"

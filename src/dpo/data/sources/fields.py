@@ -37,6 +37,7 @@ ALIKE = {
     ),
 }
 EMPTY = {"prompt": Reason.empty_prompt, "chosen": Reason.empty_chosen, "rejected": Reason.empty_rejected}
+NOTHING: tuple[Any, ...] = (None, "", [], {}, ())
 Source = TypeVar("Source", bound=Callable[..., Any])
 
 
@@ -120,6 +121,10 @@ def messages(found: Any, name: str, role_key: str = "role", text_key: str = "con
         role = ROLES.get(text_field_at(item, role_key, where).lower())
         if role is None:
             raise RowRefused(Reason.roles, where, f"{item[role_key]!r:.40}")
+        for key, more in item.items():
+            # Tool calls or reasoning left out in silence would teach half an answer.
+            if key not in (role_key, text_key) and more not in NOTHING:
+                raise RowRefused(Reason.field, f"{where}.{key}", f"{role_key} and {text_key} are read")
         turns.append(Message(role, text_field_at(item, text_key, where)))
     return turns
 
