@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,25 @@ def test_few_bits_without_their_scales_are_refused(folder: Path, tmp_path: Path,
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(ConfigError, match=r"lies in (F8_E4M3|I8), and its config.json names no quantization"):
         check_stored(weights(tmp_path), lora())
+
+
+def test_a_table_of_places_is_no_weight(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "table": torch.zeros(4, 2, dtype=torch.int64)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    check_stored(weights(tmp_path), lora())
+
+
+def test_attention_to_an_encoder_that_is_not_there_gets_no_adapters() -> None:
+    from transformers import BartConfig, BartForCausalLM
+
+    size = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": 32}
+    model = BartForCausalLM(BartConfig(**size))
+    left = excluded(model, lora())
+    assert isinstance(left, str)
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    assert {re.sub(r".*layers\.\d\.", "", name) for name in names if re.fullmatch(left, name)} == {
+        f"encoder_attn.{part}_proj" for part in ("q", "k", "v", "out")
+    }

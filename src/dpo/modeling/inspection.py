@@ -103,11 +103,15 @@ def _storage(held: Sequence[Held], lora: Trainable, family: str) -> str:
     return f"{share:.0%} of the layers' weights in {words(asked)}, {rest} in {' and '.join(types)}"
 
 
+TO_AN_ENCODER = ("encoder_attn", "crossattention")
+
+
 def outside_text(model: Any) -> list[str]:
-    """Names of what a text does not pass through in a model of several modalities: vision towers, projectors."""
+    """Names of what a text does not pass through: vision towers and projectors in a model of several modalities,
+    attention to an encoder in the decoder of a model that had one."""
     config = model.config
     if config.get_text_config() is config:
-        return []
+        return [name for name, _ in model.named_modules() if name.rpartition(".")[2] in TO_AN_ENCODER]
     text = model.get_decoder()
     kept = {id(module) for module in (*text.modules(), model.get_output_embeddings())}
 

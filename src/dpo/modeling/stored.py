@@ -49,7 +49,8 @@ def _check_numbers(folder: Path, source: str) -> None:
 
 
 ORIGINAL = "take the 16-bit original of this model; lora=qlora quantizes it while loading"
-PLAIN = ("F16", "BF16", "F32", "F64")
+PLAIN = ("F16", "BF16", "F32", "F64", "I64", "I32", "BOOL")
+"""Weights, and tables of places and masks (DeepSeek-V4 keeps one): no format packs weights in wide integers alone."""
 KEYS = ("quantization_config", "compression_config", "quantization")
 """Where transformers, older compressed-tensors and MLX say that weights are not plain numbers."""
 
