@@ -18,7 +18,7 @@ SOURCE = ROOT / "src"
 # From the ground up; the first three are files. The verbs, the modules beside these folders, stand on top.
 ROOMS = (
     "errors signals streams config statistics records caches data modeling losses engine generation distributed "
-    "training pages evaluation conversation release sweeps synthesis diagnosis command"
+    "training planning pages evaluation conversation release sweeps synthesis diagnosis command"
 ).split()
 WITHOUT_TORCH = ("config", "records", "pages", "sweeps")
 FOLDER_LINES, FILE_LINES = 2500, 300

@@ -31,6 +31,7 @@ VERBS = {
     "doctor": Verb("dpo.doctor", "check this machine: packages, GPU, kernels, hub, W&B; with fixes"),
     "prepare": Verb("dpo.prepare", "load, check and tokenize preference pairs (also: prepare-dataset)"),
     "synthesize": Verb("dpo.synthesize", "answers from a generator, ranked by a judge, as pairs"),
+    "plan": Verb("dpo.plan", "whether a training command fits a GPU that need not be here"),
     "train": Verb("dpo.train", "train an adapter; -m for a grid"),
     "status": Verb("dpo.status", "what the runs are doing"),
     "evaluate": Verb("dpo.evaluate", "a run against the model it started from", runs="run"),

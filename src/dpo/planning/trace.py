@@ -1,0 +1,96 @@
+"""What a computation on a fake card allocates and multiplies, operation by operation."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+from dpo.planning.allocator import Allocator
+
+ANSWERS = {torch.bool: True}
+"""What a program is told that asks for a number in a fake tensor: that checks hold, and 0 for all else."""
+
+
+class Trace(TorchDispatchMode):
+    """Counts bytes by what they were made for, their peak, and floating point operations (2 a multiply-add).
+
+    `allocator`: the card's. `peak` is the most reserved since the last `stage` began, `parts` what lay there then.
+    """
+
+    def __init__(self, allocator: Allocator) -> None:
+        super().__init__()
+        self.allocator = allocator
+        self.purpose = "weights"
+        self.counting = True
+        self.live = Counter[str]()
+        self.peak, self.parts, self.flops = 0, Counter[str](), 0
+        self._seen: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default:
+            kind = args[0].dtype
+            return ANSWERS.get(kind, 0.0 if kind.is_floating_point else 0)
+        out = func(*args, **kwargs)
+        for value in tree_iter(out):
+            if self.counting and isinstance(value, torch.Tensor) and value.device.type == "cuda":
+                self.see(value)
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            # torch's counters know no type of the result among the arguments.
+            shapes = [arg for arg in args if not isinstance(arg, torch.dtype)]
+            self.flops += count(*shapes, **kwargs, out_val=out)
+        elif func._overloadpacket._qualified_op_name.startswith("torch_attn::_varlen"):
+            self.flops += varlen_flops(func, args, kwargs)
+        return out
+
+    @contextlib.contextmanager
+    def stage(self, purpose: str) -> Iterator[None]:
+        """What is made inside is made for `purpose`; `peak`, `parts` and `flops` begin anew."""
+        before, self.purpose = self.purpose, purpose
+        self.peak, self.parts, self.flops = self.allocator.allocated, Counter(self.live), 0
+        try:
+            yield
+        finally:
+            self.purpose = before
+
+    def see(self, tensor: torch.Tensor) -> None:
+        """Count what `tensor` lies in, once, until it is gone."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._seen:
+            return
+        size = storage.nbytes()
+        if size == 0:
+            return
+        block, purpose = self.allocator.take(size), self.purpose
+        taken = block.size
+
+        def gone(_: Any) -> None:
+            del self._seen[key]
+            self.live[purpose] -= taken
+            self.allocator.give(block)
+
+        self._seen[key] = weakref.ref(storage, gone)
+        self.live[purpose] += taken
+        if self.allocator.allocated > self.peak:
+            self.peak, self.parts = self.allocator.allocated, Counter(self.live)
+
+
+def varlen_flops(func: Any, args: Any, kwargs: Any) -> int:
+    """Of flash attention over sequences of unknown lengths on a fake card: as one causal product over all rows would be
+    wrong, each query is counted against half of the longest keys, an upper bound; backward 2.5 times that."""
+    names = [argument.name for argument in func._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    query = given["query"]
+    once = 4 * math.prod(query.shape) * (given["max_k"] // 2)
+    return int(2.5 * once) if "backward" in func._overloadpacket._qualified_op_name else once
