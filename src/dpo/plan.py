@@ -17,9 +17,14 @@ def plan(config: Config) -> None:
 
     quiet()
     from dpo.planning.measure import measure
-    from dpo.planning.show import show
+    from dpo.planning.remedies import remedies
+    from dpo.planning.show import show, show_remedy
 
-    print(show(config, measure(config)))
+    found = measure(config)
+    print(show(config, found), flush=True)
+    if not found.fits:
+        for words, changed in remedies(config, found):
+            print(show_remedy(words, measure(changed), found), flush=True)
 
 
 def main() -> None:

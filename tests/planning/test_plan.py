@@ -73,6 +73,8 @@ def test_a_card_too_small_is_said_to_be(config: str) -> None:
     done = run("model=custom", config, "hardware=gpu_24gb", "hardware.memory_gb=1")
     assert done.returncode == 0, done.stderr
     assert "on a card of 1 GB: does not fit" in done.stdout
+    gained = re.findall(r"with dataset.max_length=512: .*, (-?[\d.]+) less", done.stdout)
+    assert [float(gib) > 0 for gib in gained] == [True]
 
 
 def test_an_unknown_model_is_named() -> None:

@@ -27,3 +27,10 @@ def show(config: Config, found: Measured) -> str:
             "  by shapes alone on this machine; values, kernels and time need the card",
         ]
     )
+
+
+def show_remedy(words: str, found: Measured, before: Measured) -> str:
+    """What a change gains, measured as the command was."""
+    verdict = "fits" if found.fits else "does not fit"
+    gained = (before.peak - found.peak) / GIB
+    return f"  with {words}: {verdict}, peak {(found.peak + CONTEXT) / GIB:.2f} GiB, {gained:.2f} less"
