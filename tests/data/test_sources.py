@@ -304,3 +304,10 @@ def test_a_message_that_says_more_than_its_text_is_refused_by_field(more: dict[s
         assert convert("local", row).chosen == "This."
     else:
         assert refused("local", row) == (Reason.field, where)
+
+
+@pytest.mark.parametrize("column", ["tools", "functions", "images", "audio"])
+@pytest.mark.parametrize("option", ["local", "ultrafeedback", "helpsteer3"])
+def test_a_row_that_says_more_than_its_texts_is_refused_by_column(option: str, column: str) -> None:
+    assert refused(option, {column: ["x"]}) == (Reason.field, column)
+    assert refused(option, {column: []})[0] is not Reason.field

@@ -37,6 +37,7 @@ ALIKE = {
     ),
 }
 EMPTY = {"prompt": Reason.empty_prompt, "chosen": Reason.empty_chosen, "rejected": Reason.empty_rejected}
+MORE_THAN_TEXT = ("tools", "functions", "images", "image", "audio", "audios", "video", "videos")
 NOTHING: tuple[Any, ...] = (None, "", [], {}, ())
 Source = TypeVar("Source", bound=Callable[..., Any])
 
@@ -47,11 +48,20 @@ def refusals_returned(source: Source) -> Source:
     @functools.wraps(source)
     def convert(*args: Any) -> Pair | Refusal:
         try:
+            _check_columns(args[0])
             return source(*args)
         except RowRefused as refused:
             return refused.refusal
 
     return convert  # type: ignore[return-value]
+
+
+def _check_columns(row: Any) -> None:
+    """Refuse a row that says more than its texts: tools that may be called, pictures, sounds."""
+    if isinstance(row, Mapping):
+        for name in MORE_THAN_TEXT:
+            if row.get(name) not in NOTHING:
+                raise RowRefused(Reason.field, name, "texts are read")
 
 
 def value(row: Mapping[str, Any], name: str) -> Any:
