@@ -88,3 +88,10 @@ def test_a_page_that_cannot_be_written_takes_nothing_from_a_run(run: Path, capsy
     said = capsys.readouterr()
     assert "report.html was not written" in said.err
     assert "dev pairs" in said.out
+
+
+def test_a_run_is_done_whatever_its_ending_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "ledger.json").write_text("{")
+    ending.end_training(run)
+    assert "what was found cannot be read" in capsys.readouterr().err

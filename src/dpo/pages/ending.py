@@ -30,11 +30,14 @@ DECIDE = ("llm", "reward_model", "human")
 
 
 def end_training(folder: Path, evaluation: str = "test") -> None:
-    """Write the page of a run that has trained, and say what its dev pairs show."""
+    """Write the page of a run that has trained, and say what its dev pairs show; the run is done whatever happens."""
     page = write_page(folder, evaluation)
-    run = read_run(folder)
-    console = terminal()
-    say(console, trained(run), warnings(run, None), after_training(run, page is not None))
+    try:
+        run = read_run(folder)
+    except (OSError, DpoError) as error:
+        print(f"what was found cannot be read: {str(error).splitlines()[0]}", file=sys.stderr)
+        return
+    say(terminal(), trained(run), warnings(run, None), after_training(run, page is not None))
 
 
 def end_evaluation(folder: Path, evaluation: str) -> None:
