@@ -13,6 +13,7 @@ from dpo.data.pair import Message
 from dpo.data.refusal import Refusal
 from dpo.data.rows.files import read_rows
 from dpo.data.rows.open_file import check_file
+from dpo.data.sources.fields import NOTHING
 from dpo.errors import DataError
 from dpo.evaluation.judges.interface import Item, PairItem
 
@@ -89,9 +90,19 @@ def _turns(where: str, row: Row) -> tuple[Message, ...]:
     if isinstance(value, str):
         return (Message("user", value),)
     try:
-        return tuple(Message(str(turn["role"]), str(turn["content"])) for turn in value)
-    except (TypeError, KeyError):
+        return tuple(_turn(f"{where}/{name}[{index}]", turn) for index, turn in enumerate(value))
+    except (TypeError, KeyError, AttributeError):
         raise DataError(f"{where}/{name}: needs a text, or turns with role and content") from None
+
+
+def _turn(where: str, turn: Row) -> Message:
+    """A turn of text; what else it says would be kept from the judge in silence."""
+    if not isinstance(turn["content"], str):
+        raise DataError(f"{where}.content: needs a text, is {type(turn['content']).__name__}")
+    for key, more in turn.items():
+        if key not in ("role", "content") and more not in NOTHING:
+            raise DataError(f"{where}.{key}: a message says more than can be read; role and content are")
+    return Message(str(turn["role"]), turn["content"])
 
 
 def _text(where: str, row: Row, names: Sequence[str]) -> str:
