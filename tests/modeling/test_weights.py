@@ -16,6 +16,7 @@ import pytest
 import tiny
 
 from dpo.errors import ConfigError, Refused
+from dpo.modeling import weights
 from dpo.modeling.tokenizer import load_tokenizer
 from dpo.modeling.weights import fingerprint, resolve
 
@@ -178,3 +179,17 @@ def test_the_embedded_model_is_real():
     ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.float().generate(**ids, max_new_tokens=10, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0][ids["input_ids"].shape[1] :])
+
+
+def test_a_pipe_in_place_of_a_remembered_hash_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(weights, "SETTLED_SECONDS", -1.0)
+    file = tmp_path / "file"
+    file.write_text("x")
+    known = weights.file_hash(file)
+    (memo,) = (tmp_path / "cache" / "hashes").glob("*.json")
+    memo.unlink()
+    os.mkfifo(memo)
+    assert weights.file_hash(file) == known

@@ -16,6 +16,7 @@ from dpo.caches.folder import cache_folder
 from dpo.errors import ConfigError, NetworkError, Refused
 from dpo.modeling.embedded import embedded_folder
 from dpo.modeling.safetensors import read_header
+from dpo.records.files import read_regular
 
 HUB_SECONDS = 5.0
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -248,7 +249,7 @@ def file_hash(path: Path) -> str:
     key = hashlib.sha256(repr(facts).encode()).hexdigest()
     memo = cache_folder("hashes") / f"{key}.json"
     try:
-        known = str(json.loads(memo.read_text())["sha256"])
+        known = str(json.loads(read_regular(memo))["sha256"])
         if SHA256.fullmatch(known):
             return known
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
