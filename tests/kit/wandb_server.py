@@ -10,6 +10,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import yaml
+
 PROJECT = {
     "id": "cHJvamVjdA==", "name": "check", "entity": {"name": "tester", "id": "e"}, "organization": None,
 }  # fmt: skip
@@ -187,8 +189,8 @@ def _heartbeat(variables: dict[str, Any], server: Server) -> dict[str, Any]:
     if not json.loads(variables["runState"]):
         if server.queue:
             args = {key: {"value": value} for key, value in server.queue.pop(0).items()}
-            number = len(server.queue)
-            commands = [{"type": "run", "run_id": f"agent{number}", "program": None, "args": args}]
+            number, program = len(server.queue), yaml.safe_load(server.sweep or "")["program"]
+            commands = [{"type": "run", "run_id": f"agent{number}", "program": program, "args": args}]
         else:
             commands = [{"type": "exit"}]
     return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
