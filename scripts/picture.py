@@ -21,9 +21,7 @@ COLOURS = 64
 
 def main(page: Path, picture: Path) -> None:
     """Take it; raises SystemExit where there is no Chromium or the file would be too large for a README."""
-    chromium = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-    )
+    chromium = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if chromium is None:
         raise SystemExit("no Chromium here to take it with")
     with tempfile.TemporaryDirectory() as folder:

@@ -76,14 +76,21 @@ def _print(found: dict[str, Any], folders: list[Path], out: Path) -> None:
     console.print(Text(COST_NOTE, style="dim"))
     choice = found["choice"] or {"reason": "no judge decided, so no run is chosen.", "label": None}
     taken = [folder for row, folder in zip(found["rows"][1:], folders, strict=True) if row["label"] == choice["label"]]
-    say(console, choice["reason"], [], [f"comparison in {out}", f"report: {out / 'report.html'}", *_next(taken)])
+    following = _next(taken, folders, bool(found["choice"]))
+    say(console, choice["reason"], [], [f"comparison in {out}", f"report: {out / 'report.html'}", *following])
 
 
-def _next(taken: list[Path]) -> list[str]:
-    """What to do with the run that was chosen."""
-    from dpo.pages.ending import commands
+def _next(taken: list[Path], folders: list[Path], judged: bool) -> list[str]:
+    """What to do with the run that was chosen; without one, what could decide: a judge, or more answers."""
+    from dpo.pages.ending import JUDGE, commands
 
-    return commands([f"{verb} {shlex.quote(str(folder))}" for folder in taken for verb in ("chat", "export")])
+    if taken:
+        return commands([f"{verb} {shlex.quote(str(folder))}" for folder in taken for verb in ("chat", "export")])
+    named = [shlex.quote(str(folder)) for folder in folders]
+    if not judged:
+        return commands([f"judge {folder} {JUDGE}" for folder in named] + [f"compare {' '.join(named)}"])
+    more = "evaluation.samples_per_prompt=4 evaluation.name=more"
+    return commands([f"evaluate {folder} {more}" for folder in named] + [f"compare {' '.join(named)} name=more"])
 
 
 def _body(config: Compare) -> None:

@@ -76,8 +76,9 @@ def forgive() -> None:
             io.BufferedWriter(Forgiving(descriptor, "w", closefd=False)),
             encoding="utf-8" if old is None else old.encoding,
             errors="backslashreplace",
-            line_buffering=old is not None and old.line_buffering,
-            write_through=old is not None and old.write_through,
+            # Errors and notes stand where they were said, also among the results in one pipe; so does all with
+            # PYTHONUNBUFFERED, whose own stream has no buffer to flush.
+            line_buffering=name == "stderr" or (old is not None and (old.line_buffering or old.write_through)),
         )
         setattr(sys, name, new)
         setattr(sys, f"__{name}__", new)

@@ -65,9 +65,12 @@ def train(config: Config) -> Path:
 
 
 def check_paths(config: Config) -> None:
-    """What files alone and the hub can show, before torch is imported and a run directory made."""
+    """What drivers, files and the hub can show, before torch is imported and a run directory made."""
     from dpo.data.load import locate
+    from dpo.modeling.device import check_driver
     from dpo.modeling.weights import check_there
+
+    check_driver(config.hardware.device)
 
     if config.hardware.attention == "flash_attention_2" and find_spec("flash_attn") is None:
         raise ConfigError("hardware.attention=flash_attention_2: needs the package flash-attn; sdpa is the default")

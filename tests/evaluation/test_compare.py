@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hostile import estimate, write_run
 
+from dpo import compare as verb
 from dpo.compare import compare
 from dpo.config.evaluation import Compare
 from dpo.errors import ConfigError
@@ -162,12 +163,28 @@ def test_the_command_line_takes_folders_and_stays_light(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "HEAVY False" in done.stdout
     assert list((tmp_path / "outputs" / "comparisons").glob("*/report.html"))
+    assert "\nnext: python -m dpo." in done.stdout
     wrong = subprocess.run(
         [sys.executable, "-m", "dpo.compare", runs[0], "/nowhere"],
         capture_output=True, text=True, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert wrong.returncode == 2
     assert "runs=/nowhere: no such run" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("taken", "judged", "commands"),
+    [
+        (["b c"], True, ["chat 'b c'", "export 'b c'"]),
+        ([], False, ["judge a 'judge=[llm]'", "judge 'b c' 'judge=[llm]'", "compare a 'b c'"]),
+        ([], True, ["evaluate a evaluation.samples_per_prompt=4 evaluation.name=more",
+                    "evaluate 'b c' evaluation.samples_per_prompt=4 evaluation.name=more",
+                    "compare a 'b c' name=more"]),
+    ],
+)  # fmt: skip
+def test_whatever_is_found_it_ends_with_what_comes_next(taken: list[str], judged: bool, commands: list[str]) -> None:
+    found = verb._next([Path(word) for word in taken], [Path("a"), Path("b c")], judged)
+    assert found == [f"next: python -m dpo.{command}" for command in commands]
 
 
 def test_report_of_a_run_from_the_command_line(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from dpo.data.pair import Message
 from dpo.evaluation.answers import Prompt
 from dpo.evaluation.judges.interface import Item, Judge, Verdict
 from dpo.evaluation.verdicts import interval, judge_answers, summarise_answers, summarise_verdicts
-from dpo.pages import findings as verdicts
-from dpo.pages.findings import GOOD, NOTE, WARNING
+from dpo.pages import evaluation_findings, training_findings
+from dpo.pages.finding import GOOD, NOTE, WARNING
 from dpo.records.read import RunFiles, read_run
 
 PROMPTS = 120
@@ -36,14 +36,14 @@ def _train(folder: Path, pairs: Path, *more: str) -> RunFiles:
 
 def test_a_run_without_a_fault_gets_no_warning_about_its_training(trained: Path) -> None:
     run = read_run(trained)
-    assert verdicts.reference_identity(run).level == GOOD
-    assert verdicts.loss_moves(run).level == GOOD
-    assert verdicts.overfitting(run).level != WARNING
+    assert training_findings.reference_identity(run).level == GOOD
+    assert training_findings.loss_moves(run).level == GOOD
+    assert training_findings.overfitting(run).level != WARNING
 
 
 def test_a_learning_rate_that_moves_nothing(tmp_path: Path) -> None:
     pairs = tiny.make_pairs(tmp_path / "pairs.jsonl")
-    found = verdicts.loss_moves(_train(tmp_path, pairs, "dpo.learning_rate=1e-9"))
+    found = training_findings.loss_moves(_train(tmp_path, pairs, "dpo.learning_rate=1e-9"))
     assert (found.level, "stuck at its start value" in found.words) == (WARNING, True)
     assert "0.6931" in found.evidence[0]
 
@@ -64,7 +64,7 @@ MANY = ("dataset.dev_fraction=0.5", "dpo.max_steps=40", "dpo.eval_every=10")
 
 def test_training_pairs_learned_by_heart(tmp_path: Path) -> None:
     run = _train(tmp_path, _by_heart(tmp_path / "pairs.jsonl"), *MANY, "dpo.learning_rate=2e-2", "dpo.beta=1")
-    found = verdicts.overfitting(run)
+    found = training_findings.overfitting(run)
     assert (found.level, "Dev loss rose again" in found.words) == (WARNING, True), found
 
 
@@ -131,9 +131,9 @@ def test_a_win_by_length_a_win_by_merit_and_no_win(
     run: Path, passes: Any, words: dict[str, tuple[int, int]], length: str, difference: str
 ) -> None:
     summary = _summary(run, passes, words)
-    found = verdicts.length_exploitation(summary)
+    found = evaluation_findings.length_exploitation(summary)
     assert found.level == length, found
     assert ("longer answers explain it" in found.words) == (length == WARNING)
-    unsure = verdicts.noise("planted", summary["judges"]["planted"])
+    unsure = evaluation_findings.noise("planted", summary["judges"]["planted"])
     assert unsure.level == difference, unsure
     assert ("may be noise" in unsure.words) == (difference == NOTE)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hostile import estimate
 
-from dpo.pages import findings as verdicts
-from dpo.pages.findings import GOOD, NOTE, UNKNOWN, WARNING
+from dpo.pages import evaluation_findings, training_findings
+from dpo.pages.finding import GOOD, NOTE, UNKNOWN, WARNING
 from dpo.records.read import RunFiles
 
 
@@ -44,7 +44,7 @@ def _summary(**parts: Any) -> dict[str, Any]:
 
 def test_reference_identity() -> None:
     def level(**record: float) -> str:
-        return verdicts.reference_identity(_run([], {}, **record)).level
+        return training_findings.reference_identity(_run([], {}, **record)).level
 
     assert level(reference_identity=1e-6, reference_identity_bound=1e-3) == GOOD
     assert level(reference_identity=0.4, reference_identity_bound=1e-3) == WARNING
@@ -52,22 +52,29 @@ def test_reference_identity() -> None:
 
 
 def test_a_stuck_a_falling_and_a_rising_loss() -> None:
-    stuck = verdicts.loss_moves(_run([0.6931] * 20, {0: 0.6931, 20: 0.6930}))
+    stuck = training_findings.loss_moves(_run([0.6931] * 20, {0: 0.6931, 20: 0.6930}))
     assert stuck.level == WARNING
     assert "stuck" in stuck.words
     assert "0.6931" in stuck.evidence[0]
-    assert verdicts.loss_moves(_run([0.69, 0.6, 0.5, 0.4], {0: 0.69, 4: 0.4})).level == GOOD
-    assert "higher than it started" in verdicts.loss_moves(_run([0.7] * 5, {0: 0.69, 5: 0.9})).words
-    assert verdicts.loss_moves(_run([0.69], {})).level == UNKNOWN
+    assert training_findings.loss_moves(_run([0.69, 0.6, 0.5, 0.4], {0: 0.69, 4: 0.4})).level == GOOD
+    assert "higher than it started" in training_findings.loss_moves(_run([0.7] * 5, {0: 0.69, 5: 0.9})).words
+    assert training_findings.loss_moves(_run([0.69], {})).level == UNKNOWN
 
 
 def test_overfitting_is_dev_loss_that_rises_again() -> None:
-    rising = verdicts.overfitting(_run([0.6, 0.5, 0.3, 0.1], {0: 0.69, 2: 0.5, 4: 0.7}))
+    rising = training_findings.overfitting(_run([0.6, 0.5, 0.3, 0.1], {0: 0.69, 2: 0.5, 4: 0.7}))
     assert rising.level == WARNING
     assert "step 2" in rising.words
-    assert verdicts.overfitting(_run([0.6, 0.5, 0.4, 0.4], {0: 0.69, 2: 0.5, 4: 0.45})).level == GOOD
-    gap = verdicts.overfitting(_run([0.6, 0.5, 0.4, 0.4], {0: 0.69, 4: 0.6}, accuracy=(1.0, 0.6)))
+    assert training_findings.overfitting(_run([0.6, 0.5, 0.4, 0.4], {0: 0.69, 2: 0.5, 4: 0.45})).level == GOOD
+    gap = training_findings.overfitting(_run([0.6, 0.5, 0.4, 0.4], {0: 0.69, 4: 0.6}, accuracy=(1.0, 0.6)))
     assert gap.level == NOTE
+
+
+def test_what_keeps_overfitting_from_being_seen_is_named() -> None:
+    few = training_findings.overfitting(_run([0.6, 0.5, 0.4], {0: 0.69, 3: 0.5}))
+    assert (few.level, few.words) == (UNKNOWN, "Too few logged steps to say.")
+    none = training_findings.overfitting(_run([0.6, 0.5, 0.4, 0.3], {0: 0.69}))
+    assert (none.level, none.words) == (UNKNOWN, "No dev figures after step 0.")
 
 
 @pytest.mark.parametrize(
@@ -83,25 +90,25 @@ def test_overfitting_is_dev_loss_that_rises_again() -> None:
 def test_likelihood_displacement(chosen: Any, rejected: Any, level: str, words: str) -> None:
     tokens = estimate(40, 1)
     pairs = {"pairs": 100, "chosen_tokens": tokens, "chosen_log_ratio": chosen, "rejected_log_ratio": rejected}
-    found = verdicts.displacement(_run([], {}), _summary(pairs=pairs))
+    found = evaluation_findings.displacement(_run([], {}), _summary(pairs=pairs))
     assert (found.level, words in found.words) == (level, True)
     assert len(found.evidence) == 2
 
 
 def test_displacement_from_dev_when_there_is_no_evaluation() -> None:
-    found = verdicts.displacement(_run([0.6] * 4, {0: 0.69, 4: 0.5}), None)
+    found = evaluation_findings.displacement(_run([0.6] * 4, {0: 0.69, 4: 0.5}), None)
     assert found.level == WARNING
     assert "chosen -10.0, rejected -20.0" in found.evidence[0]
 
 
 def test_noise_names_how_many_prompts_would_settle_it() -> None:
     judged = _summary()["judges"]["rules"]
-    assert verdicts.noise("rules", judged).level == GOOD
-    assert verdicts.noise("rules", judged | {"difference": estimate(-0.2, 0.1)}).level == WARNING
-    unsure = verdicts.noise("rules", judged | {"difference": estimate(0.05, 0.1, n=100)})
+    assert evaluation_findings.noise("rules", judged).level == GOOD
+    assert evaluation_findings.noise("rules", judged | {"difference": estimate(-0.2, 0.1)}).level == WARNING
+    unsure = evaluation_findings.noise("rules", judged | {"difference": estimate(0.05, 0.1, n=100)})
     assert unsure.level == NOTE
     assert "About 400 prompts" in unsure.words
-    assert verdicts.noise("rules", judged | {"difference": estimate(0.0, 0.1)}).level == NOTE
+    assert evaluation_findings.noise("rules", judged | {"difference": estimate(0.0, 0.1)}).level == NOTE
 
 
 def test_a_win_by_length_alone_is_called_that() -> None:
@@ -113,25 +120,25 @@ def test_a_win_by_length_alone_is_called_that() -> None:
         "words_difference": estimate(30, 3),
     }
     judged = _summary()["judges"]["rules"] | {"length_controlled_win_rate": estimate(0.5, 0.05)}
-    found = verdicts.length_exploitation(_summary(answers=answers, judges={"rules": judged}))
+    found = evaluation_findings.length_exploitation(_summary(answers=answers, judges={"rules": judged}))
     assert found.level == WARNING
     assert "longer answers explain it" in found.words
-    assert verdicts.length_exploitation(_summary(answers=answers)).level == NOTE
-    assert verdicts.length_exploitation(_summary()).level == GOOD
-    assert verdicts.length_exploitation(None).level == UNKNOWN
+    assert evaluation_findings.length_exploitation(_summary(answers=answers)).level == NOTE
+    assert evaluation_findings.length_exploitation(_summary()).level == GOOD
+    assert evaluation_findings.length_exploitation(None).level == UNKNOWN
 
 
 def test_cut_and_empty_answers() -> None:
     answers = _summary()["answers"]
     worse = answers | {"policy": answers["policy"] | {"truncated": 30}}
-    assert verdicts.truncation(_summary(answers=worse)).level == WARNING
+    assert evaluation_findings.truncation(_summary(answers=worse)).level == WARNING
     empty = answers | {"policy": answers["policy"] | {"empty": 5}}
-    assert "5 of 100" in verdicts.truncation(_summary(answers=empty)).words
-    assert verdicts.truncation(_summary()).level == GOOD
+    assert "5 of 100" in evaluation_findings.truncation(_summary(answers=empty)).words
+    assert evaluation_findings.truncation(_summary()).level == GOOD
 
 
 def test_distance_from_the_reference() -> None:
-    assert verdicts.movement(_summary()).level == GOOD
+    assert evaluation_findings.movement(_summary()).level == GOOD
     far = {"per_answer": estimate(40, 3), "per_token": estimate(1.2, 0.1), "answers": 60}
-    assert verdicts.movement(_summary(divergence=far)).level == WARNING
-    assert verdicts.movement(_summary(divergence=None)).level == UNKNOWN
+    assert evaluation_findings.movement(_summary(divergence=far)).level == WARNING
+    assert evaluation_findings.movement(_summary(divergence=None)).level == UNKNOWN

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
+import pty
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -111,3 +114,73 @@ def test_a_console_of_another_stream_is_cleaned_too():
     file = io.StringIO()
     console(file=file).print(HOSTILE)
     assert tame(file.getvalue())
+
+
+SHOW = """
+import sys
+from dpo.streams import forgive
+forgive()
+from dpo.pages.tables import to_table
+from dpo.records.terminal import terminal
+print("results")
+print("a note", file=sys.stderr)
+terminal().print(to_table(["run", "state"], [["word " * 40, "complete"]], styles=["green"]))
+print("error: last", file=sys.stderr)
+"""
+
+
+def _environment(**more: str) -> dict[str, str]:
+    known = ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "TERM", "PYTHONUNBUFFERED")
+    return {name: value for name, value in os.environ.items() if name not in known} | more
+
+
+@pytest.mark.parametrize(
+    ("environment", "colours", "escapes"),
+    [
+        ({"TERM": "xterm-256color"}, True, True),
+        ({"TERM": "xterm-256color", "NO_COLOR": "1"}, False, True),
+        ({"TERM": "dumb"}, False, False),
+    ],
+)
+def test_a_terminal_gets_the_colours_it_asks_for(environment, colours, escapes):
+    """On a terminal of 80 columns, which a real one says; nothing is wider."""
+    master, slave = pty.openpty()
+    os.set_blocking(master, False)
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    subprocess.run(
+        [sys.executable, "-c", SHOW],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=_environment(**environment),
+        check=True,
+    )
+    shown = os.read(master, 100_000).decode()
+    assert ("\x1b[32m" in shown) is colours
+    assert ("\x1b[" in shown) is escapes
+    assert max(len(line) for line in shown.replace("\x1b[", "").splitlines()) <= 80 + 20 * escapes
+
+
+@pytest.mark.parametrize(("environment", "width"), [({}, 100), ({"COLUMNS": "80"}, 80), ({"COLUMNS": "120"}, 120)])
+def test_a_pipe_is_as_wide_as_columns_says_and_has_no_escapes(environment, width):
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW], capture_output=True, text=True, env=_environment(**environment), check=True
+    )
+    assert "\x1b" not in done.stdout
+    assert width - 10 < max(map(len, done.stdout.splitlines())) <= width
+
+
+@pytest.mark.parametrize("unbuffered", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_a_note_in_one_pipe_with_the_results_does_not_come_behind_them(unbuffered):
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=_environment(**unbuffered), check=True,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert lines.index("a note") < next(i for i, line in enumerate(lines) if "state" in line)
+    if unbuffered:
+        assert (lines[0], lines[-1]) == ("results", "error: last")

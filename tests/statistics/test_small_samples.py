@@ -10,7 +10,8 @@ import pytest
 from hostile import write_run
 
 from dpo.evaluation.pairs import PairRow, summarise_pairs
-from dpo.pages.findings import GOOD, UNKNOWN, findings
+from dpo.pages.finding import GOOD, UNKNOWN
+from dpo.pages.findings import findings
 from dpo.pages.tables import share
 from dpo.records.read import read_run, read_summary
 from dpo.statistics.intervals import bootstrap_mean, bootstrap_share, compare_scores, wilson

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,6 +156,23 @@ def test_a_device_that_is_not_here_is_named(compose, option, named):
     hardware = compose(f"hardware={option}", "lora=lora").hardware
     with pytest.raises(ConfigError, match=named):
         choose_compute(hardware.device, hardware.precision)
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() or torch.backends.mps.is_available() or Path("/dev/kfd").exists(),
+    reason="for machines without a GPU",
+)
+@pytest.mark.parametrize("option", ["gpu", "rocm", "mps"])
+def test_a_device_that_is_not_here_is_refused_before_torch_is_loaded(option, tmp_path):
+    words = [f"hardware={option}", "lora=lora", "tracking=none"]
+    script = (
+        f"import sys, dpo.train; sys.argv[1:] = {words!r}\ntry: dpo.train.main()\n"
+        "except SystemExit as end: print('ENDED', end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert "ENDED 2 False" in done.stdout, done.stderr
+    assert f"hardware.device={'cuda' if option == 'gpu' else option}: " in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,7 +43,8 @@ def with_files(argv: list[str], groups: tuple[str, ...] = (), typed: Iterable[st
         path = Path(word).expanduser()
         found = _overrides(path)
         kept = [one for one in found if not _wins(keys, one) and (not groups or _group(one) in groups)]
-        print(f"{path} -> {' '.join(kept)}", file=sys.stderr)
+        # As a shell takes it: zsh looks for files behind a bare bracket.
+        print(f"{path} -> {shlex.join(kept)}", file=sys.stderr)
         made += kept
     # Before what was typed; each file has gone from its own place.
     return [*made, *(word for word in argv if word not in bare)]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dpo.config.hardware import Device, Precision
 from dpo.errors import ConfigError
+
+INSTEAD = "use hardware=cpu or hardware=auto"
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,23 @@ def pin_one_gpu() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
 
 
+def check_driver(device: Device) -> None:
+    """Raise ConfigError where the machine shows that it has no such device: torch, for which that takes seconds, is not
+    imported."""
+    graphics = Path("/dev/dxg").exists()  # WSL's, of any vendor
+    if device is Device.mps and sys.platform != "darwin":
+        raise ConfigError(f"hardware.device=mps: {sys.platform} has no Metal; {INSTEAD}")
+    if sys.platform != "linux" or graphics or Path("/dev/kfd").exists():
+        return
+    if device is Device.rocm:
+        raise ConfigError("hardware.device=rocm: no AMD GPU is here (/dev/kfd); use hardware=gpu or hardware=cpu")
+    if device is Device.cuda:
+        try:
+            ctypes.CDLL("libcuda.so.1")
+        except OSError:
+            raise ConfigError(f"hardware.device=cuda: no NVIDIA driver (libcuda.so.1) is here; {INSTEAD}") from None
+
+
 def choose_compute(device: Device, precision: Precision) -> Compute:
     """Resolve the autos. bf16 is chosen only where the hardware multiplies it (elsewhere it is emulated,
     several times slower than fp32); on Metal fp32, where the chips before M2 have no bf16. A device that is not here
@@ -38,12 +60,12 @@ def choose_compute(device: Device, precision: Precision) -> Compute:
 
     has_gpu = torch.cuda.is_available()
     if device is Device.cuda and not has_gpu:
-        raise ConfigError("hardware.device=cuda: torch sees no GPU here; use hardware=cpu or hardware=auto")
+        raise ConfigError(f"hardware.device=cuda: torch sees no GPU here; {INSTEAD}")
     if device is Device.rocm and not (has_gpu and torch.version.hip):
         what = "torch is not built for ROCm" if not torch.version.hip else "torch sees no AMD GPU"
         raise ConfigError(f"hardware.device=rocm: {what} here; use hardware=gpu for NVIDIA, or hardware=cpu")
     if device is Device.mps and not torch.backends.mps.is_available():
-        raise ConfigError("hardware.device=mps: torch sees no Metal GPU here; use hardware=cpu or hardware=auto")
+        raise ConfigError(f"hardware.device=mps: torch sees no Metal GPU here; {INSTEAD}")
     kind = "mps" if device is Device.mps else "cuda" if has_gpu and device is not Device.cpu else "cpu"
     if precision is Precision.auto:
         if kind == "cuda":

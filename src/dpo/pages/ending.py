@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from dpo.errors import DpoError
-from dpo.pages.findings import WARNING, dev_pairs, findings
+from dpo.pages.finding import WARNING
+from dpo.pages.findings import dev_pairs, findings
 from dpo.pages.tables import number, points, share
 from dpo.records.read import RunFiles, read_run, read_summary
 from dpo.records.terminal import terminal
@@ -26,6 +27,8 @@ REPORT, SAMPLES = "report.html", 12
 """A run's page, and how many answers it shows."""
 # The rule of the shipped rows says what those rows wanted, and nothing about other people's.
 SYNTHETIC, RULES = "synthetic", "rules"
+# Quoted: zsh takes brackets for a pattern of files.
+JUDGE = "'judge=[llm]'"
 DECIDE = ("llm", "reward_model", "human")
 
 
@@ -91,7 +94,7 @@ def evaluated(summary: Row, source: str | None = SYNTHETIC) -> str:
     return (
         f"on {pairs['pairs']} held-out pairs the chosen answer gained on the rejected one in "
         f"{share(pairs['accuracy'])}, margin {number(pairs['margin'])}. No judge that fits these rows decided about "
-        f"the answers; {', '.join(DECIDE)} could: python -m dpo.judge RUN judge=[llm]."
+        f"the answers; {', '.join(DECIDE)} could: {COMMAND}judge RUN {JUDGE}."
     )
 
 

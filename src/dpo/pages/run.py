@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo.pages.defaults import changed_settings, default_settings
-from dpo.pages.findings import GOOD, NOTE, UNKNOWN, WARNING, findings
+from dpo.pages.finding import GOOD, NOTE, UNKNOWN, WARNING
+from dpo.pages.findings import findings
 from dpo.pages.headline import COLUMNS, caption, figure_rows, notes
 from dpo.pages.html import write_page
 from dpo.pages.plots import Placed, Plot, cost_plots, evaluation_plots, training_plots

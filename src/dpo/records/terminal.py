@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import IO, Any
 
@@ -9,6 +10,9 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from dpo.streams import AsItIs, Cleaned, clean
+
+NO_TERMINAL = 100
+"""Columns in a pipe or file."""
 
 
 class CleanConsole(Console):
@@ -32,8 +36,8 @@ def console(**settings: Any) -> Console:
 
 
 def terminal() -> Console:
-    """The console verbs print tables to: as wide as the terminal, at least 100 columns where there is none."""
+    """The console verbs print tables to: as wide as the terminal or $COLUMNS says, 100 columns where neither does."""
     made = console(soft_wrap=False)
-    if not made.is_terminal:
-        made = console(soft_wrap=False, width=max(100, made.width))
+    if not made.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
+        made = console(soft_wrap=False, width=NO_TERMINAL)
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -205,7 +206,7 @@ def _command(config: Row) -> Markdown:
     def public(text: str) -> str:
         return _public_word(text).replace("<", "\u2039").replace(">", "\u203a")
 
-    return code(" ".join(["python -m dpo.train", *as_overrides(config, public)]))
+    return code(shlex.join(["python", "-m", "dpo.train", *as_overrides(config, public)]))
 
 
 def _public_word(value: str) -> str:
