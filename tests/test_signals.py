@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import tiny
+from omegaconf import OmegaConf
 
 import dpo
 from dpo.config.arguments import quoted
-from dpo.errors import Interrupted
+from dpo.config.failures import translate
+from dpo.errors import DiskFull, Interrupted
 from dpo.training.interrupts import Interrupts
 
 DEV_FULL = Path("/dev/full")
@@ -163,3 +168,42 @@ def test_importing_the_package_leaves_signals_and_streams_alone():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.startswith("True <built-in function default_int_handler>"), done.stderr
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def struck_call(at: int, body: Callable[[], object]) -> BaseException | None:
+    """What comes out of `body` when its `at`-th call raises KeyboardInterrupt; None when it has fewer."""
+    calls = 0
+
+    def strike(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+        if event == "call" and calls == at:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(strike)
+    try:
+        body()
+    except BaseException as error:  # noqa: BLE001 - what became of the signal is what is asked
+        return error
+    finally:
+        sys.setprofile(None)
+    return None
+
+
+def test_a_signal_that_a_library_hides_behind_its_own_error_is_still_one():
+    masked, at = 0, 1
+    while error := struck_call(at, lambda: OmegaConf.create({"names": ["q_proj", "v_proj"]})):
+        at += 1
+        if not isinstance(error, KeyboardInterrupt):
+            masked += 1
+            said = translate(error)
+            assert isinstance(said, Interrupted)
+            assert said.exit_code == 130
+    assert masked, "OmegaConf hides none any more"
+
+
+def test_a_full_disk_is_said_though_a_signal_came_before():
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    full.__context__ = KeyboardInterrupt()
+    assert isinstance(translate(full), DiskFull)

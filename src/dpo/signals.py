@@ -61,13 +61,36 @@ def importing(frame: FrameType | None) -> bool:
     return False
 
 
+def behind(error: BaseException) -> int | None:
+    """The signal in whose unwinding `error` was raised; None where no signal came.
+
+    What a library does on its way out may fail on what the signal left half done, and hide the signal with that.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, KeyboardInterrupt):
+            return signal.SIGINT
+        if isinstance(chain, Ended):
+            return chain.number
+        chain = chain.__context__
+    return None
+
+
+class Ended(SystemExit):
+    """SIGTERM, where a verb unwinds."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
 def _unwind(number: int, frame: FrameType | None) -> None:
     if importing(frame):
         end(number, frame)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     _say()
-    raise SystemExit(128 + number)
+    raise Ended(number)
 
 
 def _say() -> None:

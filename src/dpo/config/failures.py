@@ -12,11 +12,12 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from dpo import signals
 from dpo.config.folder import options
 from dpo.config.help.words import hint_in
 from dpo.config.nearest import nearest
 from dpo.config.system_faults import from_system
-from dpo.errors import ConfigError, DpoError, OutOfMemory, is_out_of_memory
+from dpo.errors import ConfigError, DiskFull, DpoError, Interrupted, OutOfMemory, is_out_of_memory, system_error
 
 
 def exits(body: Callable[[], None]) -> None:
@@ -47,6 +48,13 @@ def report(error: BaseException) -> int:
 
 def translate(error: BaseException) -> DpoError | None:
     """A DpoError for everything a user can cause on the command line or in YAML; None for our own faults."""
+    # A disk that is full has to be said all the same.
+    if (
+        system_error(error) is None
+        and not isinstance(error, DiskFull)
+        and (number := signals.behind(error)) is not None
+    ):
+        return error if isinstance(error, Interrupted) else Interrupted(number)
     if isinstance(error, DpoError):
         return error
     if isinstance(error, OverrideParseException):
