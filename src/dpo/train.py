@@ -37,9 +37,9 @@ def train(config: Config) -> Path:
     from dpo.training import reference, stages
     from dpo.training.base import check_device, find_base
     from dpo.training.build import build_trainer
+    from dpo.training.checks.start_value import check_start_value
     from dpo.training.continuing import find_checkpoint
     from dpo.training.job import open_job
-    from dpo.training.start_value import check_start_value
 
     with joined(place, config.hardware.device) as ranks:
         check_device(config)

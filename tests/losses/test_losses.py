@@ -22,9 +22,9 @@ from dpo.engine.score import sequence_log_probs
 from dpo.errors import ConfigError, Diverged
 from dpo.losses.table import LOSSES
 from dpo.modeling.device import Compute
-from dpo.training import guards
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments, objective
+from dpo.training.checks import guards
 
 CPU = Compute("cpu", torch.float32)
 PAIRS = [

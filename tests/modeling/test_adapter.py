@@ -58,6 +58,9 @@ def test_the_start_and_the_reference_are_the_adapter_and_a_killed_run_ends_the_s
         first[2] / "adapter_model.safetensors"
     ).read_bytes()
     assert record["fingerprints"]["adapter"] == resolve_adapter(str(first[2]), "main").fingerprint
+    [parent] = record["parents"]
+    assert (parent["what"], parent["folder"]) == ("adapter", str(first[2].parent.resolve()))
+    assert parent["cost"]["flops"] > 0
     # Killed after a checkpoint, the reference is still the starting adapter, not the checkpoint.
     code, _ = go_on(first, killed, f"hardware.engine={engine}", at=("step", 4, tiny.KILL))
     assert code == -tiny.KILL

@@ -8,7 +8,7 @@ from packed_models import random_pairs, tiny_model
 
 from dpo.engine.score import sequence_log_probs
 from dpo.errors import ConfigError
-from dpo.training.probe import check_scores
+from dpo.training.checks.probe import check_scores
 
 PAIR = random_pairs(3)[2]
 

@@ -20,7 +20,7 @@ from dpo.modeling.device import Compute
 from dpo.modeling.policy import load_base
 from dpo.modeling.weights import resolve
 from dpo.train import train
-from dpo.training.start_identity import LEAST, MOST, Rounding, Start, check_identity, eps_of, score_start
+from dpo.training.checks.start_identity import LEAST, MOST, Rounding, Start, check_identity, eps_of, score_start
 
 NF4 = Quantization(bits=4, type=QuantType.nf4, double=True)
 BUDGET = 4096

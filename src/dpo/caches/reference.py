@@ -29,8 +29,8 @@ P = TypeVar("P", bound=Tokens)
 LogProbs = tuple[float, float]
 """(chosen, rejected), nats: the sum over completion tokens."""
 
-ENTRY = "<ddd"
-"""The value of an entry: chosen and rejected in nats, and the seconds that computing the pair took."""
+ENTRY = "<dddd"
+"""The value of an entry: chosen and rejected in nats, and the seconds and CPU seconds that computing the pair took."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -49,7 +49,8 @@ class Counters:
     misses: int = 0
     damaged: int = 0
     seconds: float = 0.0
-    """Of whoever computed them, this process or another."""
+    """Of whoever computed them, this process or another; `cpu_seconds` of all its threads."""
+    cpu_seconds: float = 0.0
 
 
 class ReferenceCache:
@@ -152,7 +153,7 @@ class ReferenceCache:
         compute: Callable[[list[P]], list[LogProbs]],
         claimant: Claimant,
     ) -> dict[bytes, LogProbs]:
-        began = time.monotonic()
+        began, used = time.monotonic(), time.process_time()
         try:
             values = compute(pairs)
             if len(values) != len(mine):
@@ -160,11 +161,12 @@ class ReferenceCache:
         except BaseException:
             self._file.once(lambda db: self._release(db, mine, claimant))
             raise
-        seconds = (time.monotonic() - began) / len(mine)
+        took = (time.monotonic() - began) / len(mine), (time.process_time() - used) / len(mine)
         self.counters.misses += len(mine)
-        self.counters.seconds += seconds * len(mine)
+        self.counters.seconds += took[0] * len(mine)
+        self.counters.cpu_seconds += took[1] * len(mine)
         fresh = {key: (float(chosen), float(rejected)) for key, (chosen, rejected) in zip(mine, values, strict=True)}
-        self._file.once(lambda db: self._write(db, fresh, seconds, context, claimant))
+        self._file.once(lambda db: self._write(db, fresh, took, context, claimant))
         return fresh
 
     def _read(self, db: sqlite3.Connection, keys: list[bytes], context: str) -> dict[bytes, LogProbs]:
@@ -174,9 +176,10 @@ class ReferenceCache:
             query = f"SELECT key, context, value, checksum FROM entries WHERE key IN ({marks})"  # noqa: S608 - marks only
             for key, owner_context, value, checksum in db.execute(query, batch):
                 if _intact(key, owner_context, value, checksum) and owner_context == context.encode():
-                    chosen, rejected, seconds = struct.unpack(ENTRY, value)
+                    chosen, rejected, seconds, cpu_seconds = struct.unpack(ENTRY, value)
                     found[key] = chosen, rejected
                     self.counters.seconds += seconds
+                    self.counters.cpu_seconds += cpu_seconds
                 else:
                     damaged.append(key)
         if damaged:
@@ -218,14 +221,14 @@ class ReferenceCache:
         self,
         db: sqlite3.Connection,
         fresh: dict[bytes, LogProbs],
-        seconds: float,
+        took: tuple[float, float],
         context: str,
         claimant: Claimant,
     ) -> None:
         rows = []
         for key, pair in fresh.items():
             if all(math.isfinite(x) for x in pair):
-                value = struct.pack(ENTRY, *pair, seconds)
+                value = struct.pack(ENTRY, *pair, *took)
                 rows.append((key, context, value, _checksum(key, context, value), time.time()))
         with db:
             db.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", rows)

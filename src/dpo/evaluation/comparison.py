@@ -14,6 +14,7 @@ from dpo.errors import ConfigError
 from dpo.evaluation.choice import choose
 from dpo.evaluation.difference import what_differs
 from dpo.records.costs import costs
+from dpo.records.parents import carried, with_parents
 from dpo.records.read import RunFiles, read_pairs, read_run, read_samples, read_summary
 from dpo.statistics.intervals import bootstrap_mean, bootstrap_share, compare_scores, holm
 
@@ -185,6 +186,7 @@ def _run_row(entry: Entry, judges: Sequence[str], further: Row) -> Row:
     pairs, answers, ledger = entry.summary["pairs"], entry.summary["answers"], entry.run.ledger
     divergence = entry.summary["divergence"]
     measured = ("accuracy", "accuracy_gain", "margin", "chosen_log_ratio", "rejected_log_ratio")
+    own, parents = costs(ledger), carried(entry.run.record)
     return {
         "label": entry.label,
         "folder": str(entry.run.folder),
@@ -197,7 +199,9 @@ def _run_row(entry: Entry, judges: Sequence[str], further: Row) -> Row:
         "judges": {name: _judged(entry.summary["judges"][name]) for name in judges},
         "figures": _figures(entry.summary, further, level="policy", difference="difference"),
         "cost": {
-            **costs(ledger),
+            **own,
+            "parents": [{key: parent.get(key) for key in ("what", "folder")} for parent in parents],
+            "with_parents": with_parents(own, parents),
             "attempts": len(entry.run.record.get("attempts") or []),
             "unfinished_attempts": sum(
                 attempt.get("status") != "complete" for attempt in entry.run.record.get("attempts") or []

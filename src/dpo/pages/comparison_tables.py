@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,8 @@ Table = tuple[list[str], list[list[str]]]
 BASELINE = "baseline"
 COST_NOTE = (
     "Money: hours x hardware.hourly_rate, a dash where that is 0. Energy: where a counter can be read. A point "
-    "gained: one percentage point of the first judge's difference to the baseline."
+    "gained: one percentage point of the first judge's difference to the baseline. Arithmetic: matrix products counted "
+    "from tokens, the same on any machine; time and CPU time follow the engine and what else the machine does."
 )
 AGAINST = f"{INDENT}against the baseline"
 
@@ -94,8 +96,8 @@ def cost_table(comparison: Row) -> Table:
     gains = [100 * row["judges"][first]["difference"]["value"] if first else 0.0 for row in runs]
     costs = [row["cost"] for row in runs]
 
-    def line(label: str, key: str, word: Callable[[float], str], zero: str = DASH) -> list[str]:
-        return [label, *(DASH if cost[key] is None else word(cost[key]) if cost[key] else zero for cost in costs)]
+    def line(label: str, key: str, word: Callable[[float], str], zero: str = DASH, of: list[Row] = costs) -> list[str]:
+        return [label, *(DASH if cost[key] is None else word(cost[key]) if cost[key] else zero for cost in of)]
 
     def a_point(label: str, key: str, word: Callable[[float], str]) -> list[str]:
         cells = [word(c[key] / g) if c[key] and g > 0 else DASH for c, g in zip(costs, gains, strict=True)]
@@ -108,6 +110,9 @@ def cost_table(comparison: Row) -> Table:
         line(f"{INDENT}of it spared by the reference cache", "saved_seconds", clock),
         a_point("minutes", "seconds", lambda seconds: f"{seconds / 60:.2f}"),
         line("evaluation, not in the others", "evaluation_seconds", clock),
+        line("arithmetic (TFLOP)", "flops", lambda flops: f"{flops / 1e12:.3g}"),
+        line(f"{INDENT}of it spared by the reference cache", "saved_flops", lambda flops: f"{flops / 1e12:.3g}"),
+        a_point("TFLOP", "flops", lambda flops: f"{flops / 1e12:.3g}"),
         line("CPU-hours", "cpu_hours", "{:.2f}".format),
         line("GPU-hours", "gpu_hours", "{:.2f}".format),
         line("peak memory (MB)", "peak_memory_mb", "{:,.0f}".format),
@@ -116,7 +121,20 @@ def cost_table(comparison: Row) -> Table:
         a_point("money", "money", "{:.4f}".format),
         ["attempts", *attempts],
     ]
+    if any(cost["parents"] for cost in costs):
+        whole = [cost["with_parents"] for cost in costs]
+        rows += [
+            ["built on", *(_built_on(cost["parents"]) for cost in costs)],
+            line(f"{INDENT}training with it", "seconds", clock, of=whole),
+            line(f"{INDENT}TFLOP with it", "flops", lambda flops: f"{flops / 1e12:.3g}", of=whole),
+            line(f"{INDENT}CPU-hours with it", "cpu_hours", "{:.2f}".format, of=whole),
+        ]
     return ["", *(row["label"] for row in runs)], rows
+
+
+def _built_on(parents: list[Row]) -> str:
+    counts = Counter(str(parent["what"]) for parent in parents)
+    return ", ".join(what if count == 1 else f"{count} x {what}" for what, count in counts.items()) or DASH
 
 
 def pairwise_table(comparison: Row) -> Table:

@@ -80,13 +80,16 @@ def cost_table(ledger: Row) -> Row:
     devices = _devices(ledger)
     every: dict[str, list[str]] = {"phase": [*phases, "all"]}
     cpu = [phase["cpu_seconds"] for phase in phases.values() if "cpu_seconds" in phase]
+    flops = [phase["flops"] for phase in phases.values() if "flops" in phase]
     totals = {"seconds": ledger.get("seconds"), "cpu_seconds": sum(cpu) if cpu else None,
+              "flops": sum(flops) if flops else None,
               "gpu_seconds": ledger.get("gpu_seconds"),
               "energy_joules": ledger.get("energy_joules"), "cost": ledger.get("cost") if rate else None}  # fmt: skip
     entries = [{**phase, "cost": phase.get("seconds", 0) / 3600 * rate * devices or None} for phase in phases.values()]
     for name, key, word in (
         ("time", "seconds", clock),
         ("CPU time", "cpu_seconds", clock),
+        ("TFLOP", "flops", lambda v: f"{v / 1e12:.3g}"),
         ("GPU-hours", "gpu_seconds", lambda v: f"{v / 3600:.2f}" if v else ""),
         ("peak MB", "peak_memory_mb", "{:,.0f}".format),
         ("energy (Wh)", "energy_joules", lambda v: f"{v / 3600:.2f}"),

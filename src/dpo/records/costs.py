@@ -16,14 +16,17 @@ def costs(ledger: Mapping[str, Any]) -> dict[str, Any]:
     second does not look cheaper for coming second.
 
     Returns:
-        seconds, gpu_hours, cpu_hours, money, watt_hours, peak_memory_mb of training, hourly_rate;
-        saved_seconds: the part of `seconds` that the reference cache spared this run;
+        seconds, gpu_hours, cpu_hours, flops, money, watt_hours, peak_memory_mb of training, hourly_rate;
+        saved_seconds, saved_cpu_hours, saved_flops: the part of each that the reference cache spared this run;
         evaluation_seconds: what measuring it took, not in the others.
     """
     phases = ledger.get("phases") or {}
     trained = {name: phase for name, phase in phases.items() if name != EVALUATE}
     reference = phases.get("reference") or {}
-    saved = max(0.0, (reference.get("pair_seconds") or 0.0) - (reference.get("seconds") or 0.0))
+    saved, saved_cpu, saved_flops = (
+        max(0.0, (reference.get(f"pair_{key}") or 0.0) - (reference.get(key) or 0.0))
+        for key in ("seconds", "cpu_seconds", "flops")
+    )
     devices = _devices(ledger)
     seconds = _sum(trained, "seconds")
     if seconds is not None:
@@ -31,13 +34,16 @@ def costs(ledger: Mapping[str, Any]) -> dict[str, Any]:
     gpu = _sum(trained, "gpu_seconds")
     joules = _sum(trained, "energy_joules") if ledger.get("energy_joules") is not None else None
     rate = ledger.get("hourly_rate")
-    cpu = _sum(trained, "cpu_seconds")
+    cpu, flops = _sum(trained, "cpu_seconds"), _sum(trained, "flops")
     return {
         "seconds": seconds,
         "saved_seconds": saved,
+        "flops": None if flops is None else flops + saved_flops,
+        "saved_flops": saved_flops,
+        "saved_cpu_hours": saved_cpu / 3600,
         "evaluation_seconds": (phases.get(EVALUATE) or {}).get("seconds"),
         "gpu_hours": None if gpu is None else (gpu + (saved * devices if gpu else 0.0)) / 3600,
-        "cpu_hours": None if cpu is None else cpu / 3600,
+        "cpu_hours": None if cpu is None else (cpu + saved_cpu) / 3600,
         "peak_memory_mb": max((phase.get("peak_memory_mb", 0) for phase in trained.values()), default=None),
         "hourly_rate": rate,
         "money": None if seconds is None or rate is None else seconds / 3600 * rate * devices,

@@ -43,7 +43,7 @@ FORM: dict[str, tuple[type, ...]] = {
     "token_budget": (int, type(None)),
     "at_once": (int, type(None)),
 }
-RECORDED = ("fingerprints", "device", "processes", "revision", "adapter_revision", "built", "end_of_turn", "seed")
+RECORDED = "fingerprints device processes revision adapter_revision built end_of_turn seed parents".split()
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "hydra-core", "wandb")
 LEFTOVER_SECONDS = 3600.0
 

@@ -20,6 +20,7 @@ from dpo.modeling.stored import check_stored
 from dpo.modeling.tokenizer import load_tokenizer, tokenizer_fingerprint
 from dpo.modeling.weights import Weights, resolve
 from dpo.records.date import date_of_begin
+from dpo.records.parents import distinct, parents_by
 from dpo.training.job import Job
 
 
@@ -46,6 +47,7 @@ def find_base(job: Job) -> Base:
         tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates(), weights.remote_code, date)
         longest = positions(model_config(weights))
         check_stored(weights, config.lora)
+        job.run.record["parents"] = []
         adapter = find_adapter(job, weights)
     job.interrupts.check()
     if compute.device == "cuda":
@@ -93,6 +95,7 @@ def find_adapter(job: Job, base: Weights) -> Adapter | None:
     if (run := run_of(adapter.folder)) is not None:
         check_final(run)
         check_base(run, base)
+        job.run.record["parents"] = distinct([*job.run.record["parents"], *parents_by("adapter", run)])
     job.run.record["fingerprints"]["adapter"] = adapter.fingerprint
     job.run.record["adapter_revision"] = adapter.revision
     made_for = adapter.settings.get("base_model_name_or_path")

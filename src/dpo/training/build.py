@@ -12,7 +12,9 @@ from dpo.config.lora import FullTraining, Lora
 from dpo.data.prepare import Prepared
 from dpo.data.token_file import Selection
 from dpo.engine.choice import Choice, choose_engine
+from dpo.engine.work import PROMPTS, work_of
 from dpo.errors import ConfigError
+from dpo.losses.table import LOSSES
 from dpo.modeling.adapter import load_into
 from dpo.modeling.device import describe
 from dpo.modeling.footprint import footprint
@@ -23,9 +25,9 @@ from dpo.training import checkpoints
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments, objective
 from dpo.training.base import Base
+from dpo.training.checks.probe import check_scores, router_loss_fails
 from dpo.training.continuing import facts_of, kept_split
 from dpo.training.job import Job
-from dpo.training.probe import check_scores, router_loss_fails
 
 
 def build_trainer(
@@ -70,6 +72,10 @@ def build_trainer(
             assert isinstance(config.lora, Lora)
             load_into(trainer.model, base.adapter, config.lora)
         trainer.facts = lambda: facts_of(job)
+        trainer.work = work_of(trainer.model, choice.activation_checkpointing)
+        trainer.on_work = lambda operations: job.ledger.count("train", flops=operations)
+        if any(LOSSES[name].of_prompts for name in config.dpo.loss if name in LOSSES):
+            trainer.logits = PROMPTS
         job.ranks.same_start(trainer.model.parameters())
         found += f", {adapted(trainer.model, config.lora)}"
         with trainer.accelerator.autocast():

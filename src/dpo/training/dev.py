@@ -76,6 +76,8 @@ class EvaluatingTrainer(SteppingTrainer):
                 break
             part = next(done)
             self._window.add(part.figures, part.counted)
+        if not cut:
+            self._charge(self.dev_pairs)
         cut = any(self.ranks.gather(cut))
         metrics = {} if cut else self._drain()
         self._window = kept

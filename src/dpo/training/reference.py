@@ -26,9 +26,9 @@ from dpo.modeling.device import Compute, kernels
 from dpo.records.progress import StageProgress
 from dpo.training import trainer as trainers
 from dpo.training.base import Base
+from dpo.training.checks.start_identity import check_identity, score_start
 from dpo.training.job import Job
 from dpo.training.order import epoch_order
-from dpo.training.start_identity import check_identity, score_start
 
 IDENTITY_PAIRS = 32
 # Fixed, so that a reference log-prob does not depend on how much memory was free when it was computed.
@@ -103,12 +103,20 @@ def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: Sequen
         ld_alpha=trainer.ld_alpha,
     )
 
+    work, engine, fresh = trainer.work, trainer.engine.name, base.adapter is None and hasattr(model, "disable_adapter")
+    assert work is not None
+    spent = 0
+
+    def operations(pair: TokenPair) -> int:
+        return work.forward(work.of_pairs([pair], engine), adapters=not fresh)
+
     def compute(part: list[TokenPair]) -> list[tuple[float, float]]:
+        nonlocal spent
         job.interrupts.check()
+        spent += sum(map(operations, part))
         return sequence_log_probs(model, part, REFERENCE_TOKENS, ld_alpha=trainer.ld_alpha)
 
     cache = ReferenceCache(cache_folder("reference") / "log_probs.sqlite", say=job.say)
-    fresh = base.adapter is None and hasattr(model, "disable_adapter")
     off = model.disable_adapter() if fresh else contextlib.nullcontext()
     show = StageProgress("reference log-probs", len(pairs))
     with job.ledger.phase("reference"), off, trainer.accelerator.autocast(), show:
@@ -116,8 +124,15 @@ def add_reference(job: Job, base: Base, trainer: trainers.Trainer, pairs: Sequen
     # What another rank computed is a hit here.
     hits, misses = cache.counters.hits, sum(job.ranks.gather(cache.counters.misses))
     hits -= misses - cache.counters.misses
-    job.ledger.count("reference", pairs=len(pairs), hits=max(0, hits), misses=misses)
-    job.ledger.set("reference", pair_seconds=cache.counters.seconds / job.ranks.size)
+    spent = sum(job.ranks.gather(spent))
+    job.ledger.count("reference", pairs=len(pairs), hits=max(0, hits), misses=misses, flops=spent)
+    # What computing every pair took, whoever did it.
+    job.ledger.set(
+        "reference",
+        pair_seconds=cache.counters.seconds / job.ranks.size,
+        pair_cpu_seconds=cache.counters.cpu_seconds / job.ranks.size,
+        pair_flops=sum(map(operations, pairs)),
+    )
     job.say(f"reference: {max(0, hits)} pairs from the cache, {misses} computed")
 
 

@@ -24,9 +24,10 @@ from dpo.modeling.footprint import footprint
 from dpo.records.files import sync
 from dpo.records.progress import TrainingProgress
 from dpo.records.tracking import NoTracker, Tracker, build_tracker
-from dpo.training import checkpoints, guards
+from dpo.training import checkpoints
 from dpo.training import trainer as trainers
 from dpo.training.base import Base
+from dpo.training.checks import guards
 from dpo.training.job import Job, exit_code
 from dpo.training.order import epoch_order
 

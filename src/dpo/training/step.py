@@ -7,7 +7,7 @@ split; nothing that is not finite gets stepped on.
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch.distributed.tensor import DTensor
 from dpo.data.pair import TokenPair
 from dpo.engine.divergence import examples, mismatched
 from dpo.engine.part import Part, PartLoss, Reference, Whole
+from dpo.engine.work import Work
 from dpo.errors import Diverged, OutOfMemory, is_out_of_memory
-from dpo.training.guards import check_finite, check_gradients_arrive
+from dpo.training.checks.guards import check_finite, check_gradients_arrive
 from dpo.training.resumable import ResumableTrainer
 
 OUT_OF_MEMORY = "out of memory"
@@ -32,6 +33,10 @@ class SteppingTrainer(ResumableTrainer):
     """What computes where the engine has no loss of its own."""
     check_gradients_at: int
     """The step after which each trainable tensor must have a gradient."""
+    work: Work | None
+    """Counts operations, which `on_work` is told of as they are done; of what losses read of prompts too."""
+    logits: str
+    on_work: Callable[[int], None]
     _step_rows: list[str]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -86,12 +91,20 @@ class SteppingTrainer(ResumableTrainer):
             self._window.restore(window)
             _set_rng_state(generators)
             self._take_smaller_parts(pairs, step)
+        self._charge(pairs, backward=True)
         self._sum_gradients()
         # As TRL's `num_tokens`: of both sequences of each pair. The Trainer keeps its state in each checkpoint.
         self.state.num_input_tokens_seen += sum(
             2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs
         )
         return loss
+
+    def _charge(self, pairs: list[TokenPair], backward: bool = False) -> None:
+        """Count the operations of `pairs`, of all ranks: as one process would split them."""
+        if self.work is not None and pairs:
+            spent = self.work.step if backward else self.work.forward
+            amounts = [self.work.of_pairs(part, self.engine.name, self.logits) for part in self.engine.parts(pairs)]
+            self.on_work(sum(map(spent, amounts)))
 
     def _sum_gradients(self) -> None:
         self.ranks.sum_gradients(self.model.parameters())
@@ -162,6 +175,7 @@ class SteppingTrainer(ResumableTrainer):
         if divergence is None:
             return Whole(pairs)
         of_step = mismatched(pairs, divergence.max_length)
+        self._charge(of_step)
 
         def compute(work: tuple[list[TokenPair], int]) -> float:
             part, counted = work

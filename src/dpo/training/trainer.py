@@ -20,6 +20,7 @@ from trl.trainer.dpo_config import DPOConfig
 from dpo.data.pair import TokenPair
 from dpo.distributed.ranks import ALONE, Ranks
 from dpo.engine.choice import Engine
+from dpo.engine.work import ANSWERS
 from dpo.training.cadence import Cadence
 from dpo.training.checkpoints import Facts
 from dpo.training.dev import EvaluatingTrainer
@@ -75,6 +76,9 @@ class Trainer(EvaluatingTrainer):
         self.reference = {}
         self.check_gradients_at = 1
         self.evaluated_at = None
+        # A run counts what it computes; see build.build_trainer.
+        self.work, self.logits = None, ANSWERS
+        self.on_work = lambda operations: None
         self._window = Window()
         self._step_rows = []
         # Without one TRL would load a reference of its own, from whatever the config's name is then, or copy the

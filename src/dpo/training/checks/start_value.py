@@ -15,11 +15,11 @@ import torch
 from dpo.config.losses import Cpo, Dpo, Orpo, Simpo
 from dpo.data.pair import TokenPair
 from dpo.modeling.modes import scoring_mode
-from dpo.training import guards
 from dpo.training import trainer as trainers
 from dpo.training.base import Base
+from dpo.training.checks import guards
+from dpo.training.checks.probe import token_log_probs
 from dpo.training.job import Job
-from dpo.training.probe import token_log_probs
 
 PAIRS = 8
 

@@ -77,7 +77,7 @@ def score_start(
     import torch
 
     from dpo.engine.score import sequence_log_probs
-    from dpo.training.probe import logits_deviation
+    from dpo.training.checks.probe import logits_deviation
 
     scores = sequence_log_probs(model, pairs, token_budget, ld_alpha=ld_alpha)
     alone = sequence_log_probs(model, pairs[:ALONE], 1, ld_alpha=ld_alpha)
