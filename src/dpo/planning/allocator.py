@@ -28,6 +28,29 @@ class Block:
 
 
 @dataclass
+class Host:
+    """torch's CPU allocator: as many bytes as are asked for, as many as the machine has."""
+
+    allocated: int = 0
+    highest: int = 0
+
+    @property
+    def reserved(self) -> int:
+        """As much as is in use."""
+        return self.allocated
+
+    def take(self, size: int) -> Block:
+        """A block of `size` bytes."""
+        self.allocated += size
+        self.highest = max(self.highest, self.allocated)
+        return Block(size, False, 0)
+
+    def give(self, block: Block) -> None:
+        """Back to the machine."""
+        self.allocated -= block.size
+
+
+@dataclass
 class Allocator:
     """One card of `capacity` bytes. `reserved` is what segments take, `allocated` what blocks in use do."""
 

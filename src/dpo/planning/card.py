@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -47,10 +47,10 @@ class CannotFake(ConfigError):
 
 
 @contextlib.contextmanager
-def fake_card(card: Card, allocator: Allocator) -> Iterator[Any]:
+def fake_card(card: Card, allocator: Allocator) -> Iterator[None]:
     """Inside, torch sees one `card`, and new tensors are fake; `allocator` is its memory.
 
-    Gives torch's FakeTensorMode. Raises CannotFake beside a real card, or where torch's tables are not as known.
+    Raises CannotFake beside a real card, or where torch's tables are not as known.
     """
     if torch.cuda.is_available():
         raise CannotFake("a card is visible here; set CUDA_VISIBLE_DEVICES to nothing")
@@ -58,19 +58,42 @@ def fake_card(card: Card, allocator: Allocator) -> Iterator[Any]:
     # Both look at torch.cuda once, when they are imported.
     import bitsandbytes  # noqa: F401
 
+    with _answered(torch.cuda, _answers(card, allocator)), fake_host():
+        yield
+
+
+@contextlib.contextmanager
+def fake_host() -> Iterator[None]:
+    """Inside, new tensors have no contents, whatever device they are on; one thread computes."""
     faked = _Mode(allow_non_fake_inputs=True)
-    told = _answers(card, allocator)
-    kept, moved = {name: getattr(torch.cuda, name) for name in told}, torch.nn.Module._apply
+    # Threads have modes of their own.
+    alone = {"get_num_threads": lambda: 1}
+    with _answered(torch.nn.Module, {"_apply": _apply}), _answered(torch, alone), _fresh_accelerator(), faked:
+        yield
+
+
+@contextlib.contextmanager
+def _answered(owner: Any, answers: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    kept = {name: getattr(owner, name) for name in answers}
     try:
-        torch.nn.Module._apply = _apply  # type: ignore[method-assign, assignment]
-        for name, answer in told.items():
-            setattr(torch.cuda, name, answer)
-        with faked:
-            yield faked
+        for name, answer in answers.items():
+            setattr(owner, name, answer)
+        yield
     finally:
-        torch.nn.Module._apply = moved  # type: ignore[method-assign]
         for name, answer in kept.items():
-            setattr(torch.cuda, name, answer)
+            setattr(owner, name, answer)
+
+
+@contextlib.contextmanager
+def _fresh_accelerator() -> Iterator[None]:
+    """accelerate keeps device and precision of the first trainer of a process for all others."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class _Mode(FakeTensorMode):

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-from dpo.planning.allocator import Allocator
+from dpo.planning.allocator import Allocator, Host
 
 ANSWERS = {torch.bool: True}
 """What a program is told that asks for a number in a fake tensor: that checks hold, and 0 for all else."""
@@ -23,12 +23,13 @@ ANSWERS = {torch.bool: True}
 class Trace(TorchDispatchMode):
     """Counts bytes by what they were made for, their peak, and floating point operations (2 a multiply-add).
 
-    `allocator`: the card's. `peak` is the most reserved since the last `stage` began, `parts` what lay there then.
+    `allocator`: of the device that is traced, `device`. `peak` is the most that lay there since the last `stage` began,
+    `parts` what lay there then.
     """
 
-    def __init__(self, allocator: Allocator) -> None:
+    def __init__(self, allocator: Allocator | Host, device: str = "cuda") -> None:
         super().__init__()
-        self.allocator = allocator
+        self.allocator, self.device = allocator, device
         self.purpose = "weights"
         self.counting = True
         self.live = Counter[str]()
@@ -40,9 +41,12 @@ class Trace(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             kind = args[0].dtype
             return ANSWERS.get(kind, 0.0 if kind.is_floating_point else 0)
+        if func is torch.ops.aten.nonzero.default:
+            # How many hold is not known here: all of them.
+            return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
         out = func(*args, **kwargs)
         for value in tree_iter(out):
-            if self.counting and isinstance(value, torch.Tensor) and value.device.type == "cuda":
+            if self.counting and isinstance(value, torch.Tensor) and value.device.type == self.device:
                 self.see(value)
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
@@ -54,14 +58,20 @@ class Trace(TorchDispatchMode):
         return out
 
     @contextlib.contextmanager
-    def stage(self, purpose: str) -> Iterator[None]:
-        """What is made inside is made for `purpose`; `peak`, `parts` and `flops` begin anew."""
+    def made_for(self, purpose: str) -> Iterator[None]:
+        """What is made inside is made for `purpose`."""
         before, self.purpose = self.purpose, purpose
-        self.peak, self.parts, self.flops = self.allocator.allocated, Counter(self.live), 0
         try:
             yield
         finally:
             self.purpose = before
+
+    @contextlib.contextmanager
+    def stage(self, purpose: str) -> Iterator[None]:
+        """What is made inside is made for `purpose`; `peak`, `parts` and `flops` begin anew."""
+        self.peak, self.parts, self.flops = self.allocator.allocated, Counter(self.live), 0
+        with self.made_for(purpose):
+            yield
 
     def see(self, tensor: torch.Tensor) -> None:
         """Count what `tensor` lies in, once, until it is gone."""

@@ -31,17 +31,27 @@ from dpo.training.job import Job
 
 
 def build_trainer(
-    job: Job, base: Base, data: Prepared, needed: Selection, checkpoint: checkpoints.Checkpoint | None
+    job: Job,
+    base: Base,
+    data: Prepared,
+    needed: Selection,
+    checkpoint: checkpoints.Checkpoint | None,
+    load: Callable[..., Any] | None = None,
 ) -> trainers.Trainer:
     """Load the model, add what is trainable, and wrap both in TRL's trainer with our engine, which splits steps as
-    the run did that wrote `checkpoint`; `needed` are the pairs it will read."""
+    the run did that wrote `checkpoint`; `needed` are the pairs it will read.
+
+    `load` stands in for `load_base`, where weights without contents do.
+    """
     import torch
     from transformers import set_seed
 
     config, record = job.config, job.run.record
     with job.ledger.phase("load"):
         full = isinstance(config.lora, FullTraining)
-        model = load_base(base.weights, config.lora.quantization, base.compute, config.hardware.attention, full)
+        model = (load or load_base)(
+            base.weights, config.lora.quantization, base.compute, config.hardware.attention, full
+        )
         found = inspect(model, config.lora, config.hardware.attention)
         set_seed(config.seed)
         with adapting():

@@ -50,11 +50,11 @@ def check_scores(model: Any, pair: TokenPair, dtype: torch.dtype, source: str) -
             raise
         raise ConfigError(f"{what} cannot be trained here, its forward pass fails: {first_line(error)}") from error
     deviation = float(own[0].std())
-    moved = float((own[0][:-1] - other[:-1]).abs().max()) / deviation
-    if not moved <= bound:
+    moved = float((own[0][:-1] - other[:-1]).abs().max())
+    if not moved <= bound * deviation:
         raise ConfigError(
-            f"{what} reads the tokens that follow (a later one moves earlier logits by {moved:.2g} of their "
-            "deviation), so it is no causal language model"
+            f"{what} reads the tokens that follow (a later one moves earlier logits by {moved / deviation:.2g} "
+            "of their deviation), so it is no causal language model"
         )
     for found in (scored, trained):
         far = max(abs(x - y) for x, y in zip(found, wanted, strict=True)) / TOKENS
