@@ -59,6 +59,7 @@ ELSEWHERE = {
     "dataset.keep": "data/test_tokens.py::test_then_the_last_user_turn_is_shortened_at_the_end_that_may_go",
     "dataset.on_bad": "data/test_verb.py::test_bad_rows_stop_it_with_their_names",
     "dataset.soft_labels": "data/test_sources.py::test_shp_ratio_is_a_threshold_and_a_soft_label",
+    "dataset.count_tool_tokens": "data/test_messages.py::test_what_a_tool_wrote_counts_where_that_is_asked_for",
     "dataset.dev_fraction": "data/test_load.py::test_posts_with_one_text_stay_on_one_side",
     "dataset.test_fraction": "data/test_load.py::test_posts_with_one_text_stay_on_one_side",
     "dataset.chat_template_kwargs": "data/test_tokens.py::test_template_arguments_reach_the_template",

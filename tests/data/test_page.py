@@ -32,7 +32,11 @@ REPORT = {
 }  # fmt: skip
 # What the page reads of prepared data: names that no line of a phone holds, and many ids.
 MADE: Any = SimpleNamespace(
-    report=REPORT, train=SimpleNamespace(lengths=np.array([[5, 9, 7], [8, 12, 30]], dtype=np.int32))
+    report=REPORT,
+    train=SimpleNamespace(
+        lengths=np.array([[5, 9, 7], [8, 12, 30]], dtype=np.int32),
+        counted=np.array([[9, 7], [12, 20]], dtype=np.int32),
+    ),
 )
 
 

@@ -285,29 +285,3 @@ def test_a_transcript_as_prompt_is_read_as_turns() -> None:
         "chosen",
     )
     assert convert("local", {"prompt": "Human: what is it?", "chosen": "a", "rejected": "b"}).notes == ()
-
-
-@pytest.mark.parametrize(
-    ("more", "where"),
-    [
-        ({"tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]}, "chosen[1].tool_calls"),
-        ({"reasoning_content": "So it is."}, "chosen[1].reasoning_content"),
-        ({"images": ["x.png"]}, "chosen[1].images"),
-        ({"tool_calls": [], "name": None, "reasoning_content": ""}, None),
-    ],
-)
-def test_a_message_that_says_more_than_its_text_is_refused_by_field(more: dict[str, Any], where: str | None) -> None:
-    asked = {"role": "user", "content": "Which?"}
-    talk = [asked, {"role": "assistant", "content": "This.", **more}]
-    row = {"chosen": talk, "rejected": [asked, {"role": "assistant", "content": "None."}]}
-    if where is None:
-        assert convert("local", row).chosen == "This."
-    else:
-        assert refused("local", row) == (Reason.field, where)
-
-
-@pytest.mark.parametrize("column", ["tools", "functions", "images", "audio"])
-@pytest.mark.parametrize("option", ["local", "ultrafeedback", "helpsteer3"])
-def test_a_row_that_says_more_than_its_texts_is_refused_by_column(option: str, column: str) -> None:
-    assert refused(option, {column: ["x"]}) == (Reason.field, column)
-    assert refused(option, {column: []})[0] is not Reason.field

@@ -15,12 +15,12 @@ from dpo.evaluation.responses import read_responses
 @pytest.mark.parametrize(
     ("turn", "named"),
     [
-        ({"content": "Look.", "tool_calls": [{"name": "look"}]}, r"messages\[1\]\.tool_calls"),
-        ({"content": [{"type": "image", "url": "x"}]}, r"messages\[1\]\.content: needs a text, is list"),
-        ({"content": None}, r"messages\[1\]\.content: needs a text, is NoneType"),
+        ({"content": "Look.", "annotations": [{"url": "x"}]}, r"messages\[1\]\.annotations: a message says more"),
+        ({"content": [{"type": "image", "url": "x"}]}, r"messages\[1\]\.content\[0\]: picture, sound or video: image"),
+        ({"content": None}, r"messages\[1\]\.content: null"),
     ],
 )
-def test_a_turn_that_says_more_than_its_text_is_named(tmp_path: Path, turn: dict[str, Any], named: str) -> None:
+def test_a_turn_that_says_more_than_can_be_carried_is_named(tmp_path: Path, turn: dict[str, Any], named: str) -> None:
     turns = [{"role": "user", "content": "Which?"}, {"role": "assistant", **turn}, {"role": "user", "content": "So?"}]
     path = tmp_path / "answers.jsonl"
     path.write_text(json.dumps({"messages": turns, "response": "This."}) + "\n")

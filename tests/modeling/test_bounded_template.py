@@ -9,7 +9,7 @@ import pytest
 from transformers.utils import chat_template_utils
 
 from dpo.config.folder import conf_folder
-from dpo.data.chat_template import ChatTemplate
+from dpo.data.chat.template import ChatTemplate
 from dpo.errors import ConfigError
 from dpo.modeling.bounded_template import bound_templates
 

@@ -33,6 +33,10 @@ class Tokens(Protocol):
     def rejected_ids(self) -> Sequence[int]:
         """Token ids of the other."""
 
+    @property
+    def given(self) -> Sequence[Sequence[tuple[int, int]]]:
+        """Of both, spans of tokens that do not count."""
+
 
 def context_key(
     *,
@@ -63,9 +67,12 @@ def context_key(
 
 
 def entry_key(context: str, pair: Tokens) -> bytes:
-    """Hash of the context, the token ids and where the prompt ends; ids, strengths and sources of rows do not count."""
+    """Hash of the context, the token ids, where the prompt ends and which of them count; ids, strengths and sources of
+    rows say nothing."""
     digest = hashlib.sha256(context.encode())
     for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
         digest.update(struct.pack("<q", len(ids)))
         digest.update(struct.pack(f"<{len(ids)}q", *ids))
+    if any(pair.given):
+        digest.update(repr([list(map(tuple, spans)) for spans in pair.given]).encode())
     return digest.digest()

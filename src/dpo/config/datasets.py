@@ -35,6 +35,7 @@ class Dataset:
     limit: int | None = None
     on_bad: OnBad = MISSING
     soft_labels: bool = MISSING
+    count_tool_tokens: bool = MISSING
     dev_fraction: float = MISSING
     test_fraction: float = MISSING
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)

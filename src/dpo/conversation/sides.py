@@ -10,6 +10,7 @@ from typing import Any
 
 from dpo.config.export import Chat
 from dpo.data.pair import Message
+from dpo.data.sources.fields import nothing
 from dpo.data.tokens import Encoder
 from dpo.errors import ConfigError
 from dpo.evaluation.sides import BASELINE, POLICY, Sides
@@ -122,6 +123,10 @@ class Conversation:
             whole = isinstance(found, list) and roles == ["user", "assistant"] * (len(roles) // 2)
             if not whole or not all(isinstance(text, str) for text in texts):
                 raise ConfigError(f"{path}: not a conversation that /save wrote ({side})")
+            for index, turn in enumerate(found or []):
+                for key, more in turn.items():
+                    if key not in ("role", "content") and not nothing(more):
+                        raise ConfigError(f"{path}: {side}[{index}].{key}: a conversation here is texts alone")
         system = saved.get("system")
         self.reset(system if isinstance(system, str) else None)
         self.turns = {side: [dict(turn) for turn in turns[side] or []] for side in ORDER}

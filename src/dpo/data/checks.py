@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-from dpo.data.pair import Pair
+from dpo.data.pair import Answer, Pair
 from dpo.data.refusal import Reason, Refusal
-from dpo.data.sources.fields import prompt_key
+from dpo.data.sources.fields import as_text, prompt_key
 
 
 def digest(*texts: str) -> bytes:
@@ -16,9 +16,11 @@ def digest(*texts: str) -> bytes:
     return hashlib.blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def answer_digest(answer: str) -> bytes:
+def answer_digest(answer: Answer) -> bytes:
     """16 bytes that stand for an answer, whatever its white space."""
-    return digest(" ".join(answer.split()))
+    if isinstance(answer, str):
+        return digest(" ".join(answer.split()))
+    return digest(*(part for turn in answer for part in (turn.role, " ".join(as_text(turn).split()))))
 
 
 @dataclass
@@ -47,7 +49,9 @@ class Seen:
                 return Refusal(Reason.leak, name, f"also in {owner}"), None
         chosen, rejected = answer_digest(pair.chosen), answer_digest(pair.rejected)
         first_better, tie = chosen < rejected, pair.strength == 0.5
-        pair_key = hashlib.blake2b(prompt + min(chosen, rejected) + max(chosen, rejected), digest_size=16).digest()
+        offered = digest(pair.tools) if pair.tools else b""
+        sides = min(chosen, rejected) + max(chosen, rejected)
+        pair_key = hashlib.blake2b(prompt + sides + offered, digest_size=16).digest()
         earlier = self._answers.get(pair_key)
         if earlier is not None:
             index, same = earlier >> 2, bool(earlier & 1) == first_better

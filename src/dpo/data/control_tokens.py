@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import json
@@ -103,12 +104,10 @@ class Codec:
         renamed = self._pattern.sub(lambda found: self._names[found.group()], rendered)
         return self._hidden_pattern.sub(lambda found: self._texts[found.group()], renamed)
 
-    def last_control(self, rendered: str) -> int:
-        """Where the last control token of a rendered chat starts; 0 if there is none."""
-        last = 0
-        for found in self._pattern.finditer(rendered):
-            last = found.start()
-        return last
+    def last_control(self, rendered: str) -> tuple[int, int] | None:
+        """Where the last control token of a rendered chat starts and ends, or None."""
+        last = collections.deque(self._pattern.finditer(rendered), maxlen=1)
+        return last[0].span() if last else None
 
     def end_of_first_control(self, text: str) -> int | None:
         """Where the first control token of a text ends, or None."""

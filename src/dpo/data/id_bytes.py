@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dpo.data.pair import TokenPair
+from dpo.data.pair import Spans, TokenPair
 
 WIDTH = 4
 
@@ -32,6 +32,7 @@ class EncodedPair:
     chosen: bytes
     rejected: bytes
     strength: float
+    given: tuple[Spans, Spans] = ((), ())
 
     @property
     def lengths(self) -> tuple[int, int, int]:
@@ -40,4 +41,42 @@ class EncodedPair:
 
     def token_pair(self) -> TokenPair:
         """The pair with ids as lists."""
-        return TokenPair(self.id, to_ids(self.prompt), to_ids(self.chosen), to_ids(self.rejected), self.strength)
+        ids = (to_ids(self.prompt), to_ids(self.chosen), to_ids(self.rejected))
+        return TokenPair(self.id, *ids, self.strength, self.given)
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """Tokens of chosen and rejected that count."""
+        _, *lengths = self.lengths
+        chosen, rejected = (
+            length - sum(end - first for first, end in spans) for length, spans in zip(lengths, self.given, strict=True)
+        )
+        return chosen, rejected
+
+    @property
+    def stored(self) -> bytes:
+        """Prompt, chosen and rejected in one, the complement of an id where a token does not count."""
+        if not any(self.given):
+            return self.prompt + self.chosen + self.rejected
+        sides = (self.chosen, self.rejected)
+        return self.prompt + b"".join(map(_complemented, sides, self.given))
+
+
+def _complemented(packed: bytes, spans: Spans) -> bytes:
+    ids = to_ids(packed)
+    for first, end in spans:
+        ids[first:end] = [~one for one in ids[first:end]]
+    return to_bytes(ids)
+
+
+def spans_of(ids: list[int]) -> Spans:
+    """Where ids are complements; they are set right in place."""
+    spans: list[tuple[int, int]] = []
+    for place, one in enumerate(ids):
+        if one < 0:
+            ids[place] = ~one
+            if spans and spans[-1][1] == place:
+                spans[-1] = (spans[-1][0], place + 1)
+            else:
+                spans.append((place, place + 1))
+    return tuple(spans)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo.data.indexed import Indexed
-from dpo.data.pair import Message, Pair
+from dpo.data.pair import Answer, Message, Pair
+from dpo.data.sources.messages import message_dict, messages
 
 _ENCODE = json.JSONEncoder(ensure_ascii=False, default=str, check_circular=False).encode
 
@@ -19,21 +20,40 @@ def to_line(pair: Pair) -> bytes:
     """A Pair as one line of JSON, as people read it and `from_line` takes it."""
     data = {
         "id": pair.id,
-        "prompt": [{"role": turn.role, "content": turn.content} for turn in pair.prompt],
-        "chosen": pair.chosen,
-        "rejected": pair.rejected,
+        "prompt": [message_dict(turn) for turn in pair.prompt],
+        "chosen": plain_answer(pair.chosen),
+        "rejected": plain_answer(pair.rejected),
         "strength": pair.strength,
         "group": pair.group,
         "meta": pair.meta,
     }
+    if pair.tools:
+        data["tools"] = pair.tools
     return _ENCODE(data).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def from_line(line: bytes) -> Pair:
     """The Pair of one line."""
     data = json.loads(line)
-    prompt = tuple(Message(turn["role"], turn["content"]) for turn in data["prompt"])
-    return Pair(data["id"], prompt, data["chosen"], data["rejected"], data["group"], data["strength"], data["meta"])
+    prompt = tuple(map(_message, data["prompt"]))
+    sides = _answer(data["chosen"]), _answer(data["rejected"])
+    own = (data["group"], data["strength"], data["meta"])
+    return Pair(data["id"], prompt, *sides, *own, tools=data.get("tools", ""))
+
+
+def plain_answer(answer: Answer) -> str | list[dict[str, Any]]:
+    """An answer as rows hold it."""
+    return answer if isinstance(answer, str) else [message_dict(turn) for turn in answer]
+
+
+def _answer(found: Any) -> Answer:
+    return found if isinstance(found, str) else tuple(map(_message, found))
+
+
+def _message(turn: dict[str, Any]) -> Message:
+    if len(turn) == 2 and isinstance(turn["content"], str):
+        return Message(turn["role"], turn["content"])
+    return messages([turn], "")[0]
 
 
 class PairWriter:

@@ -31,7 +31,7 @@ from dpo.data.tokens import Encoder
 from dpo.records.files import write_json
 
 # Raised when the same rows would give other ids, so that entries of older versions are not used.
-VERSION = 5
+VERSION = 6
 # Keys that say where rows come from or are judged elsewhere; the rows themselves are in the key by their content.
 PLACES = ("path", "dev_path", "test_path", "hub", "revision")
 
@@ -62,7 +62,12 @@ def prepare(dataset: Dataset, tokenizer: Any, cache_dir: Path | None = None) -> 
     """
     files = locate(dataset)
     encoder = Encoder(
-        tokenizer, dataset.max_length, dataset.keep, dataset.min_prompt_tokens, dataset.chat_template_kwargs
+        tokenizer,
+        dataset.max_length,
+        dataset.keep,
+        dataset.min_prompt_tokens,
+        dataset.chat_template_kwargs,
+        dataset.count_tool_tokens,
     )
     root = cache_folder("tokens") if cache_dir is None else cache_dir
     key = cache_key(dataset, files, encoder)
@@ -159,8 +164,9 @@ def _report(dataset: Dataset, splits: Splits, encoder: Encoder, folder: Path, fi
         "max_length": dataset.max_length,
         "longest": max(longest(part.lengths) for part in tokens.values()),
         "soft_labels": sum(int((part.strengths < 1).sum()) for part in tokens.values()),
-        "lengths": {split: quantiles(part.lengths) for split, part in tokens.items()},
-        "length_bias": {split: length_bias(part.lengths) for split, part in tokens.items()},
+        "lengths": {split: quantiles(part.lengths[:, 0], part.counted) for split, part in tokens.items()},
+        "length_bias": {split: length_bias(part.counted) for split, part in tokens.items()},
+        "seen_not_counted": sum(int((part.lengths[:, 1:] - part.counted).sum()) for part in tokens.values()),
         "truncation": encoder.cuts.as_dict(),
         "single_answers": single,
         "warnings": [*encoder.warnings, *said(single), *_rendered_already(encoder, sum(report.kept.values()))],

@@ -16,6 +16,7 @@ class Reason(Enum):
     missing = "missing"
     null = "null"
     not_text = "not text"
+    media = "picture, sound or video"
     empty_prompt = "empty prompt"
     empty_chosen = "empty chosen"
     empty_rejected = "empty rejected"

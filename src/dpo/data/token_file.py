@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from dpo.data.id_bytes import EncodedPair
+from dpo.data.id_bytes import EncodedPair, spans_of
 from dpo.data.indexed import Indexed
-from dpo.data.pair import TokenPair
+from dpo.data.pair import Spans, TokenPair
 
 IDS = "tokens.bin"
 INDEX = "index.npz"
@@ -29,6 +29,7 @@ class TokenWriter:
         self._state = hashlib.sha256()
         self._ends: dict[str, int] = {}
         self._lengths = array("i")
+        self._counted = array("i")
         self._strengths = array("d")
         self._names: list[bytes] = []
 
@@ -36,9 +37,10 @@ class TokenWriter:
         """Append one pair to the split that is being written."""
         lengths = pair.lengths
         self._lengths.extend(lengths)
+        self._counted.extend(pair.counted)
         self._strengths.append(pair.strength)
         self._names.append(pair.id.encode())
-        ids = pair.prompt + pair.chosen + pair.rejected
+        ids = pair.stored
         self._state.update(struct.pack("<3id", *lengths, pair.strength))
         self._state.update(ids)
         self._file.write(ids)
@@ -57,6 +59,7 @@ class TokenWriter:
             np.savez(
                 file,
                 lengths=np.frombuffer(self._lengths, dtype=np.int32).reshape(-1, 3),
+                counted=np.frombuffer(self._counted, dtype=np.int32).reshape(-1, 2),
                 strengths=np.frombuffer(self._strengths, dtype=np.float64),
                 names=np.array(self._names, dtype=np.bytes_),
                 splits=np.array(list(self._ends), dtype=np.str_),
@@ -68,7 +71,8 @@ class TokenWriter:
 
 
 class TokenFile(Indexed[TokenPair]):
-    """The token pairs of one split. `lengths` is (pairs, 3): tokens of prompt, chosen, rejected."""
+    """The token pairs of one split. `lengths` is (pairs, 3): tokens of prompt, chosen, rejected; of the answers
+    `counted` (pairs, 2) count."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self._folder, self._split = folder, split
@@ -76,6 +80,7 @@ class TokenFile(Indexed[TokenPair]):
             where = list(index["splits"]).index(split)
             first, last = (0, *index["ends"])[where], index["ends"][where]
             self.lengths = index["lengths"][first:last].copy()
+            self.counted = index["counted"][first:last].copy()
             self.strengths = index["strengths"][first:last].copy()
             self._names = index["names"][first:last].copy()
             sizes = index["lengths"].sum(axis=1, dtype=np.int64)
@@ -89,13 +94,11 @@ class TokenFile(Indexed[TokenPair]):
         prompt, chosen, rejected = (int(length) for length in self.lengths[index])
         size = 4 * (prompt + chosen + rejected)
         ids = np.frombuffer(os.pread(self._descriptor, size, int(self._starts[index])), dtype=np.int32).tolist()
-        return TokenPair(
-            self._names[index].decode(),
-            ids[:prompt],
-            ids[prompt : prompt + chosen],
-            ids[prompt + chosen :],
-            float(self.strengths[index]),
-        )
+        sides = ids[prompt : prompt + chosen], ids[prompt + chosen :]
+        given: tuple[Spans, Spans] = ((), ())
+        if tuple(self.counted[index]) != (chosen, rejected):
+            given = (spans_of(sides[0]), spans_of(sides[1]))
+        return TokenPair(self._names[index].decode(), ids[:prompt], *sides, float(self.strengths[index]), given)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenFile, (self._folder, self._split)

@@ -5,47 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from dpo.config.datasets import Keep
-from dpo.data.chat_template import ChatTemplate, Turns, begins_with_bos, join_turns
+from dpo.data.chat.dialect import strings
+from dpo.data.chat.ids import PlanIds
+from dpo.data.chat.plan import SIDES, Plan, Renderer, lost, said
+from dpo.data.chat.template import ChatTemplate, begins_with_bos, join_turns
 from dpo.data.control_tokens import Codec
-from dpo.data.coverage import Coverage, stands, stands_as_given
-from dpo.data.id_bytes import WIDTH, EncodedPair, to_bytes
-from dpo.data.pair import Message, Pair, TokenPair
+from dpo.data.id_bytes import WIDTH, EncodedPair
+from dpo.data.pair import Message, Pair, TokenPair, within
 from dpo.data.refusal import Reason, Refusal, RowRefused
 from dpo.data.truncation import Cuts
 from dpo.errors import ConfigError
-
-
-@dataclass
-class _Rendered:
-    """A pair rendered, on its way to token ids."""
-
-    pair: Pair
-    turns: Turns
-    lead: str
-    sealed: bool
-    prompt: str = ""
-    chosen: str = ""
-    rejected: str = ""
-    tail: str = ""
-    joined: bool = False
-    typed: bool = False
-    forced: bool = False
-    spaces: bool = False
-    unknown: bool = False
-    lost: set[str] = field(default_factory=set)
-    ids: dict[str, bytes] = field(default_factory=dict)
-
-    def over(self, max_length: int) -> int:
-        """Tokens by which the longer sequence exceeds the limit; negative is room."""
-        return self.tokens("prompt") + max(self.tokens("chosen"), self.tokens("rejected")) - max_length
-
-    def tokens(self, part: str) -> int:
-        """Length of prompt, chosen or rejected."""
-        return len(self.ids[part]) // WIDTH
 
 
 class Encoder:
@@ -63,9 +35,11 @@ class Encoder:
         keep: Keep = Keep.end,
         min_prompt_tokens: int = 128,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        count_tool_tokens: bool = False,
     ) -> None:
         self.max_length = max_length
         self.keep = keep
+        self.count_tool_tokens = count_tool_tokens
         self.floor = max(1, min(min_prompt_tokens, max_length // 2))
         self.cuts = Cuts()
         self.codec = Codec(tokenizer)
@@ -73,8 +47,6 @@ class Encoder:
             self.template = ChatTemplate(tokenizer, chat_template_kwargs or {})
         except RowRefused as refused:
             raise ConfigError(f"chat template: {refused.refusal}") from None
-        self._coverage = Coverage(self.template.prompt)
-        self._tails: dict[tuple[str, bool], bytes] = {}
         probe = self.codec.encode(self.template.probe)
         bos = tokenizer.bos_token_id
         if bos is not None and probe[:2] == [bos, bos]:
@@ -87,6 +59,9 @@ class Encoder:
         if self.appended_end and tokenizer.eos_token_id is None:
             raise ConfigError("chat template: no control token ends an answer, and the tokenizer has no eos token")
         self.end_id: int = tokenizer.eos_token_id if end is None else self.codec.encode(self.ending)[-1]
+        self.warnings += _about_reasoning(self.template)
+        self._renderer = Renderer(self.template, self.codec, self.ending, self.appended_end)
+        self._ids = PlanIds(self.codec, tokenizer.eos_token_id, count_tool_tokens)
 
     @property
     def key(self) -> str:
@@ -102,6 +77,7 @@ class Encoder:
             self.keep.name,
             self.floor,
             self.end_id,
+            self.count_tool_tokens,
         ]
         state.update(json.dumps(facts, sort_keys=True, default=str).encode())
         return state.hexdigest()
@@ -110,21 +86,26 @@ class Encoder:
         """One pair; see `encode_batch`."""
         return self.encode_batch([pair])[0]
 
-    def encode_prompt(self, prompt: Sequence[Message]) -> list[int]:
+    def encode_prompt(self, prompt: Sequence[Message], tools: str = "") -> list[int]:
         """Token ids of a conversation up to where the model answers, uncut: what generation starts from.
 
-        Control tokens typed in its texts stay text. Raises ConfigError when the template refuses the conversation or
-        leaves out its system message or the question.
+        `tools` are those it may call, a list as JSON text. Control tokens typed in its texts stay text. Raises
+        ConfigError when the template refuses the conversation or leaves out its system message or the question, tools,
+        calls or results.
         """
         turns, lead, _ = join_turns(prompt)
-        sealed = any(self.codec.needs_sealing(text) for text in (lead, *(turn["content"] for turn in turns)))
-        turns, lead = (self._hidden(turns), self.codec.hide(lead)) if sealed else (turns, lead)
+        offered = json.loads(tools) if tools else None
+        sealed = any(self.codec.needs_sealing(text) for text in (lead, *said(turns), *strings(offered)))
+        if sealed:
+            turns, lead, offered = self._renderer.hidden(turns), self.codec.hide(lead), self._renderer.hidden(offered)
         try:
-            text = self.template.prompt(turns)
-            lost = {index: turns[index]["role"] for index in self._coverage.lost(turns, text)}
+            text = self.template.prompt(turns, offered)
+            found = self._renderer.coverage.lost(turns, text, offered)
+            lost(found, turns)
         except RowRefused as refused:
             raise ConfigError(f"chat template: {refused.refusal}") from None
-        for index, role in lost.items():
+        for index in found:
+            role = turns[index]["role"]
             # What an assistant said before may lose its reasoning: models were trained to see it so.
             if role == "system" or index == len(turns) - 1:
                 raise ConfigError(f"chat template: the {role} message is not, or not whole, in what it renders")
@@ -146,146 +127,97 @@ class Encoder:
 
     def encode_to_bytes(self, pairs: Sequence[Pair]) -> list[EncodedPair | Refusal]:
         """`encode_batch` with packed ids; large batches are faster."""
-        batch = [self._rendered(pair) for pair in pairs]
+        batch = [self._plan(pair) for pair in pairs]
         for sealed in (False, True):
-            self._encode([one for one in batch if isinstance(one, _Rendered) and one.sealed is sealed], sealed)
-        return [one if isinstance(one, Refusal) else self._finish(one) for one in batch]
+            self._ids.encode([plan for plan in batch if isinstance(plan, Plan) and plan.sealed is sealed])
+        return [plan if isinstance(plan, Refusal) else self._finish(plan) for plan in batch]
 
-    def _rendered(self, pair: Pair) -> _Rendered | Refusal:
-        turns, lead, joined = join_turns(pair.prompt)
-        texts = [pair.chosen, pair.rejected, lead, *(turn["content"] for turn in turns)]
-        one = _Rendered(pair, turns, lead, any(self.codec.needs_sealing(text) for text in texts), joined=joined)
+    def _plan(self, pair: Pair) -> Plan | Refusal:
         try:
-            self._render(one, check=True)
+            return self._renderer.plan(pair)
         except RowRefused as refused:
             return refused.refusal
-        one.typed = one.sealed and any(self.codec.hide(text) != text for text in texts)
-        return one
 
-    def _hidden(self, turns: Turns) -> Turns:
-        return [{"role": turn["role"], "content": self.codec.hide(turn["content"])} for turn in turns]
-
-    def _render(self, one: _Rendered, check: bool = False) -> None:
-        turns, (chosen, rejected) = one.turns, (one.lead + one.pair.chosen, one.lead + one.pair.rejected)
-        if one.sealed:
-            turns, chosen, rejected = self._hidden(turns), self.codec.hide(chosen), self.codec.hide(rejected)
-        one.prompt = self.template.prompt(turns)
-        # A single answer lacks a side.
-        there = [(side, text) for side, text in (("chosen", chosen), ("rejected", rejected)) if getattr(one.pair, side)]
-        for side, answer in there:
-            setattr(one, side, self.template.answered(turns, one.prompt, answer) + self.ending)
-            if check and not stands(answer, getattr(one, side)):
-                raise RowRefused(Reason.altered, side, "name another with model.chat_template")
-        if check:
-            lost = self._coverage.lost(turns, one.prompt)
-            one.lost = {turns[index]["role"] for index in lost}
-            kept = [(turn["content"], one.prompt) for index, turn in enumerate(turns) if index not in lost]
-            texts = [*((text, getattr(one, side)) for side, text in there), *kept]
-            one.spaces = not all(stands_as_given(text, rendered) for text, rendered in texts)
-        # From its last control token on, the prompt is encoded again in front of each answer: control tokens cut
-        # the text before anything else looks at it, so the answer's ids are those it has in the whole conversation.
-        one.tail = one.prompt[self.codec.last_control(one.prompt) :]
-        if one.sealed:
-            one.prompt, one.tail, one.chosen, one.rejected = (
-                self.codec.seal(text) for text in (one.prompt, one.tail, one.chosen, one.rejected)
-            )
-
-    def _encode(self, batch: list[_Rendered], sealed: bool) -> None:
-        texts: list[str] = []
-        for one in batch:
-            texts += one.prompt, one.tail + one.chosen, one.tail + one.rejected
-        encoded = self.codec.encode_batch(texts, sealed)
-        for index, one in enumerate(batch):
-            prompt, chosen, rejected = encoded[3 * index : 3 * index + 3]
-            one.ids = {"prompt": prompt}
-            for side, ids in (("chosen", chosen), ("rejected", rejected)):
-                one.ids[side] = self._behind_tail(one, ids, getattr(one, side)) if getattr(one, side) else b""
-            if not one.unknown:
-                parts = (one.prompt, prompt), (one.chosen, one.ids["chosen"]), (one.rejected, one.ids["rejected"])
-                one.unknown = not all(self.codec.gives_back(text, ids) for text, ids in parts)
-
-    def _behind_tail(self, one: _Rendered, ids: bytes, answer: str) -> bytes:
-        tail = self._tail_ids(one.tail, one.sealed)
-        if ids.startswith(tail):
-            ids = ids[len(tail) :]
-        else:
-            # A token spans the boundary. At inference the prompt stands alone, so the answer starts a token here.
-            one.forced = True
-            [ids] = self.codec.encode_batch([answer], one.sealed)
-        return ids + to_bytes([self.end_id]) if self.appended_end else ids
-
-    def _tail_ids(self, tail: str, sealed: bool) -> bytes:
-        if (tail, sealed) not in self._tails:
-            if len(self._tails) >= 4096:  # templates whose tail holds the user's text would fill it without end
-                self._tails.clear()
-            [self._tails[tail, sealed]] = self.codec.encode_batch([tail], sealed)
-        return self._tails[tail, sealed]
-
-    def _finish(self, one: _Rendered) -> EncodedPair | Refusal:
-        forced = one.forced
+    def _finish(self, plan: Plan) -> EncodedPair | Refusal:
+        forced = plan.forced
         try:
-            cuts = self._cut(one) if one.over(self.max_length) > 0 else {}
+            cuts = self._cut(plan) if plan.over(self.max_length) > 0 else {}
         except RowRefused as refused:
             return refused.refusal
-        if one.ids["chosen"] == one.ids["rejected"]:
-            cut = any(cuts.get(f"cut_{side}", 0) > 0 for side in ("chosen", "rejected"))
+        if plan.ids["chosen"] == plan.ids["rejected"]:
+            cut = any(cuts.get(f"cut_{side}", 0) > 0 for side in SIDES)
             return Refusal(Reason.equal_after_cutting if cut else Reason.same_tokens, "rejected")
         met = {
-            "joined_turns": one.joined,
-            "control_text": one.typed,
+            "joined_turns": plan.joined,
+            "control_text": plan.typed,
             "forced_boundary": forced,
-            "system_left_out": "system" in one.lost,
-            "turn_altered": bool(one.lost - {"system"}),
-            "spaces_altered": one.spaces,
-            "text_unknown": one.unknown,
+            "system_left_out": "system" in plan.lost,
+            "turn_altered": bool(plan.lost - {"system", "reasoning"}),
+            "reasoning_left_out": "reasoning" in plan.lost,
+            "spaces_altered": plan.spaces,
+            "text_unknown": plan.unknown,
         }
-        self.cuts.record(one.pair.id, cuts, [name for name, is_so in met.items() if is_so])
-        return EncodedPair(id=one.pair.id, strength=one.pair.strength, **one.ids)
+        self.cuts.record(plan.pair.id, cuts, [name for name, is_so in met.items() if is_so])
+        chosen, rejected = (within(plan.given[side], plan.tokens(side)) for side in SIDES)
+        return EncodedPair(plan.pair.id, strength=plan.pair.strength, given=(chosen, rejected), **plan.ids)
 
-    def _cut(self, one: _Rendered) -> dict[str, int]:
+    def _cut(self, plan: Plan) -> dict[str, int]:
         """Bring an encoded pair under `max_length`; tokens cut, by the heads of `Cuts`.
 
         Raises RowRefused when no token of an answer would be left.
         """
-        before = one.tokens("prompt")
-        while one.over(self.max_length) > 0 and self._drop_oldest(one):
-            self._again(one)
-        dropped = before - one.tokens("prompt")
-        self._shorten_user(one)
-        shortened = before - dropped - one.tokens("prompt")
-        room = self.max_length - one.tokens("prompt")
+        before = plan.tokens("prompt")
+        while plan.over(self.max_length) > 0 and self._drop_oldest(plan):
+            self._again(plan)
+        dropped = before - plan.tokens("prompt")
+        self._shorten_user(plan)
+        shortened = before - dropped - plan.tokens("prompt")
+        room = self.max_length - plan.tokens("prompt")
         if room < 1:
-            raise RowRefused(Reason.completion_lost, "prompt", f"{one.tokens('prompt')} tokens of prompt remain")
+            raise RowRefused(Reason.completion_lost, "prompt", f"{plan.tokens('prompt')} tokens of prompt remain")
         cuts = {"dropped_turns": dropped, "shortened_user_turn": shortened}
-        for side in ("chosen", "rejected"):
-            cuts[f"cut_{side}"] = one.tokens(side) - room
-            one.ids[side] = one.ids[side][: room * WIDTH]
+        for side in SIDES:
+            cuts[f"cut_{side}"] = plan.tokens(side) - room
+            plan.ids[side] = plan.ids[side][: room * WIDTH]
         return cuts
 
-    def _drop_oldest(self, one: _Rendered) -> bool:
+    def _drop_oldest(self, plan: Plan) -> bool:
         """Drop the first exchange of a conversation, up to the next user turn; False when only one is left."""
-        first = 1 if one.turns[0]["role"] == "system" else 0
-        for index in range(first + 1, len(one.turns)):
-            if one.turns[index]["role"] == "user":
-                one.turns = one.turns[:first] + one.turns[index:]
+        first = 1 if plan.turns[0]["role"] == "system" else 0
+        for index in range(first + 1, len(plan.turns)):
+            if plan.turns[index]["role"] == "user":
+                plan.turns = plan.turns[:first] + plan.turns[index:]
                 return True
         return False
 
-    def _shorten_user(self, one: _Rendered) -> None:
+    def _shorten_user(self, plan: Plan) -> None:
         """Cut the last user turn token by token, never below the floor, until the pair fits."""
-        content = one.turns[-1]["content"]
-        offsets = self.codec.offsets(content, one.sealed)
+        asked = plan.asked()
+        content = plan.turns[asked]["content"]
+        content = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        offsets = self.codec.offsets(content, plan.sealed)
         size = len(offsets)
-        while (over := one.over(self.max_length)) > 0 and size > self.floor:
+        while (over := plan.over(self.max_length)) > 0 and size > self.floor:
             size = max(self.floor, size - over)
             start = self.keep is Keep.start
             left = content[: offsets[size - 1][1]] if start else content[offsets[-size][0] :]
-            one.turns = [*one.turns[:-1], {**one.turns[-1], "content": left}]
-            self._again(one)
+            plan.turns = [*plan.turns[:asked], {**plan.turns[asked], "content": left}, *plan.turns[asked + 1 :]]
+            self._again(plan)
 
-    def _again(self, one: _Rendered) -> None:
-        self._render(one)
-        self._encode([one], one.sealed)
+    def _again(self, plan: Plan) -> None:
+        self._renderer.render(plan)
+        self._ids.encode([plan])
+
+
+def _about_reasoning(template: ChatTemplate) -> list[str]:
+    """Whether something stands before each answer that no one said and the model has to write, as an empty thought."""
+    if not template.before:
+        return []
+    switch = "; dataset.chat_template_kwargs={enable_thinking:false} puts it into the prompt"
+    return [
+        f"the chat template puts {template.before!r:.60} before an answer without reasoning, and it counts as "
+        f"the answer's{switch if 'enable_thinking' in template.source else ''}"
+    ]
 
 
 def _about_bos(tokenizer: Any, begins: bool, named: bool) -> list[str]:

@@ -23,7 +23,7 @@ def pad(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, Any]:
 
     Returns:
         `input_ids`, `attention_mask`, `completion_mask`: int64 [2B, L], chosen rows first, then rejected (the layout
-        of TRL's DataCollatorForPreference).
+        of TRL's DataCollatorForPreference). What was given to the policy is no part of the completion mask.
 
     Raises:
         ValueError: no pairs, an empty prompt, or a pair without a completion.
@@ -39,17 +39,20 @@ def pad(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, Any]:
         input_ids[row, :end] = torch.tensor(prompt + completion)
         attention_mask[row, :end] = 1
         completion_mask[row, len(prompt) : end] = 1
+        side, number = divmod(row, len(pairs))
+        for first, last in pairs[number].given[side]:
+            completion_mask[row, len(prompt) + first : len(prompt) + last] = 0
     return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
 
 
 def padded_index(pairs: Sequence[TokenPair], columns: int) -> torch.Tensor:
-    """[N] where each completion token of the packed layout lies in flattened [2B, columns - 1] padded figures."""
+    """[N] where each counted token of the packed layout lies in flattened [2B, columns - 1] padded figures."""
     width = columns - 1
     index: list[int] = []
     for row, pair in enumerate(pairs):
-        for side, completion in enumerate((pair.chosen_ids, pair.rejected_ids)):
+        for side, places in enumerate(pair.places):
             first = (side * len(pairs) + row) * width + len(pair.prompt_ids) - 1
-            index += range(first, first + len(completion))
+            index += [first + place for place in places]
     return torch.tensor(index)
 
 
@@ -71,21 +74,25 @@ def layout(pairs: Sequence[TokenPair], prompts: bool = False) -> PackedLayout:
     target_rows: list[int] = []
     targets: list[int] = []
     lengths: list[tuple[int, int, int]] = []
+    counts: list[tuple[int, int]] = []
     for pair in pairs:
         prompt, chosen, rejected = len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)
         start = len(token_ids)
         token_ids += pair.prompt_ids + pair.chosen_ids + pair.rejected_ids
         positions += [*range(prompt + chosen), *range(prompt, prompt + rejected)]
         shared = len(predictor_rows)
-        # The last prompt row predicts both first tokens.
-        predictor_rows += range(start + prompt - 1, start + prompt + max(chosen, 1) - 1)
-        predictor_rows += range(start + prompt + chosen, start + prompt + chosen + rejected - 1)
-        target_rows += range(shared, shared + chosen)
-        if rejected:
-            after = shared + max(chosen, 1)
-            target_rows += [shared, *range(after, after + rejected - 1)]
-        targets += pair.chosen_ids + pair.rejected_ids
+        # A token is predicted by the row before it; the first ones of both sides, which always count, by one row.
+        better, worse = pair.places
+        predictor_rows += [start + prompt - 1 + place for place in better or (0,)]
+        predictor_rows += [start + prompt + chosen - 1 + place for place in worse[1:]]
+        after = shared + max(len(better), 1)
+        target_rows += range(shared, shared + len(better))
+        if worse:
+            target_rows += [shared, *range(after, after + len(worse) - 1)]
+        targets += [pair.chosen_ids[place] for place in better]
+        targets += [pair.rejected_ids[place] for place in worse]
         lengths.append((prompt, chosen, rejected))
+        counts.append((len(better), len(worse)))
     start = 0
     for pair, size in zip(pairs, lengths, strict=True):
         if prompts:
@@ -100,6 +107,7 @@ def layout(pairs: Sequence[TokenPair], prompts: bool = False) -> PackedLayout:
         target_rows=torch.tensor(target_rows),
         targets=torch.tensor(targets),
         lengths=tuple(lengths),
+        counted=tuple(counts),
     )
 
 
@@ -109,3 +117,5 @@ def _check(pairs: Sequence[TokenPair]) -> None:
     for pair in pairs:
         if not (pair.prompt_ids and (pair.chosen_ids or pair.rejected_ids)):
             raise ValueError(f"{pair.id}: a prompt and an answer each need at least one token")
+        if any(spans and spans[0][0] == 0 for spans in pair.given):
+            raise ValueError(f"{pair.id}: the first token of an answer is the policy's own")

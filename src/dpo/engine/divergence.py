@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dpo.data.pair import TokenPair
+from dpo.data.pair import TokenPair, within
 from dpo.losses.completions import sums
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def mismatch(pair: TokenPair, other: TokenPair, max_length: int) -> TokenPair:
     """The prompt of `pair` with the completions of `other`."""
     room = max(1, max_length - len(pair.prompt_ids))
     chosen, rejected = other.chosen_ids[:room], other.rejected_ids[:room]
-    return TokenPair(f"{pair.id} with {other.id}", pair.prompt_ids, chosen, rejected)
+    given = within(other.given[0], room), within(other.given[1], room)
+    return TokenPair(f"{pair.id} with {other.id}", pair.prompt_ids, chosen, rejected, given=given)
 
 
 def examples(pairs: Sequence[TokenPair]) -> int:
@@ -51,7 +52,7 @@ class Divergence:
     def total(self, model: Any, part: Sequence[TokenPair], reference: Reference) -> float:
         """Log-ratios of all completions of `part`, which are mismatched, added up; nats."""
         figures, _ = self.forward(model, part, ("log_probs",), False)
-        lengths = [length for pair in part for length in (len(pair.chosen_ids), len(pair.rejected_ids))]
+        lengths = [length for pair in part for length in pair.counted]
         own = sums(figures.log_probs, torch.tensor(lengths, device=figures.log_probs.device))
         known = torch.tensor([reference[pair.id] for pair in part], dtype=torch.float32, device=own.device)
         return float((own - known).double().sum())

@@ -11,8 +11,8 @@ import torch
 class PackedLayout:
     """Where every token of a micro-batch lies in the packed row.
 
-    B pairs, T = sum(P + C + R) packed tokens, N = sum(C + R) completion tokens, U = N - B rows that predict them
-    (the last prompt row predicts the first token of both sides).
+    B pairs, T = sum(P + C + R) packed tokens, N completion tokens that count (all C + R but those given to the
+    policy), U = N - B rows that predict them (the last prompt row predicts the first token of both sides).
 
     Not frozen: distributed wrappers copy such arguments field by field.
     """
@@ -26,10 +26,12 @@ class PackedLayout:
     target_rows: torch.Tensor
     """[N] index into `predictor_rows` of the row that predicts each completion token."""
     targets: torch.Tensor
-    """[N] completion token ids: all chosen tokens of pair 0, its rejected tokens, then pair 1, ...; where prompts are
+    """[N] counted completion token ids: those of chosen of pair 0, of its rejected, then pair 1, ...; where prompts are
     asked for as well, then theirs, each by a row of its own."""
     lengths: tuple[tuple[int, int, int], ...]
     """(P, C, R) of each pair, as Python ints so that no kernel launch has to wait for them."""
+    counted: tuple[tuple[int, int], ...]
+    """(chosen, rejected) tokens of each pair among the N."""
     cache: dict[object, object] = field(default_factory=dict, repr=False, compare=False)
     """Masks and offsets derived once and used by every layer."""
 
@@ -49,4 +51,5 @@ class PackedLayout:
             target_rows=self.target_rows.to(device, non_blocking=non_blocking),
             targets=self.targets.to(device, non_blocking=non_blocking),
             lengths=self.lengths,
+            counted=self.counted,
         )

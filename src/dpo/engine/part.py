@@ -90,7 +90,7 @@ def packed_figures(
     figures: TokenStatistics = model(input_ids=packed.token_ids, packed=packed, figures=names)
     if not prompts:
         return figures, None
-    count = sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in part)
+    count = sum(map(sum, packed.counted))
     return _cut(figures, slice(count)), _cut(figures, slice(count, None))
 
 
@@ -116,11 +116,11 @@ def padded_figures(
 
 def share_of_step(part: Sequence[TokenPair], step: Sequence[TokenPair], of_prompts: bool = False) -> float:
     """What the likelihood of chosen (and of prompts) of `part` counts for in that of `step`, see `sft_share`."""
-    return sft_share(*([len(p.chosen_ids) + of_prompts * (len(p.prompt_ids) - 1) for p in of] for of in (part, step)))
+    return sft_share(*([p.counted[0] + of_prompts * (len(p.prompt_ids) - 1) for p in of] for of in (part, step)))
 
 
 def _lengths(pairs: Sequence[TokenPair]) -> list[tuple[int, int]]:
-    return [(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
+    return [pair.counted for pair in pairs]
 
 
 def _cut(figures: TokenStatistics, where: slice) -> TokenStatistics:

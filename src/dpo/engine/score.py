@@ -61,7 +61,7 @@ def sequence_log_probs(
             else:
                 log_probs = _padded_log_probs(base, group, device)
         log_probs = log_probs.cpu()
-        lengths = [(chosen, rejected) for _, chosen, rejected in layout.lengths]
+        lengths = layout.counted
         if ld_alpha is not None:
             log_probs = log_probs * length_weights(lengths, ld_alpha, log_probs)
         scores: list[list[float]] = sums(log_probs, torch.tensor(lengths).view(-1)).tolist()

@@ -22,7 +22,7 @@ LARGEST_BATCH = {"cpu": 96, "cuda": 512}
 class Prompt:
     """One prompt to answer: its id, turns, token ids up to where the answer begins, and what it is about if known.
 
-    `group` and `meta` are for judges, see `judges.interface.Item`.
+    `tools` are those the model may call, as JSON text. `group` and `meta` are for judges, see `judges.interface.Item`.
     """
 
     id: str
@@ -31,6 +31,7 @@ class Prompt:
     subject: str | None
     group: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    tools: str = ""
 
 
 Asked = list[tuple[Prompt, int]]
@@ -48,7 +49,8 @@ def prompts_of(pairs: Sequence[Pair], tokens: Sequence[TokenPair], limit: int | 
         key = tuple(token_pair.prompt_ids)
         if key not in found:
             subject = pair.meta.get("subject")
-            found[key] = Prompt(pair.id, pair.prompt, list(key), subject if isinstance(subject, str) else None)
+            subject = subject if isinstance(subject, str) else None
+            found[key] = Prompt(pair.id, pair.prompt, list(key), subject, tools=pair.tools)
     return list(found.values())
 
 

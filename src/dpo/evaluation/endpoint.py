@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from dpo.config.evaluation import Endpoint, Evaluation
+from dpo.data.pair import Extras, Message, ToolCall
+from dpo.data.sources.fields import as_text
+from dpo.data.sources.messages import message_dict
 from dpo.errors import ConfigError, NetworkError
 from dpo.evaluation.answers import Asked, Drawer, Prompt
 from dpo.evaluation.sides import POLICY
@@ -36,17 +40,18 @@ def endpoint_drawer(endpoint: Endpoint, config: Evaluation, stops: Mapping[int, 
     def ask(side: str, prompt: Prompt, number: int) -> dict[str, Any]:
         reply = client.chat.completions.create(
             model=str(endpoint.policy if side == POLICY else endpoint.baseline),
-            messages=[{"role": m.role, "content": m.content} for m in prompt.messages],  # type: ignore[misc]
+            messages=[message_dict(m) for m in prompt.messages],  # type: ignore[misc]
             temperature=config.temperature,
             max_tokens=config.max_new_tokens,
             seed=config.seed * 1000 + number,
+            tools=json.loads(prompt.tools) if prompt.tools else openai.omit,
             # vLLM's word for control tokens; others read texts, four at most, and see control tokens as text.
             stop=sorted(stops.values())[:4],
             extra_body={"stop_token_ids": sorted(stops)} | ({"top_k": config.top_k} if config.temperature > 0 else {}),
         )
         choice = reply.choices[0]
         return {
-            "answer": choice.message.content or "",
+            "answer": said(choice.message),
             "ids": None,
             "tokens": reply.usage.completion_tokens if reply.usage else 0,
             "finished": choice.finish_reason == "stop",
@@ -69,3 +74,10 @@ def endpoint_drawer(endpoint: Endpoint, config: Evaluation, stops: Mapping[int, 
                 ) from None
 
     return draw
+
+
+def said(message: Any) -> str:
+    """All that a server's message says: its reasoning and calls, which servers part from the text, stand in it."""
+    calls = tuple(ToolCall(call.function.name, call.function.arguments, True) for call in message.tool_calls or ())
+    reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None) or ""
+    return as_text(Message("assistant", message.content or "", Extras(calls, reasoning=reasoning)))

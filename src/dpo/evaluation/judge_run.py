@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpo.data.pair import Message
+from dpo.data.sources.messages import messages
 from dpo.evaluation.answers import Prompt
 from dpo.evaluation.folder import EvaluationFolder
 from dpo.evaluation.judges.interface import AnyJudge, Benchmark, ranks
@@ -51,6 +51,6 @@ def judge_run(run: Path, evaluation: str, judges: Sequence[AnyJudge], interval: 
 
 
 def _prompt(row: Row) -> Prompt:
-    messages = tuple(Message(turn["role"], turn["content"]) for turn in row["messages"])
+    turns, tools = tuple(messages(row["messages"], "messages")), row.get("tools", "")
     # Evaluations of earlier versions hold neither group nor meta.
-    return Prompt(row["prompt"], messages, [], row["subject"], row.get("group"), row.get("meta") or {})
+    return Prompt(row["prompt"], turns, [], row["subject"], row.get("group"), row.get("meta") or {}, tools)

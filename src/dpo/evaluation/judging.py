@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dpo.data.sources.messages import message_dict
 from dpo.evaluation.answers import Prompt
 from dpo.evaluation.figures import one_side, two_sides
 from dpo.evaluation.folder import EvaluationFolder
@@ -143,10 +144,11 @@ def write_samples(
         row: Row = {
             "prompt": prompt.id,
             "sample": answers[i]["sample"],
-            "messages": [asdict(m) for m in prompt.messages],
+            "messages": [{**message_dict(m), "content": m.content} for m in prompt.messages],
             "subject": prompt.subject,
             "group": prompt.group,
             "meta": dict(prompt.meta),
+            **({"tools": prompt.tools} if prompt.tools else {}),
         }
         for side, j in ((POLICY, i), (BASELINE, i + split)):
             row[side] = {

@@ -52,7 +52,7 @@ def measure(config: Evaluate) -> Path:
     prompts = _prompts(settings, sides, pairs, tokens)
     marks = {
         "weights": file_digest((run / "adapter").glob("*.safetensors")),
-        "pairs": digest(str((t.prompt_ids, t.chosen_ids, t.rejected_ids)) for t in tokens),
+        "pairs": digest(str(t.content) for t in tokens),
         "prompts": digest(str(p.ids) for p in prompts),
     }
     folder = EvaluationFolder.open(run, settings, marks)

@@ -141,7 +141,7 @@ def score_pairs(
         policy, reference = score("policy", part), score("baseline", part)
         done(
             [
-                PairRow(pair.id, group, len(pair.chosen_ids), len(pair.rejected_ids), pair.strength, *mine, *theirs)
+                PairRow(pair.id, group, pair.counted[0], pair.counted[1], pair.strength, *mine, *theirs)
                 for pair, group, mine, theirs in zip(
                     part, groups[start : start + chunk], policy, reference, strict=True
                 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 from dpo.caches.entry import file_digest
 from dpo.config.nearest import nearest
 from dpo.data.pair import Message
-from dpo.data.refusal import Refusal
+from dpo.data.refusal import Refusal, RowRefused
 from dpo.data.rows.files import read_rows
 from dpo.data.rows.open_file import check_file
-from dpo.data.sources.fields import NOTHING
+from dpo.data.sources.fields import check_columns
+from dpo.data.sources.messages import messages, tools_of
 from dpo.errors import DataError
 from dpo.evaluation.judges.interface import Item, PairItem
 
@@ -67,7 +69,7 @@ def read_responses(
     paired = next((p for p in PAIRS if p[0] in rows[0][1] and p[1] in rows[0][1]), None) if text is None else None
     if paired is not None:
         pairs = [_pair(where, row, paired, known) for where, row in rows]
-        items = [Item(f"{i}:{p.id}", p.prompt, a, meta=p.meta) for i in (0, 1) for p in pairs for a in [_side(p, i)]]
+        items = [Item(f"{i}:{p.id}", p.prompt, _side(p, i), meta=p.meta, tools=p.tools) for i in (0, 1) for p in pairs]
         return Responses(items, pairs, [_better(where, row, gold) for where, row in rows] if gold else [])
     items = [_item(where, row, text, known) for where, row in rows]
     return Responses(items, None, [_label(where, row, gold) for where, row in rows] if gold else [])
@@ -89,20 +91,23 @@ def _turns(where: str, row: Row) -> tuple[Message, ...]:
     value = row[name]
     if isinstance(value, str):
         return (Message("user", value),)
+    with refusals_raised(where):
+        return tuple(messages(value, name))
+
+
+def _tools(where: str, row: Row) -> str:
+    with refusals_raised(where):
+        check_columns(row)
+        return tools_of(row)
+
+
+@contextmanager
+def refusals_raised(where: str) -> Iterator[None]:
+    """What a reader of fields refuses is a DataError here."""
     try:
-        return tuple(_turn(f"{where}/{name}[{index}]", turn) for index, turn in enumerate(value))
-    except (TypeError, KeyError, AttributeError):
-        raise DataError(f"{where}/{name}: needs a text, or turns with role and content") from None
-
-
-def _turn(where: str, turn: Row) -> Message:
-    """A turn of text; what else it says would be kept from the judge in silence."""
-    if not isinstance(turn["content"], str):
-        raise DataError(f"{where}.content: needs a text, is {type(turn['content']).__name__}")
-    for key, more in turn.items():
-        if key not in ("role", "content") and more not in NOTHING:
-            raise DataError(f"{where}.{key}: a message says more than can be read; role and content are")
-    return Message(str(turn["role"]), turn["content"])
+        yield
+    except RowRefused as refused:
+        raise DataError(f"{where}/{refused.refusal.field}: {refused.refusal}"[:300]) from None
 
 
 def _text(where: str, row: Row, names: Sequence[str]) -> str:
@@ -122,13 +127,14 @@ def _item(where: str, row: Row, text: str | None, known: Mapping[str, Row]) -> I
     finished = bool(row["finished"]) if "finished" in row else True
     subject = row["subject"] if isinstance(row.get("subject"), str) else None
     group = str(row["group"]) if row.get("group") is not None else None
-    return Item(where, turns, _text(where, row, ANSWERS), finished, subject, group, meta)
+    return Item(where, turns, _text(where, row, ANSWERS), finished, subject, group, meta, _tools(where, row))
 
 
 def _pair(where: str, row: Row, names: tuple[str, str], known: Mapping[str, Row]) -> PairItem:
     turns = _turns(where, row)
     first, second = (_text(where, row, (name,)) for name in names)
-    return PairItem(where, turns, first, second, None, {**row, **known.get(turns[-1].content, {})})
+    meta = {**row, **known.get(turns[-1].content, {})}
+    return PairItem(where, turns, first, second, None, meta, _tools(where, row))
 
 
 def _side(pair: PairItem, number: int) -> str:

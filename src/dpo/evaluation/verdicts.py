@@ -42,9 +42,8 @@ def judge_answers(judge: Judge | PairJudge, prompts: Mapping[str, Prompt], answe
         for mine, base in zip(answers[:split], answers[split:], strict=True):
             prompt = prompts[mine["prompt"]]
             name = f"{prompt.id}:{mine['sample']}"
-            pairs.append(
-                PairItem(name, prompt.messages, mine["answer"], base["answer"], prompt.group or prompt.id, prompt.meta)
-            )
+            both, group = (mine["answer"], base["answer"]), prompt.group or prompt.id
+            pairs.append(PairItem(name, prompt.messages, *both, group, prompt.meta, prompt.tools))
         found = preferences(judge, pairs)
         return Judgement(judge, [*found, *map(_turned, found)], pairs, found)
     items = []
@@ -59,6 +58,7 @@ def judge_answers(judge: Judge | PairJudge, prompts: Mapping[str, Prompt], answe
                 prompt.subject,
                 prompt.group or prompt.id,
                 prompt.meta,
+                prompt.tools,
             )
         )
     found = verdicts(judge, items)

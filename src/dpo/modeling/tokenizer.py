@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.config.nearest import nearest
-from dpo.data.chat_template import begins_with_bos
+from dpo.data.chat.template import begins_with_bos
 from dpo.errors import ConfigError
 
 

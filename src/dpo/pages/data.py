@@ -76,7 +76,7 @@ def _bias(split: str, bias: Row) -> str:
 
 
 def _plots(data: Prepared) -> tuple[dict[str, Plot], Placed]:
-    lengths = data.train.lengths
+    lengths = np.column_stack([data.train.lengths[:, 0], data.train.counted])
     longest = int(lengths.max()) if len(lengths) else 1
     edges = np.unique(np.linspace(0, longest + 1, BINS + 1).astype(int))
     parts = [

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def _measure(config: Config, card: Card, capacity: int) -> Measured:
 
 def _worst_part(choice: Choice, pair: TokenPair, batch_size: int) -> list[TokenPair]:
     """The first micro-batch of a step of `batch_size` times the longest pair."""
-    step = [TokenPair(f"{i}", pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) for i in range(batch_size)]
+    step = [replace(pair, id=f"{i}") for i in range(batch_size)]
     return max(choice.engine.parts(step), key=lambda part: cost(part, choice.engine.name))
 
 

@@ -109,7 +109,7 @@ def _write_aside(config: Export, run: Path, aside: Path) -> Row:
     figures = certify(
         models,
         merged,
-        np.array([[len(p.chosen_ids), len(p.rejected_ids)] for p in tokens], dtype=np.float64),
+        np.array([p.counted for p in tokens], dtype=np.float64),
         [pair.group for pair in pairs],
         trained.dpo.beta,
         config.bound,

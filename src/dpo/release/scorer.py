@@ -33,7 +33,7 @@ class Scorer:
 
     def __init__(self, tokens: Sequence[TokenPair], facts: str) -> None:
         self.tokens = tokens
-        self.key = digest([facts, *(str((t.prompt_ids, t.chosen_ids, t.rejected_ids)) for t in tokens)])
+        self.key = digest([facts, *(str(t.content) for t in tokens)])
 
     def both(self, name: str, label: str, sides: Sides | Callable[[], Sides]) -> Scored:
         """Log-probs of the policy and of its reference; `sides` may be a function, called only when needed."""

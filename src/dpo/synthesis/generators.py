@@ -13,6 +13,7 @@ from typing import Any
 from dpo.config.synthesize import GeneratorEndpoint, SamplingConfig, Synthesize
 from dpo.data.synthetic.prompts import Prompt
 from dpo.errors import ConfigError, NetworkError
+from dpo.evaluation.endpoint import said
 from dpo.records.redaction import redact
 
 # (index, {answer, tokens, finished, cost}) of each answer that is done.
@@ -167,7 +168,7 @@ class EndpointGenerator(Generator):
         read, written = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         cost = (read * (self._endpoint.price_in or 0.0) + written * (self._endpoint.price_out or 0.0)) / 1e6
         return {
-            "answer": choice.message.content or "",
+            "answer": said(choice.message),
             "tokens": written,
             "finished": choice.finish_reason == "stop",
             "cost": cost,

@@ -43,6 +43,19 @@ def _parts(batch: Any) -> Iterator[Any]:
         yield batch.slice(start, BATCH_ROWS)
 
 
+def _without_padding(found: Any, inside: bool = False) -> Any:
+    """Without the nulls that a table holds, in tools and calls, for each field that another row's have."""
+    if isinstance(found, list):
+        return [_without_padding(one, inside) for one in found]
+    if not isinstance(found, dict):
+        return found
+    return {
+        key: _without_padding(value, inside or key in ("tools", "functions", "tool_calls", "function_call"))
+        for key, value in found.items()
+        if value is not None or not inside
+    }
+
+
 def check_types(schema: Any, path: Path) -> None:
     """Raise DataError for a column whose rows may share their bytes in ways that `_unpacked` does not count."""
     from pyarrow import types
@@ -65,6 +78,11 @@ def check_types(schema: Any, path: Path) -> None:
 
 def batch_rows(batch: Any) -> Iterator[Any]:
     """The rows of a batch; one that is longer than a row may be comes as a Refusal."""
+    padded = not {"tools", "functions"}.isdisjoint(batch.schema.names) or "tool_calls" in str(batch.schema)
+    return map(_without_padding, _rows(batch)) if padded else _rows(batch)
+
+
+def _rows(batch: Any) -> Iterator[Any]:
     if sum(map(_unpacked, batch.columns)) <= LONGEST_ROW and (whole := _pylist(batch)) is not None:
         yield from whole
         return

@@ -5,42 +5,60 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpo.data.pair import Message
+from dpo.data.pair import NOTHING_MORE, Answer, Message
 from dpo.data.refusal import Reason, RowRefused
-from dpo.data.sources.fields import messages, same_text, text
+from dpo.data.sources.fields import same_turn, same_turns, text
+from dpo.data.sources.messages import messages
 
 
-def answer(found: Any, name: str, prompt: Sequence[Message]) -> str:
-    """One side's answer: text, one assistant message, or a conversation that repeats the prompt."""
+def answer(found: Any, name: str, prompt: Sequence[Message]) -> Answer:
+    """One side's answer: text, the assistant's messages, or a conversation that repeats the prompt."""
     if isinstance(found, str) or found is None:
         return text(found, name)
-    lead, last = split_last(found, name)
-    if lead and not same_turns(lead, prompt):
+    turns = _conversation(found, name)
+    if prompt and same_turns(turns[: len(prompt)], prompt):
+        turns = turns[len(prompt) :]
+    elif turns[0].role != "assistant":
         raise RowRefused(Reason.prompts_differ, name)
-    return last
+    return _answer(turns, name)
 
 
-def split_last(found: Any, name: str) -> tuple[list[Message], str]:
-    """A conversation as the turns before its last one, and the text of that one, which is the assistant's."""
-    if isinstance(found, Mapping):
-        found = [found]
-    share_gpt = isinstance(found, Sequence) and bool(found) and isinstance(found[0], Mapping) and "from" in found[0]
-    turns = messages(found, name, *(("from", "value") if share_gpt else ("role", "content")))
+def split_conversations(chosen: Any, rejected: Any) -> tuple[list[Message], Answer, Answer]:
+    """The prompt two conversations share and what the assistant does in each from there on.
+
+    The answers begin where the conversations part, with a message of the assistant; between its messages only results
+    of tools may stand. Refused when somebody else's words differ.
+    """
+    one, other = _conversation(chosen, "chosen"), _conversation(rejected, "rejected")
+    shared = 0
+    while shared < min(len(one), len(other)) and same_turn(one[shared], other[shared]):
+        shared += 1
+    # Where one ends, or a tool said two different things to one call, the answers begin with the message before.
+    while shared and not all(shared < len(turns) and turns[shared].role == "assistant" for turns in (one, other)):
+        shared -= 1
+        if one[shared].role == "user" or other[shared].role == "user":
+            raise RowRefused(Reason.prompts_differ, "rejected")
+    try:
+        return one[:shared], _answer(one[shared:], "chosen"), _answer(other[shared:], "rejected")
+    except RowRefused as refused:
+        if refused.refusal.reason is Reason.prompts_differ:
+            raise RowRefused(Reason.prompts_differ, "rejected") from None
+        raise
+
+
+def _conversation(found: Any, name: str) -> list[Message]:
+    turns = messages([found] if isinstance(found, Mapping) else found, name)
     if not turns or turns[-1].role != "assistant":
         raise RowRefused(Reason.roles, name, f"ends with {turns[-1].role if turns else 'nothing'}")
-    return turns[:-1], turns[-1].content
+    return turns
 
 
-def split_conversations(chosen: Any, rejected: Any) -> tuple[list[Message], str, str]:
-    """The prompt two conversations share and their last answers; refused when the prompts differ."""
-    (prompt, better), (other, worse) = split_last(chosen, "chosen"), split_last(rejected, "rejected")
-    if not same_turns(prompt, other):
-        raise RowRefused(Reason.prompts_differ, "rejected")
-    return prompt, better, worse
-
-
-def same_turns(one: Sequence[Message], other: Sequence[Message]) -> bool:
-    """Same roles and, but for white space, same texts."""
-    return len(one) == len(other) and all(
-        a.role == b.role and same_text(a.content, b.content) for a, b in zip(one, other, strict=True)
-    )
+def _answer(turns: Sequence[Message], name: str) -> Answer:
+    """An answer's messages; text where they are no more than that."""
+    if not turns or any(turn.role in ("user", "system") for turn in turns):
+        raise RowRefused(Reason.prompts_differ, name)
+    if turns[0].role != "assistant":
+        raise RowRefused(Reason.roles, name, f"begins with {turns[0].role}")
+    if len(turns) == 1 and turns[0].extras == NOTHING_MORE:
+        return turns[0].content
+    return tuple(turns)

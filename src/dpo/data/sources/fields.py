@@ -8,19 +8,9 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from dpo.data.pair import Message, Pair
+from dpo.data.pair import NOTHING_MORE, Answer, Message, Pair, messages_of
 from dpo.data.refusal import Reason, Refusal, RowRefused
 
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-}
 # Names that others give to the three.
 ALIKE = {
     "prompt": ("instruction", "question", "query", "input", "user", "text"),
@@ -37,31 +27,49 @@ ALIKE = {
     ),
 }
 EMPTY = {"prompt": Reason.empty_prompt, "chosen": Reason.empty_chosen, "rejected": Reason.empty_rejected}
-MORE_THAN_TEXT = ("tools", "functions", "images", "image", "audio", "audios", "video", "videos")
-NOTHING: tuple[Any, ...] = (None, "", [], {}, ())
+MEDIA = ("image", "audio", "video")
+TEXT_ONLY = "this project trains text"
+TOOLS = ("tools", "functions")
+"""Columns that hold what the assistant may call; the second is the older name."""
 Source = TypeVar("Source", bound=Callable[..., Any])
 
 
 def refusals_returned(source: Source) -> Source:
-    """Let the field readers raise, and the source still be a function from row to Pair or Refusal."""
+    """Let the field readers raise, and the source still be a function from row to Pair or Refusal.
+
+    What no source may leave out, whether it knows of it or not: pictures, sounds, and tools the assistant may call.
+    """
 
     @functools.wraps(source)
-    def convert(*args: Any) -> Pair | Refusal:
+    def convert(row: Any, *args: Any) -> Pair | Refusal:
         try:
-            _check_columns(args[0])
-            return source(*args)
+            if isinstance(row, Mapping):
+                check_columns(row)
+            result = source(row, *args)
         except RowRefused as refused:
             return refused.refusal
+        if isinstance(result, Pair) and not result.tools and isinstance(row, Mapping):
+            for name in TOOLS:
+                if not nothing(row.get(name)) and row[name] != "[]":
+                    return Refusal(Reason.field, name, "rows of this source have none; dataset=local reads them")
+        return result
 
     return convert  # type: ignore[return-value]
 
 
-def _check_columns(row: Any) -> None:
-    """Refuse a row that says more than its texts: tools that may be called, pictures, sounds."""
-    if isinstance(row, Mapping):
-        for name in MORE_THAN_TEXT:
-            if row.get(name) not in NOTHING:
-                raise RowRefused(Reason.field, name, "texts are read")
+def check_columns(row: Mapping[str, Any]) -> None:
+    """Refuse a row that says, in a column of its own, what no text can: pictures, sounds, settings of its template."""
+    for key, found in row.items():
+        name = str(key).lower()
+        if name.removesuffix("s") in MEDIA and not nothing(found):
+            raise RowRefused(Reason.media, str(key), TEXT_ONLY)
+        if name == "chat_template_kwargs" and not nothing(found):
+            raise RowRefused(Reason.field, str(key), "one setting holds for all rows: dataset.chat_template_kwargs")
+
+
+def nothing(found: Any) -> bool:
+    """Whether a value says nothing: tables hold one in each column that a row does not have."""
+    return found is None or found is False or (isinstance(found, str | list | tuple | dict) and not found)
 
 
 def value(row: Mapping[str, Any], name: str) -> Any:
@@ -119,26 +127,6 @@ def number_field(row: Mapping[str, Any], name: str) -> float:
     return float(found)
 
 
-def messages(found: Any, name: str, role_key: str = "role", text_key: str = "content") -> list[Message]:
-    """A message list as Messages; roles of ShareGPT and of other dialects are translated."""
-    if not isinstance(found, Sequence) or isinstance(found, str):
-        raise RowRefused(Reason.not_text, name, f"{type(found).__name__} is not a message list")
-    turns = []
-    for index, item in enumerate(found):
-        where = f"{name}[{index}]"
-        if not isinstance(item, Mapping):
-            raise RowRefused(Reason.not_text, where, f"{type(item).__name__} is not a message")
-        role = ROLES.get(text_field_at(item, role_key, where).lower())
-        if role is None:
-            raise RowRefused(Reason.roles, where, f"{item[role_key]!r:.40}")
-        for key, more in item.items():
-            # Tool calls or reasoning left out in silence would teach half an answer.
-            if key not in (role_key, text_key) and more not in NOTHING:
-                raise RowRefused(Reason.field, f"{where}.{key}", f"{role_key} and {text_key} are read")
-        turns.append(Message(role, text_field_at(item, text_key, where)))
-    return turns
-
-
 def text_field_at(row: Mapping[str, Any], name: str, where: str) -> str:
     """Like text_field, with the place of the row inside its field in the refusal."""
     if name not in row:
@@ -152,6 +140,16 @@ def same_text(one: str, other: str) -> bool:
     return one == other or (one.split(None, 4)[:4] == other.split(None, 4)[:4] and one.split() == other.split())
 
 
+def same_turns(one: Sequence[Message], other: Sequence[Message]) -> bool:
+    """Same roles and, but for white space, same texts; the same calls and whatever else they say."""
+    return len(one) == len(other) and all(map(same_turn, one, other))
+
+
+def same_turn(one: Message, other: Message) -> bool:
+    """See `same_turns`."""
+    return one.role == other.role and one.extras == other.extras and same_text(one.content, other.content)
+
+
 def says_something(text: str) -> bool:
     """Whether there is more in a text than white space and characters without width."""
     if text.isascii():
@@ -162,12 +160,13 @@ def says_something(text: str) -> bool:
 def build_pair(
     row_id: str,
     prompt: Sequence[Message],
-    chosen: str,
-    rejected: str,
+    chosen: Answer,
+    rejected: Answer,
     group: str | None = None,
     strength: float = 1.0,
     meta: dict[str, Any] | None = None,
     single: bool = False,
+    tools: str = "",
 ) -> Pair:
     """The last checks every source shares: nothing empty, answers that differ, a prompt that somebody asked.
 
@@ -176,15 +175,31 @@ def build_pair(
     if not any(turn.role == "user" and says_something(turn.content) for turn in prompt):
         raise RowRefused(Reason.empty_prompt, "prompt")
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
-        if not (single and answer == "") and not says_something(answer):
+        if not (single and answer == "") and says_nothing(messages_of(answer)[-1]):
             raise RowRefused(EMPTY[name], name)
-    if same_text(chosen, rejected):
+    if same_turns(messages_of(chosen), messages_of(rejected)):
         raise RowRefused(Reason.identical, "rejected")
     turns = tuple(prompt)
-    return Pair(row_id, turns, chosen, rejected, prompt_key(turns) if group is None else group, strength, meta or {})
+    key = prompt_key(turns) if group is None else group
+    return Pair(row_id, turns, chosen, rejected, key, strength, meta or {}, tools=tools)
+
+
+def says_nothing(message: Message) -> bool:
+    """Whether a message has neither text nor a call."""
+    return not message.extras.tool_calls and not says_something(message.content)
 
 
 @functools.lru_cache(maxsize=1)  # asked for a pair's group and again by the checks between rows
 def prompt_key(prompt: tuple[Message, ...]) -> str:
     """A prompt as one string, equal for prompts that differ only in white space."""
-    return "\n".join(f"{turn.role}: {' '.join(turn.content.split())}" for turn in prompt)
+    return "\n".join(f"{turn.role}: {' '.join(as_text(turn).split())}" for turn in prompt)
+
+
+def as_text(message: Message) -> str:
+    """All that a message says, in words: reasoning, text and calls."""
+    more = message.extras
+    if more == NOTHING_MORE:
+        return message.content
+    thought = [f"<think>\n{more.reasoning}\n</think>"] if more.reasoning else []
+    calls = [f"[calls {call.name}({call.arguments})]" for call in more.tool_calls]
+    return "\n".join([*thought, *([message.content] if message.content else []), *calls])

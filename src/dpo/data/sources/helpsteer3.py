@@ -8,7 +8,8 @@ from typing import Any
 from dpo.config.datasets import Dataset
 from dpo.data.pair import Pair
 from dpo.data.refusal import Reason, Refusal, RowRefused
-from dpo.data.sources.fields import build_pair, messages, number_field, refusals_returned, text_field, value
+from dpo.data.sources.fields import build_pair, number_field, refusals_returned, text_field, value
+from dpo.data.sources.messages import messages
 
 
 @refusals_returned

@@ -9,11 +9,22 @@ from dataclasses import replace
 from typing import Any
 
 from dpo.config.datasets import Local
-from dpo.data.pair import Message, Pair
+from dpo.data.pair import Answer, Message, Pair, messages_of
 from dpo.data.refusal import Reason, Refusal, RowRefused
-from dpo.data.sources.conversation import answer, same_turns, split_conversations
-from dpo.data.sources.fields import build_pair, messages, nearest_column, refusals_returned, same_text, text, value
+from dpo.data.sources.conversation import answer, split_conversations
+from dpo.data.sources.fields import (
+    TOOLS,
+    build_pair,
+    nearest_column,
+    refusals_returned,
+    same_text,
+    same_turns,
+    says_nothing,
+    text,
+    value,
+)
 from dpo.data.sources.hh_rlhf import TURN, is_transcript, prompt_of_transcript, split_transcripts
+from dpo.data.sources.messages import messages, tools_of
 
 COLUMNS = (
     "prompt",
@@ -27,6 +38,7 @@ COLUMNS = (
     "question",
     "system",
     "strength",
+    "tools",
 )
 SIDES = ("chosen", "rejected")
 # Those of them that hold text for the model.
@@ -55,23 +67,24 @@ def to_pair(row: Mapping[str, Any], row_id: str, dataset: Local) -> Pair | Refus
         strength = _strength(row, dataset)
     if row.get("system") not in (None, ""):
         prompt = _with_system(prompt, text(row["system"], "system"))
-    unread = [key for key in row if key not in read and key not in ("system", "strength")]
+    unread = [key for key in row if key not in read and key not in ("system", "strength", *TOOLS)]
     notes = tuple(f"column {key} not read" for key in unread if key in TEXTS and row[key] not in (None, "", []))
     meta = {key: row[key] for key in unread if key not in TEXTS and isinstance(row[key], (str, int, float))}
     if any(isinstance(row[key], str) and is_transcript(row[key]) for key in read & {"prompt", "question"} & row.keys()):
         notes = (*notes, TRANSCRIPT)
     single = "completion" in read
-    return replace(build_pair(row_id, prompt, chosen, rejected, None, strength, meta, single), notes=notes)
+    pair = build_pair(row_id, prompt, chosen, rejected, None, strength, meta, single, tools_of(row))
+    return replace(pair, notes=notes)
 
 
-Parts = tuple[list[Message], str, str, float]
+Parts = tuple[list[Message], Answer, Answer, float]
 
 
 def _read(row: Mapping[str, Any], dataset: Local) -> tuple[set[str], Parts]:
     """The columns of the shape a row has, and what they say."""
     answers = {"chosen", "rejected"}
     if row.get("conversations") is not None:
-        prompt = messages(value(row, "conversations"), "conversations", "from", "value")
+        prompt = messages(value(row, "conversations"), "conversations")
         return {"conversations", *answers}, (prompt, *_answers(row, prompt), 1.0)
     name = next((name for name in ("prompt", "question") if row.get(name) is not None), None)
     name = name or next((name for name in ("prompt", "question") if name in row), None)
@@ -97,7 +110,7 @@ def _read(row: Mapping[str, Any], dataset: Local) -> tuple[set[str], Parts]:
     return answers, (*split_conversations(chosen, rejected), 1.0)
 
 
-def _asked(row: Mapping[str, Any], name: str) -> tuple[list[Message], str, str]:
+def _asked(row: Mapping[str, Any], name: str) -> tuple[list[Message], Answer, Answer]:
     """Prompt and answers of a row; where the prompt is a transcript, answers may repeat it."""
     prompt = _prompt(row, name)
     if isinstance(row[name], str) and is_transcript(row[name]):
@@ -138,26 +151,25 @@ def _prompt(row: Mapping[str, Any], name: str) -> list[Message]:
     if isinstance(found, str):
         whole = text(found, name)
         return prompt_of_transcript(whole, name) if is_transcript(whole) else [Message("user", whole)]
-    share_gpt = isinstance(found, Sequence) and bool(found) and isinstance(found[0], Mapping) and "from" in found[0]
-    return messages(found, name, *(("from", "value") if share_gpt else ("role", "content")))
+    return messages(found, name)
 
 
-def _answers(row: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[str, str]:
+def _answers(row: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[Answer, Answer]:
     return answer(value(row, "chosen"), "chosen", prompt), answer(value(row, "rejected"), "rejected", prompt)
 
 
-def _single(row: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[str, str]:
+def _single(row: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[Answer, Answer]:
     """(completion, "") where it is wanted, ("", completion) where it is not."""
     found = answer(value(row, "completion"), "completion", prompt)
     label = str(value(row, "label")).strip().lower()
     if label not in WANTED | UNWANTED:
         raise RowRefused(Reason.label_unknown, "label", f"{label!r:.40}, expected true or false")
-    if not found or found.isspace():
+    if says_nothing(messages_of(found)[-1]):
         raise RowRefused(Reason.empty_completion, "completion")
     return (found, "") if label in WANTED else ("", found)
 
 
-def _labelled(row: Mapping[str, Any], prompt: Sequence[Message], dataset: Local) -> tuple[str, str, float]:
+def _labelled(row: Mapping[str, Any], prompt: Sequence[Message], dataset: Local) -> tuple[Answer, Answer, float]:
     label = str(value(row, "label")).strip().lower()
     first = answer(value(row, "response_a"), "response_a", prompt)
     second = answer(value(row, "response_b"), "response_b", prompt)
@@ -202,8 +214,7 @@ def _message_list(cell: Any) -> Any:
     except ValueError:
         return None
     items = parsed if isinstance(parsed, list) else [parsed]
-    keys = ({"role", "content"}, {"from", "value"})
-    return parsed if all(isinstance(item, dict) and any(k <= item.keys() for k in keys) for item in items) else None
+    return parsed if all(isinstance(item, dict) and item.keys() & {"role", "from"} for item in items) else None
 
 
 def check_columns(columns: Mapping[str, str]) -> str | None:

@@ -10,6 +10,7 @@ from dpo.data.pair import Pair
 from dpo.data.refusal import Reason, Refusal, RowRefused
 from dpo.data.sources.conversation import split_conversations
 from dpo.data.sources.fields import build_pair, number_field, refusals_returned, same_text, text_field, value
+from dpo.data.sources.messages import tools_of
 
 
 @refusals_returned
@@ -24,4 +25,5 @@ def to_pair(row: Mapping[str, Any], row_id: str, dataset: Dataset) -> Pair | Ref
     if better == worse and not dataset.soft_labels:
         raise RowRefused(Reason.tie, "score_chosen")
     strength = 0.5 if better == worse else 1.0
-    return build_pair(row_id, prompt, chosen, rejected, None, strength, {"scores": [better, worse]})
+    meta = {"scores": [better, worse]}
+    return build_pair(row_id, prompt, chosen, rejected, None, strength, meta, tools=tools_of(row))

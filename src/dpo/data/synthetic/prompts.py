@@ -10,9 +10,10 @@ from typing import IO, Any
 
 import yaml
 
-from dpo.data.refusal import Refusal
+from dpo.data.refusal import Refusal, RowRefused
 from dpo.data.rows.json import parse_json
 from dpo.data.rows.open_file import Lines, open_file
+from dpo.data.sources.fields import TOOLS, check_columns, nothing
 from dpo.errors import DataError
 
 
@@ -76,6 +77,11 @@ def _prompt(line: bytes, where: str) -> Prompt:
         if not (isinstance(prompt, str) and prompt.strip() and isinstance(subject, str)):
             raise ValueError
         prompt.encode()
+        check_columns(row)
+        if other := next((key for key in ("messages", "system", *TOOLS) if not nothing(row.get(key))), None):
+            raise ValueError(f"`{other}` is not read here: a prompt is one text")
+    except RowRefused as refused:
+        raise DataError(f"{where}/{refused.refusal.field}: {refused.refusal}"[:300]) from None
     except (ValueError, KeyError) as error:
         why = f" ({error})" if type(error) is ValueError and str(error) else ""
         raise DataError(f"{where}: needs UTF-8 text, or JSON with a text `prompt`{why}"[:300]) from None

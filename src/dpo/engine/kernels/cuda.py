@@ -193,7 +193,7 @@ def _agrees(attend: Any, device: torch.device, dtype: torch.dtype, head_size: in
         for window in (None, 4):
             results = []
             for function, kind in ((attend, dtype), (exact, torch.float32)):
-                layout = PackedLayout(position_ids, position_ids, empty, empty, empty, lengths)
+                layout = PackedLayout(position_ids, position_ids, empty, empty, empty, lengths, ())
                 leaves = [x.detach().to(kind).requires_grad_() for x in inputs]
                 out = function(*leaves, layout, None, window)
                 results.append([out.detach(), *torch.autograd.grad((out * weight.to(kind)).sum(), leaves)])

@@ -31,7 +31,7 @@ def preferences(judge: PairJudge, items: Sequence[PairItem], cache: VerdictCache
     orders = [differing, [i.turned for i in differing]] if judge.both_orders else [differing]
     # Both orders in one call, so that a judge may ask for them side by side.
     asked = [
-        PairItem(f"{order}:{item.id}", item.prompt, item.first, item.second, item.group, item.meta)
+        PairItem(f"{order}:{item.id}", item.prompt, item.first, item.second, item.group, item.meta, item.tools)
         for order, shown in enumerate(orders)
         for item in shown
     ]

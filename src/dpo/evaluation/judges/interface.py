@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpo.data.pair import Message
+from dpo.data.sources.fields import as_text
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Item:
     `finished`: the model ended its turn itself. `subject` is what the prompt is about, where that is known. `group`
     holds together what is not independent (samples of one prompt, paraphrases of it); None: the prompt's own text.
     `meta` is what else the prompt came with, such as IFEval's instruction ids; a judge names the keys it reads.
+    `tools` are those the model could call, as JSON text.
     """
 
     id: str
@@ -42,15 +44,21 @@ class Item:
     subject: str | None = None
     group: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    tools: str = ""
 
     @property
     def question(self) -> str:
         """The last user turn; "" without a prompt."""
         return last_user_turn(self.prompt)
 
+    @property
+    def asked(self) -> tuple[Message, ...]:
+        """The prompt as it is shown."""
+        return _asked(self.prompt, self.tools)
+
     def content(self, reads: Sequence[str]) -> list[Any]:
         """All that a verdict may hang on, as JSON-able data: the item without `id`, `group` and unread `meta`."""
-        return [_turns(self.prompt), self.answer, self.finished, self.subject, _read(self.meta, reads)]
+        return [_turns(self.asked), self.answer, self.finished, self.subject, _read(self.meta, reads)]
 
 
 @dataclass(frozen=True)
@@ -63,24 +71,34 @@ class PairItem:
     second: str
     group: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    tools: str = ""
 
     @property
     def question(self) -> str:
         """The last user turn; "" without a prompt."""
         return last_user_turn(self.prompt)
 
+    @property
+    def asked(self) -> tuple[Message, ...]:
+        """The prompt as it is shown."""
+        return _asked(self.prompt, self.tools)
+
     def content(self, reads: Sequence[str]) -> list[Any]:
         """All that a verdict may hang on, as JSON-able data: the item without `id`, `group` and unread `meta`."""
-        return [_turns(self.prompt), self.first, self.second, _read(self.meta, reads)]
+        return [_turns(self.asked), self.first, self.second, _read(self.meta, reads)]
 
     @property
     def turned(self) -> PairItem:
         """The same with the answers in the other order."""
-        return PairItem(self.id, self.prompt, self.second, self.first, self.group, self.meta)
+        return PairItem(self.id, self.prompt, self.second, self.first, self.group, self.meta, self.tools)
 
 
 def _turns(prompt: Sequence[Message]) -> list[list[str]]:
-    return [[m.role, m.content] for m in prompt]
+    return [[m.role, as_text(m)] for m in prompt]
+
+
+def _asked(prompt: tuple[Message, ...], tools: str) -> tuple[Message, ...]:
+    return (Message("tools", tools), *prompt) if tools else prompt
 
 
 def _read(meta: Mapping[str, Any], reads: Sequence[str]) -> dict[str, Any]:

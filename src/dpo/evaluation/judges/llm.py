@@ -158,7 +158,7 @@ class LlmPairJudge(PairJudge):
         asking, explain = self._asking, self._asking.settings.explain
 
         def question(item: PairItem, seed: int) -> rubric.Question:
-            return rubric.compare_question(item.prompt, item.first, item.second, explain, seed)
+            return rubric.compare_question(item.asked, item.first, item.second, explain, seed)
 
         points = {rubric.FIRST: 1.0, rubric.TIE: 0.5, rubric.SECOND: 0.0}
         for one in asking.run(items, question, rubric.read_preference):
@@ -196,7 +196,7 @@ class LlmRubricJudge(Judge):
         asking, explain = self._asking, self._asking.settings.explain
 
         def question(item: Item, seed: int) -> rubric.Question:
-            return rubric.grade_question(item.prompt, item.answer, explain, seed)
+            return rubric.grade_question(item.asked, item.answer, explain, seed)
 
         for one in asking.run(items, question, rubric.read_grades):
             if one.failure is not None:

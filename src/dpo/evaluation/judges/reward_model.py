@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from dpo.config.judges import Reading, RewardModelJudge
+from dpo.data.pair import Message
 from dpo.data.refusal import Reason, RowRefused
+from dpo.data.sources.fields import as_text
 from dpo.errors import ConfigError
 from dpo.evaluation.judges.classifier import Classifier
 from dpo.evaluation.judges.interface import Item, Judge, Verdict
 from dpo.evaluation.judges.loading import resolve_judge
 from dpo.modeling.weights import Weights
+
+if TYPE_CHECKING:
+    from dpo.data.chat.dialect import Tools, Turns
 
 KEY = "judge.reward_model"
 
@@ -64,6 +71,7 @@ class _Scorer:
     def __init__(self, settings: RewardModelJudge, weights: Weights) -> None:
         from transformers import AutoTokenizer
 
+        from dpo.data.chat.dialect import Dialect
         from dpo.data.control_tokens import Codec
         from dpo.modeling.policy import templates
         from dpo.modeling.tokenizer import load_tokenizer
@@ -77,6 +85,7 @@ class _Scorer:
             except ConfigError as error:
                 raise ConfigError(str(error).replace("model.chat_template", f"{KEY}.chat_template")) from None
             self._codec = Codec(self.tokenizer)
+            self._dialect = Dialect(self._rendered)
         self.classifier = Classifier(KEY, settings.path, weights, settings.quantization)
         self.column = self.classifier.column(settings.label, (), "reward")
 
@@ -85,25 +94,44 @@ class _Scorer:
 
         Control tokens typed in a text stay text: an answer cannot end its own turn and write another.
         """
-        from dpo.data.chat_template import join_turns
-        from dpo.data.coverage import stands
+        from dpo.data.chat.coverage import stands_somehow, unsaid
+        from dpo.data.chat.dialect import mapped, strings
+        from dpo.data.chat.template import join_turns
+        from dpo.data.sources.messages import described
 
-        turns, lead, _ = join_turns(item.prompt)
-        answer = lead + item.answer
         if self._pairs:
+            turns, lead, _ = join_turns([Message(turn.role, as_text(turn)) for turn in item.asked])
             asked = (
                 turns[0]["content"] if len(turns) == 1 else "\n\n".join(f"{t['role']}: {t['content']}" for t in turns)
             )
-            return dict(self.tokenizer(asked, answer, split_special_tokens=True, return_attention_mask=False))
-        turns = [*turns, {"role": "assistant", "content": answer}]
-        sealed = any(self._codec.needs_sealing(turn["content"]) for turn in turns)
+            read = self.tokenizer(asked, lead + item.answer, split_special_tokens=True, return_attention_mask=False)
+            return dict(read)
+        turns, lead, _ = join_turns(item.prompt)
+        turns = [*turns, {"role": "assistant", "content": lead + item.answer}]
+        tools = json.loads(item.tools) if item.tools else None
+        sealed = any(self._codec.needs_sealing(text) for text in strings([turns, tools]))
         if sealed:
-            turns = [{**turn, "content": self._codec.hide(turn["content"])} for turn in turns]
-        text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
-        for turn in (turns[0], *turns[-2:]):
-            if not stands(turn["content"], text):
+            hide = self._codec.hide
+            turns = [{k: v if k == "role" else mapped(v, hide) for k, v in turn.items()} for turn in turns]
+            tools = mapped(tools, hide)
+        text = self._rendered(self._dialect.adapted(turns), tools, False)
+        for number, turn in enumerate(turns):
+            # What an assistant said before may lose its reasoning; all else has to be there.
+            plain = len(turn) == 2 and 0 < number < len(turns) - 2
+            if not plain and unsaid(turn, text) - {"reasoning_content"}:
                 raise RowRefused(Reason.altered, turn["role"], f"text of role {turn['role']}")
+        if not all(stands_somehow(str(described(tool)["name"]), text) for tool in tools or ()):
+            raise RowRefused(Reason.altered, "tools", "the tools")
         return {"input_ids": self._codec.encode(self._codec.seal(text) if sealed else text, sealed)}
+
+    def _rendered(self, turns: Turns, tools: Tools, generation: bool) -> str:
+        rendered = self.tokenizer.apply_chat_template(
+            turns,
+            tools=tools,  # type: ignore[arg-type]
+            tokenize=False,
+            add_generation_prompt=generation,
+        )
+        return str(rendered)
 
 
 def build(settings: RewardModelJudge) -> RewardJudge:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo.data.pair import Message
+from dpo.data.sources.fields import as_text
 
 FACETS = {
     "helpfulness": "does it serve the person who asked: correct, complete, to the point",
@@ -97,14 +98,14 @@ def _question(system: str, user: str, schema: dict[str, Any], seed: int) -> Ques
 
 def _mark(prompt: Sequence[Message], *answers: str) -> str:
     """Twelve hex digits that no text among those it is made of can have been written to contain."""
-    text = json.dumps([[m.role, m.content] for m in prompt] + list(answers))
+    text = json.dumps([[m.role, as_text(m)] for m in prompt] + list(answers))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _turns(prompt: Sequence[Message]) -> str:
     if len(prompt) == 1:
-        return prompt[0].content
-    return "\n".join(f"{message.role}: {message.content}" for message in prompt)
+        return as_text(prompt[0])
+    return "\n".join(f"{message.role}: {as_text(message)}" for message in prompt)
 
 
 def _shown(mark: str, name: str, text: str) -> str:

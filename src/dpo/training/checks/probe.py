@@ -91,14 +91,16 @@ def _logits(base: Any, ids: list[int]) -> torch.Tensor:
 
 
 def token_log_probs(model: Any, pair: TokenPair) -> tuple[list[float], list[float], list[float]]:
-    """Log-probs in nats of the tokens of the prompt (all but its first), of chosen and of rejected, by plain logits."""
+    """Log-probs in nats of the tokens of the prompt (all but its first), and of those of chosen and of rejected that
+    count, by plain logits."""
     found = []
     for ids in (pair.chosen_ids, pair.rejected_ids):
         whole = pair.prompt_ids + ids
         rows = _logits(unwrapped(model), whole)[:-1].log_softmax(-1)
         found.append(rows.gather(1, torch.tensor(whole[1:], device=rows.device).unsqueeze(1)).squeeze(1).tolist())
     first = len(pair.prompt_ids) - 1
-    return found[0][:first], found[0][first:], found[1][first:]
+    chosen, rejected = ([row[first + i] for i in places] for row, places in zip(found, pair.places, strict=True))
+    return found[0][:first], chosen, rejected
 
 
 def _log_prob(logits: torch.Tensor, pair: TokenPair, side: int) -> float:

@@ -81,7 +81,7 @@ def score_start(
 
     scores = sequence_log_probs(model, pairs, token_budget, ld_alpha=ld_alpha)
     alone = sequence_log_probs(model, pairs[:ALONE], 1, ld_alpha=ld_alpha)
-    lengths = {pair.id: (len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs}
+    lengths = {pair.id: pair.counted for pair in pairs}
     unit = eps_of(dtype, torch.get_float32_matmul_precision()) * logits_deviation(model, pairs[0])
     seen = spread(scores[:ALONE], alone, [lengths[pair.id] for pair in pairs[:ALONE]])
     return Start({p.id: sums for p, sums in zip(pairs, scores, strict=True)}, lengths, Rounding(unit, seen))

@@ -74,7 +74,7 @@ class HumanPairJudge(PairJudge):
     def compare(self, items: Sequence[PairItem]) -> Iterator[list[Verdict]]:
         """See PairJudge. Pairs that stand on no sheet yet are put on a new one."""
         known = self._ratings
-        pairs = [frozenset(answer_digest(item.prompt, text) for text in (item.first, item.second)) for item in items]
+        pairs = [frozenset(answer_digest(item.asked, text) for text in (item.first, item.second)) for item in items]
         if new := {pair: item for item, pair in zip(items, pairs, strict=True) if pair not in known.places}:
             sheet = write_sheet(known.root, list(new.values()), known.seed)
             known.add(sheet)
@@ -91,7 +91,7 @@ class HumanPairJudge(PairJudge):
         votes = self._ratings.votes.get((sheet.name, row))
         if not votes:
             return Verdict(item.id, None, None, WAITING, 0.0, where)
-        seen_left = answer_digest(item.prompt, item.first) == left
+        seen_left = answer_digest(item.asked, item.first) == left
         scores = [float(v.preference or 0.0) if seen_left else 1 - float(v.preference or 0.0) for v in votes]
         reason = " / ".join(v.comment for v in votes if v.comment)
         details = {"raters": len(votes)}
@@ -113,7 +113,7 @@ class HumanGradeJudge(Judge):
         """See Judge."""
         made = []
         for item in items:
-            grades = self._ratings.grades.get(answer_digest(item.prompt, item.answer))
+            grades = self._ratings.grades.get(answer_digest(item.asked, item.answer))
             if grades is None:
                 made.append(Verdict(item.id, None, None, WAITING, 0.0, "rating sheet"))
                 continue

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.data.pair import Message
+from dpo.data.sources.fields import as_text
 from dpo.errors import DataError
 from dpo.evaluation.judges.human.page import write_rating_page
 from dpo.evaluation.judges.interface import PairItem
@@ -28,7 +29,7 @@ NOTE = "helpfulness: 1 (useless) to 10; preference: 1, 2 or tie; leave empty wha
 
 def answer_digest(prompt: Sequence[Message], answer: str) -> str:
     """Names an answer to a prompt by its content; both are all a rater sees."""
-    text = json.dumps([[[m.role, m.content] for m in prompt], answer])
+    text = json.dumps([[[m.role, as_text(m)] for m in prompt], answer])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
@@ -67,7 +68,7 @@ class Sheet:
 
 def write_sheet(root: Path, items: Sequence[PairItem], seed: int) -> Sheet:
     """Write a sheet of `items` under `root`, or find the one that was written of them; order and sides by `seed`."""
-    digests = [(answer_digest(i.prompt, i.first), answer_digest(i.prompt, i.second)) for i in items]
+    digests = [(answer_digest(i.asked, i.first), answer_digest(i.asked, i.second)) for i in items]
     name = hashlib.sha256(json.dumps([sorted(map(sorted, digests)), seed]).encode()).hexdigest()[:10]
     draw = random.Random(f"{seed}:{name}")
     # From the contents alone, so that the order of the items leaves no trace.
@@ -80,7 +81,7 @@ def write_sheet(root: Path, items: Sequence[PairItem], seed: int) -> Sheet:
         left, right = (item.second, item.first) if turned else (item.first, item.second)
         sides = (second, first) if turned else (first, second)
         key.append(KeyRow(number, item.group if item.group is not None else item.question, *sides))
-        messages = [{"role": m.role, "content": m.content} for m in item.prompt]
+        messages = [{"role": m.role, "content": as_text(m)} for m in item.asked]
         shown.append({"row": number, "messages": messages, "left": left, "right": right})
     sheet = Sheet(root / name, tuple(key))
     if not (sheet.folder / "key.json").is_file():

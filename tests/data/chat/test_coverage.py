@@ -14,8 +14,8 @@ from tokenizer_families import CHATML, chatml, llama3
 from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
 
-from dpo.data.chat_template import begins_with_bos
-from dpo.data.coverage import Coverage, stands
+from dpo.data.chat.coverage import Coverage, stands
+from dpo.data.chat.template import begins_with_bos
 from dpo.data.pair import Message, Pair
 from dpo.data.prepare import prepare
 from dpo.data.refusal import Reason, Refusal
@@ -86,10 +86,10 @@ def test_white_space_is_the_templates_own_business() -> None:
     assert stands("<think>a</think>b", "<think>\na\n</think>\n\nb")
     assert not stands("<think>a</think>b", "b")
     assert (
-        Coverage(lambda turns: "".join(turn["content"] for turn in reversed(turns))).lost(
+        Coverage(lambda turns, tools, generation: "".join(turn["content"] for turn in reversed(turns))).lost(
             [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], "us"
         )
-        == set()
+        == {}
     )
 
 

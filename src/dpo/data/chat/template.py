@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpo.data.chat.answers import NOT_A_START
+from dpo.data.chat.dialect import Dialect, Tools, Turns
 from dpo.data.pair import Message
 from dpo.data.refusal import Reason, RowRefused
+from dpo.data.sources.messages import message_dict
 from dpo.errors import ConfigError
 
-Turns = list[dict[str, str]]
 QUESTION, ANSWER = "A question?", "An answer."
 
 
@@ -25,10 +27,15 @@ class ChatTemplate:
         day = getattr(tokenizer, "pinned_day", None)
         self._day: dict[str, Any] = {} if day is None else {"strftime_now": day}
         self._render = self._compiled()
+        self._dialect = Dialect(self._render)
         probe: Turns = [{"role": "user", "content": QUESTION}]
         try:
             self.probe = self.prompt(probe)
-            whole = self._text([*probe, {"role": "assistant", "content": ANSWER}], False)
+            for thought in ({}, {"reasoning_content": "A thought."}):
+                # Some end the prompt inside a thought: then answers have to begin with one.
+                whole = self.text([*probe, {"role": "assistant", "content": ANSWER, **thought}], None, False)
+                if whole.startswith(self.probe):
+                    break
         except RowRefused as error:
             raise ConfigError(
                 f"chat template: {error.refusal.detail} (rendering one question and its answer)"
@@ -47,6 +54,8 @@ class ChatTemplate:
                 f"chat template: the {twice} in what it renders as the answer, so that would be learned\n"
                 "name another template with model.chat_template"
             )
+        self.before = "" if thought else before.strip()
+        """What stands before an answer without reasoning, and counts as the answer's."""
 
     @property
     def date(self) -> str | None:
@@ -54,28 +63,29 @@ class ChatTemplate:
         day = self._day.get("strftime_now")
         return day.iso if day is not None and "strftime_now" in self.source else None
 
-    def prompt(self, turns: Turns) -> str:
+    def prompt(self, turns: Turns, tools: Tools = None) -> str:
         """The text up to where the model starts to answer."""
-        return self._text(turns, True)
+        return self.text(turns, tools, True)
 
-    def answered(self, turns: Turns, prompt: str, answer: str) -> str:
-        """What follows `prompt`, which is `turns` rendered, once the assistant has answered; without the suffix.
+    def answered(self, turns: Turns, prompt: str, answer: str, tools: Tools = None) -> str:
+        """What follows `prompt`, which is `turns` rendered, once the assistant has said a text; without the suffix.
 
         Refused when the prompt is not a prefix of the whole conversation: the model would be trained after another
         text than it is asked with.
         """
-        whole = self._text([*turns, {"role": "assistant", "content": answer}], False)
+        whole = self.text([*turns, {"role": "assistant", "content": answer}], tools, False)
         if not whole.startswith(prompt):
-            raise RowRefused(Reason.template, "prompt", "the rendered prompt is not the start of the conversation")
+            raise RowRefused(Reason.template, "prompt", NOT_A_START)
         if not whole.endswith(self.suffix):
             raise RowRefused(Reason.template, "chosen", "the rendered answer does not end like others")
         return whole[len(prompt) : len(whole) - len(self.suffix)]
 
-    def _text(self, turns: Turns, generation: bool) -> str:
+    def text(self, turns: Turns, tools: Tools, generation: bool) -> str:
+        """Turns rendered, with what makes the model answer behind them if `generation`."""
         import jinja2
 
         try:
-            return self._render(turns, generation)
+            return self._render(self._dialect.adapted(turns), tools, generation)
         except (jinja2.TemplateError, ConfigError) as error:
             raise RowRefused(
                 Reason.template, "prompt", str(error).strip().removeprefix("chat template: ")[:200]
@@ -85,9 +95,9 @@ class ChatTemplate:
         """The compiled template itself where it gives what the tokenizer's method gives: half the time a call."""
         from transformers.utils import chat_template_utils
 
-        def by_method(turns: Turns, generation: bool) -> str:
+        def by_method(turns: Turns, tools: Tools, generation: bool) -> str:
             return self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=generation, **self.kwargs
+                turns, tools=tools, tokenize=False, add_generation_prompt=generation, **self.kwargs
             )
 
         compile_template = getattr(chat_template_utils, "_compile_jinja_template", None)
@@ -96,21 +106,21 @@ class ChatTemplate:
         template = compile_template(self.source)
         variables = {**self._tokenizer.special_tokens_map, **self._day, **self.kwargs}
 
-        def by_template(turns: Turns, generation: bool) -> str:
+        def by_template(turns: Turns, tools: Tools, generation: bool) -> str:
             return template.render(
-                messages=turns, tools=None, documents=None, add_generation_prompt=generation, **variables
+                messages=turns, tools=tools, documents=None, add_generation_prompt=generation, **variables
             )
 
         probe = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
         try:
-            same = all(by_template(probe, g) == by_method(probe, g) for g in (True, False))
+            same = all(by_template(probe, None, g) == by_method(probe, None, g) for g in (True, False))
         except Exception:  # noqa: BLE001 - whatever it cannot do, the public method is the reference
             same = False
         return by_template if same else by_method
 
 
 def join_turns(prompt: Sequence[Message]) -> tuple[Turns, str, bool]:
-    """(turns with neighbours of one role joined by a blank line, what the assistant already said, whether any were).
+    """(turns with texts of one role in a row joined by a blank line, what the assistant had said, whether any were).
 
     Strict templates refuse two turns of one role in a row. When the prompt ends with an assistant turn, that text
     stands before both answers and comes back as the second value.
@@ -118,14 +128,20 @@ def join_turns(prompt: Sequence[Message]) -> tuple[Turns, str, bool]:
     turns: Turns = []
     joined = False
     for turn in prompt:
-        if turns and turns[-1]["role"] == turn.role:
+        said = message_dict(turn)
+        if turns and turns[-1]["role"] == turn.role and only_text(turns[-1]) and only_text(said):
             turns[-1]["content"] += f"\n\n{turn.content}"
             joined = True
         else:
-            turns.append({"role": turn.role, "content": turn.content})
-    if turns and turns[-1]["role"] == "assistant":
+            turns.append(said)
+    if turns and turns[-1]["role"] == "assistant" and only_text(turns[-1]):
         return turns[:-1], turns[-1]["content"] + "\n\n", True
     return turns, "", joined
+
+
+def only_text(turn: dict[str, Any]) -> bool:
+    """Results of parallel calls stay apart, and so does what is more than a text."""
+    return len(turn) == 2 and isinstance(turn["content"], str) and turn["role"] not in ("tool", "function")
 
 
 def begins_with_bos(tokenizer: Any) -> bool:
