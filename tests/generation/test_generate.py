@@ -152,3 +152,20 @@ def test_the_head_is_given_states_that_lie_together(model: torch.nn.Module) -> N
     hook.remove()
     assert seen
     assert all(seen)
+
+
+def test_a_cache_that_cannot_lose_rows_is_not_used() -> None:
+    from transformers import FalconH1Config, FalconH1ForCausalLM
+
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 32, "head_dim": 8}
+    mixer = {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 4}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    model = FalconH1ForCausalLM(FalconH1Config(**size, **mixer, **heads)).eval()
+    settings = Sampling(temperature=1.0, top_k=50, max_new_tokens=6, seed=3)
+    twice = [[4, 8, 9, 10], [4, 8, 9, 10], [4, 10]]
+    batched = sample(model, twice, settings, {2}, 2, 3, row_seeds=["a", "b", "c"])
+    alone = sample(model, twice, settings, {2}, 2, 1, row_seeds=["a", "b", "c"])
+    assert {i: x.ids for rows, xs in batched for i, x in zip(rows, xs, strict=True)} == {
+        i: x.ids for rows, xs in alone for i, x in zip(rows, xs, strict=True)
+    }

@@ -15,7 +15,8 @@ SIZES = {
     32: "hidden_size n_embd d_model embed_dim hidden_dim lru_width word_embed_proj_dim embedding_size",
     48: "intermediate_size ffn_dim n_inner ffn_hidden_size decoder_ffn_dim encoder_ffn_dim ff_proj d_ff",
     2: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_experts_per_tok top_k moe_topk "
-    "num_key_value_heads num_kv_heads num_hidden_groups mamba_n_groups n_groups",
+    "num_key_value_heads num_kv_heads num_hidden_groups mamba_n_groups n_groups "
+    "linear_num_key_heads num_nextn_predict_layers",
     4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads num_experts "
     "n_routed_experts num_local_experts moe_num_experts mamba_n_heads mamba_num_heads linear_num_value_heads",
     8: "head_dim rotary_dim qk_rope_head_dim qk_nope_head_dim v_head_dim state_size mamba_d_state linear_key_head_dim "
@@ -27,13 +28,26 @@ SIZES = {
 }  # fmt: skip
 SMALL = {name: size for size, names in SIZES.items() for name in names.split()}
 OWN: dict[str, dict[str, Any]] = {
+    **{
+        kind: {"num_key_value_heads": 4, "num_experts_per_tok": 2}
+        for kind in "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa minicpm3".split()
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2},
-    "nemotron": {"head_dim": 8},
+    "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
     "ministral": {"head_dim": 8},
     "reformer": {"is_decoder": True},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "lfm2_moe": {"layer_types": ["full_attention", "conv"]},
+    "zamba": {"num_hidden_layers": 4, "layer_types": ["mamba", "hybrid"] * 2},
+    "zaya": {"num_experts_per_tok": 1},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "gemma3n_text": {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": 26},
+    "gemma4": {"vocab_size_per_layer_input": 26},
+    "gemma4_text": {"vocab_size_per_layer_input": 26},
 }
 """What the sizes of a family need beside these."""
 LARGEST = 20_000_000
@@ -61,7 +75,8 @@ def small(kind: str, tokenizer: Any) -> Any:
     if text is not usual:
         part = next(name for name, value in vars(usual).items() if value is text)
         parts = {name: _sizes(value) for name, value in vars(usual).items() if isinstance(value, PreTrainedConfig)}
-        return CONFIG_MAPPING[kind](**{**parts, part: {**_sizes(text), "vocab_size": len(tokenizer)}})
+        own = {"vocab_size": len(tokenizer), "pad_token_id": 2} | OWN.get(kind, {})
+        return CONFIG_MAPPING[kind](**{**parts, part: {**_sizes(text), **own}})
     return CONFIG_MAPPING[kind](**(found | OWN.get(kind, {})))
 
 

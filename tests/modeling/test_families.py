@@ -21,6 +21,7 @@ WORKS = frozenset(
 REASONS = {
     "little to quantize": r"lora\.quantization: bitsandbytes quantizes only \d+% of the weights in \S+'s layers",
     "not causal": r"reads the tokens that follow .*so it is no causal language model",
+    "weights it reads past their layers": r"cannot be trained here, its forward pass fails",
     "logits of its own": r"computes its logits in a way that the trainer does not know",
 }
 """Why a family may be refused, each meant by us; what a library says of itself is none of them."""

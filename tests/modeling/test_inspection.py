@@ -16,6 +16,7 @@ from dpo.errors import ConfigError
 from dpo.modeling.device import Compute
 from dpo.modeling.inspection import adapted, adapting, check_targets, excluded, inspect, outside_text
 from dpo.modeling.policy import load_base, lora_config
+from dpo.modeling.shape import shape_of
 from dpo.modeling.stored import check_stored, stored_quantization
 from dpo.modeling.weights import Weights
 
@@ -238,3 +239,23 @@ def test_attention_to_an_encoder_that_is_not_there_gets_no_adapters() -> None:
     assert {re.sub(r".*layers\.\d\.", "", name) for name in names if re.fullmatch(left, name)} == {
         f"encoder_attn.{part}_proj" for part in ("q", "k", "v", "out")
     }
+
+
+def test_weights_that_a_kernel_reads_past_an_adapter_get_none() -> None:
+    from transformers import FalconMambaConfig, FalconMambaForCausalLM
+
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "vocab_size": 32}
+    model = FalconMambaForCausalLM(FalconMambaConfig(**size))
+    left = excluded(model, lora())
+    assert isinstance(left, str)
+    found = {name.rpartition(".")[2] for name, _ in model.named_modules() if re.fullmatch(left, name)}
+    assert found == {"out_proj", "conv1d", "dt_proj"}
+    assert excluded(model, lora(targets=["in_proj"])) is None
+
+
+def test_sizes_that_differ_from_layer_to_layer_count_as_the_largest() -> None:
+    from transformers import LlamaConfig
+
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
+    config = LlamaConfig(**size, per_layer_config={1: {"head_dim": 12}})
+    assert shape_of(config).head == 12

@@ -30,6 +30,12 @@ def test_a_family_that_reads_what_follows_is_refused():
         check_scores(made("bert"), PAIR, torch.float32, "x")
 
 
+@pytest.mark.parametrize("kind", ["bert", "bert-generation", "roc_bert"])
+def test_an_encoder_is_refused_though_sixteen_bits_would_round_what_it_reads(kind):
+    with pytest.raises(ConfigError, match=rf"{kind} reads the tokens that follow"):
+        check_scores(made(kind, initializer_range=0.02), PAIR, torch.bfloat16, "x")
+
+
 @pytest.mark.parametrize("kind", ["granite", "cohere", "gemma2"])
 def test_families_that_scale_their_logits_are_scored_as_themselves(kind):
     more = {"granite": {"logits_scaling": 4.0}, "cohere": {"logit_scale": 0.25}, "gemma2": {"head_dim": 8}}[kind]

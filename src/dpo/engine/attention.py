@@ -15,6 +15,7 @@ import torch
 from dpo.engine.kernels import cpu, cuda
 from dpo.engine.kernels.pairs import by_pair
 from dpo.engine.support import unwrapped
+from dpo.modeling.shape import shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,10 +66,12 @@ def _kernel(model: torch.nn.Module, dtype: torch.dtype) -> tuple[str, tuple[str,
         return PAIR_BY_PAIR, ("attention dropout",)
     if device.type == "cpu":
         return "tiles", ()
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    key_size = getattr(config, "qk_head_dim", None) or shape_of(config).head
+    if (getattr(config, "v_head_dim", None) or key_size) != key_size:
+        return PAIR_BY_PAIR, ("values of another size than keys",)
     if device.type != "cuda" or dtype not in cuda.HALVES:
         return PAIR_BY_PAIR, (str(dtype).removeprefix("torch.") if device.type == "cuda" else device.type,)
-    found = cuda.probe(device.index or 0, dtype, head_size)
+    found = cuda.probe(device.index or 0, dtype, key_size)
     return found.name or PAIR_BY_PAIR, found.refused
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dpo.generation.stepping import Cached, Steps, Whole, uses_cache
+from dpo.generation.stepping import Cached, Steps, Whole, sees_everything, uses_cache
 
 SHORTEST_PREFIX = 8
 
@@ -73,7 +73,7 @@ def sample(
             rows = [random.Random(f"{sampling.seed}:{row_seeds[i]}") for i in indices]
             uniforms = torch.tensor([[row.random() for _ in range(sampling.max_new_tokens)] for row in rows])
         batch = [prompts[i] for i in indices]
-        shared = _common_prefix(batch) if share_prefix and _sees_everything(model) else 0
+        shared = _common_prefix(batch) if share_prefix and sees_everything(model) else 0
         answers = _sample_batch(model, batch, sampling, stop_ids, pad_id, generator, uniforms, shared, on_end)
         yield indices, answers
 
@@ -154,11 +154,6 @@ def _common_prefix(prompts: list[list[int]]) -> int:
     most = min(map(len, prompts)) - 1
     count = next((i for i in range(most) if any(p[i] != prompts[0][i] for p in prompts)), most)
     return count if count >= SHORTEST_PREFIX else 0
-
-
-def _sees_everything(model: Any) -> bool:
-    """Not with sliding windows: padding lies between a shared prefix and the rest, and windows would count it."""
-    return getattr(model.config, "sliding_window", None) is None
 
 
 def _draw(

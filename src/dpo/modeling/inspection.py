@@ -104,6 +104,8 @@ def _storage(held: Sequence[Held], lora: Trainable, family: str) -> str:
 
 
 TO_AN_ENCODER = ("encoder_attn", "crossattention")
+MIXERS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+READ_DIRECTLY = ("out_proj", "conv1d", "dt_proj")
 
 
 def outside_text(model: Any) -> list[str]:
@@ -127,8 +129,11 @@ def outside_text(model: Any) -> list[str]:
 
 
 def excluded(model: Any, lora: Trainable) -> str | list[str] | None:
-    """PEFT's exclude_modules: `lora.exclude_modules`, and what text does not pass through."""
+    """PEFT's exclude_modules: `lora.exclude_modules`, what text does not pass through, and of all linear layers those
+    whose weight a state-space kernel reads past any adapter (PEFT refuses them)."""
     left = outside_text(model)
+    if isinstance(lora, Lora) and lora.target_modules == "all-linear" and model.config.model_type in MIXERS:
+        left += [name for name, _ in model.named_modules() if name.rpartition(".")[2] in READ_DIRECTLY]
     own: str | list[str] | None = lora.exclude_modules if isinstance(lora, Lora) else None
     if not left:
         return own

@@ -43,11 +43,20 @@ def shape_of(config: Any) -> Shape:
 
 def _largest(config: Any, names: tuple[str, ...]) -> int | None:
     for name in names:
-        value = getattr(config, name, None)
-        found = [value] if isinstance(value, int) else value if isinstance(value, (list, tuple)) else []
-        numbers = [
-            number for number in found if isinstance(number, int) and not isinstance(number, bool) and number > 0
-        ]
+        numbers = [number for value in _values(config, name) for number in _numbers(value)]
         if numbers:
             return max(numbers)
     return None
+
+
+def _values(config: Any, name: str) -> list[Any]:
+    """A setting of the model, or of each of its layers where it has none that all share (Gemma 4)."""
+    try:
+        return [getattr(config, name, None)]
+    except RuntimeError:
+        return [getattr(layer, name, None) for layer in config.per_layer_config]
+
+
+def _numbers(value: Any) -> list[int]:
+    found = value if isinstance(value, (list, tuple)) else [value]
+    return [number for number in found if isinstance(number, int) and not isinstance(number, bool) and number > 0]

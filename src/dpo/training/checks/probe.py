@@ -22,6 +22,8 @@ from dpo.modeling.randomness import draws_at_random
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Of a log-prob, and of the logits' deviation; 16-bit types round."""
 ROUGH = 0.15
+CAUSAL = 1e-4
+"""Of the logits' deviation, by which a family moves them that does not call itself a decoder, and may be none."""
 TOKENS = 6
 
 
@@ -51,7 +53,8 @@ def check_scores(model: Any, pair: TokenPair, dtype: torch.dtype, source: str) -
         raise ConfigError(f"{what} cannot be trained here, its forward pass fails: {first_line(error)}") from error
     deviation = float(own[0].std())
     moved = float((own[0][:-1] - other[:-1]).abs().max())
-    if not moved <= bound * deviation:
+    # An encoder may move them little, less than 16 bits round where a token's experts are multiplied together.
+    if not moved <= deviation * (CAUSAL if getattr(base.config, "is_decoder", None) is False else bound):
         raise ConfigError(
             f"{what} reads the tokens that follow (a later one moves earlier logits by {moved / deviation:.2g} "
             "of their deviation), so it is no causal language model"
