@@ -14,11 +14,12 @@ NEEDS = {
     "hardware=mps": ("lora=lora",),
     "model=custom": ("model.path=folder",),
     "dataset=local": ("dataset.path=rows.jsonl",),
+    "dataset=hub": ("dataset.id=org/name",),
 }
 PROMISED = {
     "model": "smollm2_135m smollm2_360m smollm2_1_7b qwen3_0_6b qwen3_8b llama3_1_8b llama3_1_8b_instruct mistral_7b "
     "gemma3_1b custom",
-    "dataset": "synthetic hh_rlhf webgpt shp ultrafeedback helpsteer3 local",
+    "dataset": "synthetic hh_rlhf webgpt shp ultrafeedback helpsteer3 local hub",
     "lora": "qlora qlora_fp4 int8 lora full",
     "experiment": "smoke llama3_1_8b_hh zephyr_qlora hh_small hh_small_ipo hh_small_mpo",
 }

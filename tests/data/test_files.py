@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from data_options import dataset, load_splits
 
-from dpo.data.layout import find_files
+from dpo.data.places.layout import find_files
 from dpo.data.refusal import Reason, Refusal
 from dpo.data.rows import open_file
 from dpo.data.rows.files import read_rows

@@ -44,6 +44,41 @@ FILES = {
 REPOSITORIES: dict[tuple[str, str], dict[str, bytes]] = {(REPO, "main"): FILES}
 
 
+def chosen(first: int, count: int, **more: Any) -> bytes:
+    lines = [{"ask": f"Question {i}?", "good": f"good {i}", "bad": "bad", **more} for i in range(first, first + count)]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+# Any dataset's: configurations and splits by its card, or by the names of folders and files alone.
+CARDED, NAMED = "org/carded", "org/named"
+REPOSITORIES[CARDED, "main"] = {
+    "README.md": b"a card",
+    "data/small/train_sft-00000-of-00001.jsonl": chosen(500, 3),
+    "data/small/train_prefs-00000-of-00002.jsonl": chosen(0, 20),
+    "data/small/train_prefs-00001-of-00002.jsonl": chosen(20, 20),
+    "data/small/test_prefs-00000-of-00001.jsonl": chosen(100, 5),
+    "data/large/all.jsonl": chosen(200, 50),
+}
+REPOSITORIES[NAMED, "v2"] = {
+    "README.md": b"a card",
+    "english/train.jsonl": chosen(0, 30),
+    "english/validation.jsonl": chosen(40, 4),
+    "french/train.jsonl": chosen(100, 30),
+}
+CARDS: dict[str, Any] = {
+    CARDED: {
+        "license": "cc-by-4.0",
+        "configs": [
+            {"config_name": "small", "data_files": [
+                {"split": name, "path": f"data/small/{name}-*"} for name in ("train_sft", "train_prefs", "test_prefs")
+            ]},
+            {"config_name": "large", "data_files": "data/large/*.jsonl"},
+        ],
+    },
+    NAMED: {"license": ["mit", "apache-2.0"]},
+}  # fmt: skip
+
+
 REFUSALS = {"gated": "GatedRepo", "norevision": "RevisionNotFound"}
 
 
@@ -69,6 +104,7 @@ class FakeHub(BaseHTTPRequestHandler):
             dataset = f"/api/datasets/{repository}"
             if path in (f"{dataset}/revision/{revision}", f"{dataset}/revision/{COMMIT}"):
                 info = {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+                info |= {"cardData": CARDS[repository]} if repository in CARDS else {}
                 return self._send(json.dumps(info).encode(), "application/json", body)
             if path.startswith(f"{dataset}/tree/"):
                 tree = [{"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}  # noqa: S324
@@ -118,7 +154,8 @@ for option, values in json.loads(sys.argv[1]):
         splits = load_splits(dataset(option, **{"dev_fraction": 0.0, **values}))
         parts = {name: getattr(splits, name) for name in ("train", "dev", "test")}
         print(json.dumps({
-            "rows": splits.report.rows, "revision": splits.report.revision, "refused": splits.report.refused,
+            "rows": splits.report.rows, "revision": splits.report.revision,
+            "licence": splits.report.licence, "refused": splits.report.refused,
             "pairs": {n: [[p.id, p.chosen, p.rejected, p.strength, p.prompt[-1].content] for p in part]
                       for n, part in parts.items()}}))
     except DpoError as error:
@@ -187,6 +224,60 @@ def test_what_the_hub_refuses_takes_lines_not_a_traceback(
     assert got["code"] == 8
     assert got["lines"][0].startswith(line)
     assert len(got["lines"]) <= 3
+
+
+COLUMNS = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
+
+
+def test_any_dataset_is_read_by_its_card_and_its_columns(hub: str, tmp_path: Path) -> None:
+    small = {"id": CARDED, "config": "small", "columns": COLUMNS, "test_fraction": 0.0}
+    named = {"id": NAMED, "revision": "v2", "config": "english", "columns": COLUMNS, "test_fraction": 0.0}
+    asked = [("hub", values) for values in (
+        {**small, "split": "train_prefs", "dev_split": "train_sft"},
+        {**small, "split": "test_prefs", "test_split": "train_sft"},
+        {**small, "config": "large"}, named, {**named, "config": "french"},
+    )]  # fmt: skip
+    got = load_all(hub, tmp_path, asked)
+    assert [one["rows"] for one in got] == [
+        {"train": 40, "dev": 3, "test": 5}, {"train": 5, "test": 3}, {"train": 50},
+        {"train": 30, "dev": 4}, {"train": 30},
+    ]  # fmt: skip
+    assert [one["licence"] for one in got] == ["cc-by-4.0"] * 3 + ["mit, apache-2.0"] * 2
+    assert {one["revision"] for one in got} == {COMMIT}
+    assert got[0]["pairs"]["train"][20] == ["hub:train:20", "good 20", "bad", 1.0, "Question 20?"]
+    assert load_all(hub, tmp_path, asked, offline="1") == got
+    # What nobody asked for was not fetched.
+    assert load_all(hub, tmp_path / "other", asked[2:3])[0]["rows"] == {"train": 50}
+    assert len(list((tmp_path / "other" / "hub").rglob("*.jsonl"))) == 1
+
+
+def test_what_of_a_dataset_is_meant_is_asked_and_not_guessed(hub: str, tmp_path: Path) -> None:
+    small = {"id": CARDED, "config": "small", "columns": COLUMNS}
+    asked = {
+        "dataset.config: org/carded has several; name one of small, large": {"id": CARDED, "columns": COLUMNS},
+        "dataset.config=smal: org/carded has no such configuration; nearest: small": {**small, "config": "smal"},
+        "dataset.split: org/carded has several splits to train on; name one of train_prefs, train_sft": small,
+        "dataset.split=train_pref: org/carded has no such split; nearest: train_prefs": {
+            **small,
+            "split": "train_pref",
+        },
+        "org/named@v2: no pair to train on": {"id": NAMED, "revision": "v2", "config": "french"},
+    }
+    got = load_all(hub, tmp_path, [("hub", values) for values in asked.values()])
+    assert [one["lines"][0] for one in got] == list(asked)
+    assert [one["code"] for one in got] == [2, 2, 2, 2, 3]
+    assert "columns are ask, good, bad; name yours, as dataset.columns={" in got[-1]["lines"][-1]
+
+
+def test_what_lies_in_the_hub_clients_own_cache_serves_without_a_hub(tmp_path: Path) -> None:
+    cache = tmp_path / "hub" / "hub" / "datasets--org--mine"
+    (snapshot := cache / "snapshots" / COMMIT).mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(COMMIT)
+    (snapshot / "train.jsonl").write_bytes(chosen(0, 12))
+    (snapshot / "README.md").write_text("---\nlicense: mit\n---\n")
+    (got,) = load_all("http://127.0.0.1:9", tmp_path, [("hub", {"id": "org/mine", "columns": COLUMNS})], offline="1")
+    assert (sum(got["rows"].values()), got["revision"], got["licence"]) == (12, COMMIT, "mit")
 
 
 def test_no_network_is_an_error_that_names_the_way_out(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from data_options import dataset, load_splits
 
 from dpo.config.datasets import HelpSteer3, HhRlhf, Shp, UltraFeedback
 from dpo.data.checks import held_out
-from dpo.data.layout import choose, split_of
 from dpo.data.load import Splits
+from dpo.data.places.layout import choose, split_of
 from dpo.data.refusal import Reason
 from dpo.errors import ConfigError, DataError
 
@@ -146,16 +146,16 @@ ULTRA = [f"data/{split}_{kind}-00000-of-00001.parquet" for split in ("train", "t
 
 
 def test_repositories_are_read_in_their_own_layout() -> None:
-    everything = choose([*HH, "README.md", "dataset_infos.json"], dataset("hh_rlhf"))
+    everything = choose([*HH, "README.md", "dataset_infos.json"], dataset("hh_rlhf"), {})
     assert everything == {"train": [HH[0], HH[2]], "test": [HH[1], HH[3]]}
-    assert choose(HH, dataset("hh_rlhf", subset="helpful-base")) == {"train": [HH[2]], "test": [HH[3]]}
-    assert choose(ULTRA, dataset("ultrafeedback")) == {"train": [ULTRA[0]], "test": [ULTRA[2]]}
+    assert choose(HH, dataset("hh_rlhf", subset="helpful-base"), {}) == {"train": [HH[2]], "test": [HH[3]]}
+    assert choose(ULTRA, dataset("ultrafeedback"), {}) == {"train": [ULTRA[0]], "test": [ULTRA[2]]}
     steer = ["edit/train.jsonl.gz", "preference/train.jsonl.gz", "preference/validation.jsonl.gz"]
-    assert choose(steer, dataset("helpsteer3")) == {"train": [steer[1]], "dev": [steer[2]]}
+    assert choose(steer, dataset("helpsteer3"), {}) == {"train": [steer[1]], "dev": [steer[2]]}
     reddit = [f"{name}/{split}.json" for name in ("askphysics", "legaladvice") for split in ("train", "test")]
-    assert choose(reddit, dataset("shp", subreddit="legaladvice")) == {"train": [reddit[2]], "test": [reddit[3]]}
+    assert choose(reddit, dataset("shp", subreddit="legaladvice"), {}) == {"train": [reddit[2]], "test": [reddit[3]]}
     with pytest.raises(ConfigError, match=r"dataset\.subreddit=askphysic: no such part; nearest: askphysics"):
-        choose(reddit, dataset("shp", subreddit="askphysic"))
+        choose(reddit, dataset("shp", subreddit="askphysic"), {})
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,11 @@ class HubDataset(Dataset):
     hub: str = MISSING
     revision: str = MISSING
 
+    @property
+    def repository(self) -> str:
+        """Its name on the hub."""
+        return self.hub
+
 
 @dataclass
 class HhRlhf(HubDataset):
@@ -86,14 +91,41 @@ class HelpSteer3(HubDataset):
 
 
 @dataclass
-class Local(Dataset):
-    """Your own files. `columns` maps our column names to yours; `label_a` and `label_b` are the values of `label`."""
+class ByColumns(Dataset):
+    """Rows known by their columns. `columns` maps our names to theirs; `label_a`, `label_b` are values of `label`."""
 
-    dev_path: str | None = None
-    test_path: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     label_a: str = MISSING
     label_b: str = MISSING
+
+
+@dataclass
+class Local(ByColumns):
+    """Your own files."""
+
+    dev_path: str | None = None
+    test_path: str | None = None
+
+
+@dataclass
+class Hub(ByColumns):
+    """Any dataset of the hub: repository `id` at `revision`, its configuration `config`, its split `split`.
+
+    `split` is trained on; null takes the one named train. `dev_split` and `test_split` are held out; null takes those
+    that are named like it (test_prefs beside train_prefs), or holds out by prompt.
+    """
+
+    id: str = MISSING
+    revision: str = MISSING
+    config: str | None = None
+    split: str | None = None
+    dev_split: str | None = None
+    test_split: str | None = None
+
+    @property
+    def repository(self) -> str:
+        """Its name on the hub."""
+        return self.id
 
 
 SCHEMAS: dict[str, type[Dataset]] = {
@@ -104,4 +136,5 @@ SCHEMAS: dict[str, type[Dataset]] = {
     "ultrafeedback": UltraFeedback,
     "helpsteer3": HelpSteer3,
     "local": Local,
+    "hub": Hub,
 }

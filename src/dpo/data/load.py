@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from dpo.caches.folder import cache_folder
-from dpo.config.datasets import Dataset, HubDataset, Local, Shp
+from dpo.config.datasets import ByColumns, Dataset, Hub, HubDataset, Local, Shp
 from dpo.config.nearest import nearest
 from dpo.data.checks import Seen, held_out
-from dpo.data.hub import fetch
-from dpo.data.layout import find_files
 from dpo.data.pair import Pair
 from dpo.data.pair_file import PairFile, PairWriter
+from dpo.data.places.hub import fetch
+from dpo.data.places.layout import find_files
 from dpo.data.refusal import Reason, Refusal
 from dpo.data.report import SPLITS, DataReport, Faults
 from dpo.data.rows.files import read_rows
@@ -26,11 +26,12 @@ from dpo.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Files:
-    """Where rows come from: files of each split, the words for it, and the hub commit if there is one."""
+    """Where rows come from: files of each split, the words for it, the hub commit and the licence if there is one."""
 
     splits: dict[str, list[Path]]
     origin: str
     revision: str | None = None
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,10 @@ def locate(dataset: Dataset) -> Files:
         raise ConfigError(f"dataset.source={dataset.source}: no such source{nearest(dataset.source, SOURCES)}")
     if dataset.dev_fraction + dataset.test_fraction >= 1:
         raise ConfigError("dataset.dev_fraction and dataset.test_fraction: nothing is left to train on")
-    if isinstance(dataset, Local):
-        if fault := check_columns(dataset.columns):
-            raise ConfigError(fault)
-        if dataset.path is None:
-            raise ConfigError("dataset.path: needs a value with dataset=local, as in dataset.path=pairs.jsonl")
+    if isinstance(dataset, ByColumns) and (fault := check_columns(dataset.columns)):
+        raise ConfigError(fault)
+    if isinstance(dataset, Local) and dataset.path is None:
+        raise ConfigError("dataset.path: needs a value with dataset=local, as in dataset.path=pairs.jsonl")
     if dataset.path is not None:
         splits = find_files(Path(dataset.path), dataset)
         if isinstance(dataset, Local):
@@ -65,9 +65,9 @@ def locate(dataset: Dataset) -> Files:
                 if path is not None:
                     splits[split] = find_files(Path(path), dataset)["train"]
         return Files(splits, dataset.path)
-    if isinstance(dataset, HubDataset):
-        files, commit = fetch(dataset, cache_folder("data"))
-        return Files(files, f"{dataset.hub}@{dataset.revision}", commit)
+    if isinstance(dataset, HubDataset | Hub):
+        found = fetch(dataset, cache_folder("data"))
+        return Files(found.files, f"{dataset.repository}@{dataset.revision}", found.commit, found.licence)
     folder = Path(str(resources.files("dpo.data.synthetic")))
     return Files({split: [folder / f"{split}.jsonl"] for split in SPLITS}, "the package's own rows")
 
@@ -81,10 +81,10 @@ def load_files(dataset: Dataset, files: Files, folder: Path) -> Splits:
     return _Loading(dataset, files, folder).run()
 
 
-def nothing_to_train_on(report: DataReport) -> DataError:
+def nothing_to_train_on(report: DataReport, faults: Faults) -> DataError:
     """The error of a dataset that leaves no training pair, with what can be done about it."""
     held = report.kept.get("dev", 0) + report.kept.get("test", 0)
-    what = f"{report.origin}: no pair to train on\n{report.summary()}"
+    what = "\n".join([f"{report.origin}: no pair to train on", report.summary(), *([] if held else faults.lines[:1])])
     if not held:
         return DataError(what)
     return DataError(
@@ -99,7 +99,7 @@ class _Loading:
     def __init__(self, dataset: Dataset, files: Files, folder: Path) -> None:
         self.dataset = dataset
         self.files = files
-        self.report = DataReport(dataset.source, files.origin, files.revision)
+        self.report = DataReport(dataset.source, files.origin, files.revision, files.licence)
         self.faults = Faults()
         self.seen = Seen(dataset.pairs_per_post if isinstance(dataset, Shp) else None)
         self.writers = {split: PairWriter(folder / f"{split}.jsonl") for split in SPLITS}
@@ -121,7 +121,7 @@ class _Loading:
         train, dev, test = (self._pairs(split) for split in SPLITS)
         splits = Splits(train, dev, test, self.report)
         if not splits.train:
-            raise nothing_to_train_on(self.report)
+            raise nothing_to_train_on(self.report, self.faults)
         return splits
 
     def _read(self, split: str) -> None:

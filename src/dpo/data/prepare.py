@@ -33,7 +33,7 @@ from dpo.records.files import write_json
 # Raised when the same rows would give other ids, so that entries of older versions are not used.
 VERSION = 6
 # Keys that say where rows come from or are judged elsewhere; the rows themselves are in the key by their content.
-PLACES = ("path", "dev_path", "test_path", "hub", "revision")
+PLACES = ("path", "dev_path", "test_path", "hub", "revision", "id", "config", "split", "dev_split", "test_split")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def prepare(dataset: Dataset, tokenizer: Any, cache_dir: Path | None = None) -> 
         root, key, lambda into: _build(dataset, files, encoder, into), lambda line: print(line, file=sys.stderr)
     )
     report = json.loads((folder / "report.json").read_text())
-    report["origin"], report["revision"] = files.origin, files.revision
+    report["origin"], report["revision"], report["licence"] = files.origin, files.revision, files.licence
     train, dev, test = (TokenFile(folder, split) for split in SPLITS)
     return Prepared(
         train,
@@ -115,7 +115,7 @@ def _build(dataset: Dataset, files: Files, encoder: Encoder, folder: Path) -> No
         fingerprint = writer.close()
     faults.settle(dataset.on_bad, sum(splits.report.rows.values()))
     if not splits.report.kept["train"]:
-        raise nothing_to_train_on(splits.report)
+        raise nothing_to_train_on(splits.report, faults)
     write_json(folder / "report.json", _report(dataset, splits, encoder, folder, fingerprint))
 
 

@@ -19,6 +19,7 @@ class DataReport:
     source: str
     origin: str
     revision: str | None = None
+    licence: str | None = None
     rows: dict[str, int] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)
     refused: dict[str, list[str]] = field(default_factory=dict)
@@ -57,6 +58,7 @@ class DataReport:
             "source": self.source,
             "origin": self.origin,
             "revision": self.revision,
+            "licence": self.licence,
             "rows": {split: self.rows.get(split, 0) for split in SPLITS},
             "kept": {split: self.kept.get(split, 0) for split in SPLITS},
             "stopped_at_limit": self.stopped_at_limit,

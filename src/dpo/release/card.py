@@ -181,7 +181,7 @@ def _dataset_name(dataset: Mapping[str, Any]) -> str:
     """Hub id, `synthetic`, or the name of a file, never where it lies."""
     if dataset.get("path"):
         return Path(str(dataset["path"])).name
-    return str(dataset.get("hub") or dataset["source"])
+    return str(dataset.get("hub") or dataset.get("id") or dataset["source"])
 
 
 def _settings(config: Row) -> list[tuple[Markdown, Markdown]]:

@@ -19,4 +19,5 @@ SOURCES: dict[str, ToPair] = {
     "ultrafeedback": ultrafeedback.to_pair,
     "helpsteer3": helpsteer3.to_pair,
     "local": local.to_pair,
+    "hub": local.to_pair,
 }

@@ -1,4 +1,4 @@
-"""Your own rows, in any of the shapes that conf/dataset/local.yaml lists, recognised by their columns."""
+"""Rows of any of the shapes that conf/dataset/local.yaml lists, recognised by their columns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dpo.config.datasets import Local
+from dpo.config.datasets import ByColumns
 from dpo.data.pair import Answer, Message, Pair, messages_of
 from dpo.data.refusal import Reason, Refusal, RowRefused
 from dpo.data.sources.conversation import answer, split_conversations
@@ -54,7 +54,7 @@ class CsvRow(dict[str, Any]):
 
 
 @refusals_returned
-def to_pair(row: Mapping[str, Any], row_id: str, dataset: Local) -> Pair | Refusal:
+def to_pair(row: Mapping[str, Any], row_id: str, dataset: ByColumns) -> Pair | Refusal:
     """One row of any shape -> Pair; the group is the prompt, everything else in the row goes to `meta`.
 
     A text in a column that has a meaning and is not read is a note of the pair.
@@ -80,7 +80,7 @@ def to_pair(row: Mapping[str, Any], row_id: str, dataset: Local) -> Pair | Refus
 Parts = tuple[list[Message], Answer, Answer, float]
 
 
-def _read(row: Mapping[str, Any], dataset: Local) -> tuple[set[str], Parts]:
+def _read(row: Mapping[str, Any], dataset: ByColumns) -> tuple[set[str], Parts]:
     """The columns of the shape a row has, and what they say."""
     answers = {"chosen", "rejected"}
     if row.get("conversations") is not None:
@@ -133,7 +133,7 @@ def _with_system(prompt: list[Message], system: str) -> list[Message]:
     return [Message("system", system), *prompt]
 
 
-def _strength(row: Mapping[str, Any], dataset: Local) -> float:
+def _strength(row: Mapping[str, Any], dataset: ByColumns) -> float:
     """The probability that chosen is better, as `dpo.prepare` writes it; without soft labels 1 unless it is a tie."""
     try:
         strength = float(row["strength"])
@@ -169,7 +169,7 @@ def _single(row: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[Answer, 
     return (found, "") if label in WANTED else ("", found)
 
 
-def _labelled(row: Mapping[str, Any], prompt: Sequence[Message], dataset: Local) -> tuple[Answer, Answer, float]:
+def _labelled(row: Mapping[str, Any], prompt: Sequence[Message], dataset: ByColumns) -> tuple[Answer, Answer, float]:
     label = str(value(row, "label")).strip().lower()
     first = answer(value(row, "response_a"), "response_a", prompt)
     second = answer(value(row, "response_b"), "response_b", prompt)

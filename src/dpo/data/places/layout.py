@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from dpo.config.datasets import Dataset, HhRlhf, Shp
+from dpo.config.datasets import Dataset, HhRlhf, Hub, Shp
 from dpo.config.nearest import nearest
+from dpo.data.places.repository import Card, choose_parts, read_card
 from dpo.data.rows.files import file_format, known_format
 from dpo.data.rows.open_file import check_file
 from dpo.errors import ConfigError, DataError
@@ -26,10 +27,13 @@ def split_of(name: str) -> str:
     return "train"
 
 
-def choose(names: Iterable[str], dataset: Dataset) -> dict[str, list[str]]:
-    """The files of each split, sorted, among relative path `names`; only the parts this dataset asks for."""
+def choose(names: Iterable[str], dataset: Dataset, card: Card) -> dict[str, list[str]]:
+    """The files of each split, sorted, among relative path `names`; only the parts this dataset asks for. `card` is
+    what the repository's own says."""
     files = [n for n in sorted(names) if file_format(Path(n)) and PurePosixPath(n).name not in NOT_DATA]
     files = [n for n in files if not any(part.startswith(".") for part in PurePosixPath(n).parts)]
+    if isinstance(dataset, Hub):
+        return choose_parts(files, dataset, card)
     files = _part(files, dataset)
     chosen: dict[str, list[str]] = {}
     for name in files:
@@ -79,7 +83,7 @@ def find_files(path: Path, dataset: Dataset) -> dict[str, list[Path]]:
         known_format(path)
         return {"train": [path]}
     names = [str(p.relative_to(path).as_posix()) for p in path.rglob("*") if p.is_file() and not _stale(p)]
-    chosen = choose(names, dataset)
+    chosen = choose(names, dataset, read_card(path / "README.md"))
     if "train" not in chosen:
         raise DataError(f"{path}: no training rows in it; expected files like train.jsonl, .json, .csv or .parquet")
     return {split: [path / name for name in files] for split, files in chosen.items()}

@@ -1,0 +1,1 @@
+"""Where rows lie: in files and folders here, or in a repository of the hub."""
