@@ -52,8 +52,15 @@ def _side_by_side(entries: list[Any]) -> list[dict[str, Any]]:
 
 
 def _print(found: dict[str, Any], folders: list[Path], out: Path) -> None:
-    from dpo.evaluation.difference import caution
-    from dpo.pages.comparison_tables import COST_NOTE, cost_table, figure_tables, pairwise_table, quality_table
+    from dpo.pages.comparison_tables import (
+        ALIKE,
+        COST_NOTE,
+        cost_table,
+        difference_table,
+        figure_tables,
+        pairwise_table,
+        quality_table,
+    )
     from dpo.pages.ending import say
     from dpo.pages.tables import to_table
     from dpo.records.terminal import terminal
@@ -61,12 +68,11 @@ def _print(found: dict[str, Any], folders: list[Path], out: Path) -> None:
     console = terminal()
     labels = [row["label"] for row in found["rows"][1:]]
     if found["differs"]:
-        rows = [[one["key"], *one["values"]] for one in found["differs"]]
-        console.print(to_table(["", *labels], rows, title="what differs between the runs"))
+        console.print(to_table(*difference_table(found), title="what differs between the runs"))
     elif len(labels) > 1:
-        console.print("no setting that decides what is computed differs between the runs", markup=False)
-    if beware := caution(found["differs"]):
-        console.print(Text(beware, style="yellow"))
+        console.print(ALIKE, markup=False)
+    if found["caution"]:
+        console.print(Text(found["caution"], style="yellow"))
     console.print(to_table(*quality_table(found), title="quality"))
     for judge, table in figure_tables(found):
         console.print(to_table(*table, title=f"figures by {judge}"))
@@ -74,9 +80,9 @@ def _print(found: dict[str, Any], folders: list[Path], out: Path) -> None:
         console.print(to_table(*pairwise_table(found), title="run against run"))
     console.print(to_table(*cost_table(found), title="cost, all attempts included"))
     console.print(Text(COST_NOTE, style="dim"))
-    choice = found["choice"] or {"reason": "no judge decided, so no run is chosen.", "label": None}
+    choice = found["choice"]
     taken = [folder for row, folder in zip(found["rows"][1:], folders, strict=True) if row["label"] == choice["label"]]
-    following = _next(taken, folders, bool(found["choice"]))
+    following = _next(taken, folders, found["judge"] is not None)
     say(console, choice["reason"], [], [f"comparison in {out}", f"report: {out / 'report.html'}", *following])
 
 

@@ -25,9 +25,14 @@ def judge(config: JudgeAnswers) -> Path:
     run = run_folder(config.run or NEWEST) if config.responses is None else None
 
     quiet()
+    from dpo.config.read import read_config
+    from dpo.evaluation.judges.asked import judges_asked
     from dpo.evaluation.judges.table import build_judges
 
-    judges = build_judges(config.judge)
+    instead = ["rules"] if run is None else read_config(run / "config.yaml").dataset.judges
+    judges = build_judges(judges_asked(config.judge, instead))
+    if not judges:
+        raise ConfigError("judge: nobody named, and dataset.judges of the run names nobody either")
     interval = {"resamples": config.resamples, "confidence": config.confidence, "seed": config.seed}
     if run is not None:
         from dpo.evaluation.judge_run import judge_run

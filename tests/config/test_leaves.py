@@ -62,6 +62,8 @@ ELSEWHERE = {
     "dataset.count_tool_tokens": "data/test_messages.py::test_what_a_tool_wrote_counts_where_that_is_asked_for",
     "dataset.dev_fraction": "data/test_load.py::test_posts_with_one_text_stay_on_one_side",
     "dataset.test_fraction": "data/test_load.py::test_posts_with_one_text_stay_on_one_side",
+    "dataset.judges": "evaluation/test_asked.py::test_what_is_named_wins",
+    "dataset.max_new_tokens": "evaluation/test_asked.py::test_what_is_named_wins",
     "dataset.chat_template_kwargs": "data/test_tokens.py::test_template_arguments_reach_the_template",
     "dataset.hub": "data/test_hub.py::test_what_the_hub_refuses_takes_lines_not_a_traceback",
     "dataset.revision": "data/test_hub.py::test_what_the_hub_refuses_takes_lines_not_a_traceback",

@@ -22,6 +22,7 @@ from dpo.errors import ConfigError, Refused
 NEEDS = {
     ("model", "custom"): ["model.path=/models/mine"],
     ("dataset", "local"): ["dataset.path=pairs.jsonl"],
+    ("dataset", "hub"): ["dataset.id=org/name"],
     ("hardware", "mps"): ["lora=lora"],
 }
 CASES = [(group, option) for group in NODES for option in options(group)]

@@ -20,6 +20,7 @@ from dpo.config.evaluation import Compare
 from dpo.errors import ConfigError
 from dpo.evaluation.choice import choose
 from dpo.evaluation.comparison import read_entries
+from dpo.pages.ending import JUDGE
 
 
 def _config(out: Path, *runs: Path) -> Compare:
@@ -176,7 +177,7 @@ def test_the_command_line_takes_folders_and_stays_light(tmp_path: Path) -> None:
     ("taken", "judged", "commands"),
     [
         (["b c"], True, ["chat 'b c'", "export 'b c'"]),
-        ([], False, ["judge a 'judge=[llm]'", "judge 'b c' 'judge=[llm]'", "compare a 'b c'"]),
+        ([], False, [f"judge a {JUDGE}", f"judge 'b c' {JUDGE}", "compare a 'b c'"]),
         ([], True, ["evaluate a evaluation.samples_per_prompt=4 evaluation.name=more",
                     "evaluate 'b c' evaluation.samples_per_prompt=4 evaluation.name=more",
                     "compare a 'b c' name=more"]),

@@ -61,11 +61,8 @@ def write_run(folder: Path, port: int = 9, gain: float = 0.2, kl: float = 1.0, s
             "git": {"commit": texts[4], "dirty": True},
         },
     )
-    (folder / "config.yaml").write_text(
-        json.dumps(
-            {"dpo": {"beta": 0.2}, "model": {"path": texts[5]}, "dataset": {"source": texts[6]}, "name": texts[7]}
-        )
-    )
+    subject = {"model": {"path": texts[5]}, "dataset": {"source": texts[6], "judges": ["rules"]}, "name": texts[7]}
+    (folder / "config.yaml").write_text(json.dumps({"dpo": {"beta": 0.2}, **subject}))
     rows: list[dict[str, Any]] = [
         {"kind": kind, "step": step, "time": float(step), "loss": 0.69 - step / 100,
          "rewards/accuracies": 0.5 + step / 50, "rewards/margins": step / 20,

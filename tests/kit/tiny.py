@@ -91,11 +91,11 @@ def make_singles(path: Path, count: int = 60) -> Path:
 
 
 def arguments(model: Path, pairs: Path, *more: str) -> list[str]:
-    """A run of 8 steps with a checkpoint every 3."""
+    """A run of 8 steps with a checkpoint every 3, its rows said to want what the rule does."""
     return [
         "model=custom", f"model.path={model}", "dataset=local", f"dataset.path={pairs}", "tracking=none",
         "dpo.max_steps=8", "dpo.batch_size=4", "dpo.save_every=3", "dpo.eval_every=4", "dpo.learning_rate=1e-2",
-        "hardware=cpu", *more,
+        "dataset.judges=[rules]", "hardware=cpu", *more,
     ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import pytest
 from hostile import write_run
 
+from dpo.evaluation.comparison import compare, read_entries
 from dpo.pages import ending
+from dpo.pages.findings import findings
+from dpo.records.overview import run_status
 from dpo.records.read import read_run, read_summary
 
 
@@ -46,21 +50,72 @@ def test_without_held_out_pairs_it_promises_nothing(run: Path) -> None:
 def test_evaluation_ends_with_the_first_judge_that_decides(run: Path, low: float, high: float, begins: str) -> None:
     summary: Any = read_summary(run, "test")
     summary["judges"]["rules"]["difference"] |= {"low": low, "high": high}
-    assert ending.evaluated(summary).startswith(begins)
+    assert ending.evaluated(summary, ["rules"]).startswith(begins)
+
+
+def test_few_prompts_or_pairs_give_no_verdict(run: Path) -> None:
+    summary: Any = read_summary(run, "test")
+    summary["judges"]["rules"]["difference"] |= {"low": 0.1, "high": 0.3, "n": 7}
+    said = ending.evaluated(summary, ["rules"])
+    assert said.startswith("no verdict by rules: ")
+    assert said.endswith("over 7 prompts; 7 prompts are too few to say.")
+    summary["pairs"]["pairs"] = 7
+    assert "; 7 pairs are too few to say. No judge" in ending.evaluated(summary, [])
+    found = read_run(run)
+    for count, few in ((1, "1 dev pair is"), (3, "3 dev pairs are")):
+        found.data["kept"]["dev"] = count
+        assert ending.trained(found).endswith(f"of them; {few} too few to say.")
+    found.data["kept"]["dev"] = 20
+    assert ending.trained(found).endswith("of them.")
 
 
 def test_evaluation_without_a_judge_that_decides_says_so(run: Path) -> None:
     summary: Any = read_summary(run, "test")
     summary["judges"] = {}
-    said = ending.evaluated(summary)
+    said = ending.evaluated(summary, [])
     assert said.startswith("on 40 held-out pairs the chosen answer gained")
     assert "llm, reward_model, human could" in said
 
 
 def test_the_rule_of_the_shipped_rows_is_no_headline_for_others(tmp_path: Path) -> None:
-    summary = read_summary(write_run(tmp_path / "r", gain=0.5), "test")
-    assert ending.evaluated(summary, "synthetic").startswith("better than before by rules")
-    assert ending.evaluated(summary, "local").startswith("on 40 held-out pairs")
+    summary: Any = read_summary(write_run(tmp_path / "r", gain=0.5), "test")
+    assert ending.evaluated(summary, ["rules"]).startswith("better than before by rules")
+    said = ending.evaluated(summary, [])
+    assert said.startswith("on 40 held-out pairs")
+    assert "Judge rules does not count" in said
+    score = summary["judges"]["rules"] | {"label": "reward", "decides": False}
+    summary["judges"]["reward_model"] = score
+    assert "by reward_model: reward 0.40 [" in ending.evaluated(summary, ["reward_model"])
+
+
+def _of_others(folder: Path) -> Path:
+    """A run on rows that the rule of the shipped ones says nothing about, though it judged them."""
+    run = write_run(folder, gain=0.5)
+    config = json.loads((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(json.dumps(config | {"dataset": {"source": "local", "judges": ["tone"]}}))
+    return run
+
+
+def test_nowhere_is_that_rule_the_headline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """evaluate's end, the page's findings, status, compare."""
+    monkeypatch.chdir(tmp_path)
+    run, other = _of_others(tmp_path / "a" / "r"), _of_others(tmp_path / "b" / "r")
+    found = findings(read_run(run), read_summary(run, "test"))
+    assert not [one.name for one in found if "rules" in one.name]
+    assert next(one for one in found if one.name == "Judged answers").words.startswith("No judge that fits")
+    assert not [line for one in found for line in one.evidence if "by rules" in line]
+    assert run_status(run).evaluated == "accuracy 60%"
+    ending.end_evaluation(run, "test")
+    assert f"next: python -m dpo.judge {run} 'judge=[llm]' judge.llm.server" in capsys.readouterr().out
+    entries = read_entries([run, other], "test")
+    compared = compare(entries, 200, 0.95, 0)
+    assert (compared["judge"], compared["choice"]["label"]) == (None, None)
+    assert "No judge that fits" in compared["choice"]["reason"]
+    assert "rules" in compared["judges"], "what it measured stands there all the same"
+    mixed = read_entries([run, write_run(tmp_path / "c" / "r")], "test")
+    assert compare(mixed, 200, 0.95, 0)["judge"] is None
 
 
 def test_cut_answers_are_said_with_the_key_to_change(run: Path) -> None:

@@ -35,6 +35,20 @@ def test_elsewhere_a_step_is_one_line_with_all_of_it():
     assert dev == "dev at step 3: loss 0.5000  margin +0.250  accuracy 0.75"
 
 
+def test_while_nothing_has_moved_every_pair_is_a_tie():
+    """At the start, and at the second step of a rate that begins at 0; what has moved a little is no tie."""
+    file = io.StringIO()
+    still = {**VALUES, "rewards/margins": -1.9e-7, "rewards/accuracies": 0.0}
+    with TrainingProgress(4, 0, 8, Console(file=file, width=120)) as progress:
+        progress.show("eval", 0, still)
+        progress.show("train", 2, still)
+        progress.show("train", 3, still | {"rewards/margins": 1e-4})
+    dev, second, third = file.getvalue().splitlines()
+    assert "accuracy ties" in dev
+    assert "accuracy ties" in second
+    assert "accuracy 0.00" in third
+
+
 def test_on_a_terminal_it_is_a_bar_with_the_same_figures():
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", show(terminal=True))
     assert re.search(r"step .*3/4 .*\d:\d\d.*loss 0\.5000  margin \+0\.250  accuracy 0\.75  1\.00 pairs/s", shown)

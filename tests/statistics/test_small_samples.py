@@ -12,9 +12,11 @@ from hostile import write_run
 from dpo.evaluation.pairs import PairRow, summarise_pairs
 from dpo.pages.finding import GOOD, UNKNOWN
 from dpo.pages.findings import findings
-from dpo.pages.tables import share
+from dpo.pages.tables import number, share
 from dpo.records.read import read_run, read_summary
 from dpo.statistics.intervals import bootstrap_mean, bootstrap_share, compare_scores, wilson
+from dpo.statistics.length_control import length_controlled_win_rate
+from dpo.statistics.paired import seeds_and_items
 from dpo.sweeps import answer
 
 
@@ -26,9 +28,44 @@ def test_all_of_few_is_wilsons_interval(value: float) -> None:
     assert share(found.__dict__) == ("0% [0, 49]" if value == 0 else "100% [51, 100]")
 
 
-def test_where_groups_differ_it_is_the_bootstrap() -> None:
-    values = [1.0, 0.0, 1.0, 1.0, 1.0]
+def test_where_many_groups_differ_it_is_the_bootstrap() -> None:
+    values = [1.0, 0.0, 1.0, 1.0, 1.0] * 6
     assert bootstrap_share(values) == bootstrap_mean(values)
+
+
+def test_of_few_trials_it_is_wilsons_interval() -> None:
+    """5 of 7 are not all of them, which resampling seven calls possible."""
+    found, known = bootstrap_share([1.0] * 5 + [0.0] * 2), wilson(5, 7)
+    assert (found.low, found.high) == pytest.approx((known.low, known.high))
+    assert share(found.__dict__) == "71% [36, 92]"
+
+
+def test_few_groups_of_several_trials_count_as_far_as_they_differ() -> None:
+    """Copies of one trial are no further evidence; trials within groups that differ freely are."""
+    groups = [number // 4 for number in range(40)]
+    copies = bootstrap_share([float(group % 2) for group in groups], groups)
+    assert (copies.low, copies.high) == pytest.approx((wilson(5, 10).low, wilson(5, 10).high))
+    spread = bootstrap_share([float(number % 3 == 0) for number in range(40)], groups)
+    assert spread.high - spread.low < wilson(14, 40).high - wilson(14, 40).low
+
+
+def test_ties_alone_and_wins_alone_are_not_certain_at_equal_length() -> None:
+    for outcome, shown in (([0.5] * 14, "50% [39, 61]"), ([1.0] * 4, "99% [51, 100]")):
+        found = length_controlled_win_rate(outcome, list(range(len(outcome))), resamples=200)
+        assert share(found.__dict__) == shown
+
+
+def test_one_alone_has_no_interval() -> None:
+    assert number({"value": 0.07, "low": 0.07, "high": 0.07, "n": 1}) == "0.07"
+    assert share(wilson(1, 1).__dict__) == "100% [21, 100]"
+
+
+def test_runs_that_say_the_same_are_told_apart_by_nothing() -> None:
+    """A difference of 0 on few prompts keeps a width, in comparisons and in sweeps."""
+    same = np.zeros((1, 6))
+    assert seeds_and_items(same, range(6), 200, 0.95, 0).low == 0
+    found = seeds_and_items(same, range(6), 200, 0.95, 0, (-1.0, 1.0))
+    assert found.low < 0 < found.high
 
 
 def test_a_difference_of_nothing_on_few_prompts_keeps_a_width() -> None:

@@ -13,10 +13,10 @@ from dpo.statistics.calibration import calibration
 from dpo.statistics.intervals import (
     bootstrap_mean,
     compare_scores,
-    length_controlled_win_rate,
     sign_test,
     wilson,
 )
+from dpo.statistics.length_control import length_controlled_win_rate
 from dpo.statistics.paired import paired_shares
 
 SIMULATIONS = 200

@@ -39,6 +39,8 @@ class Dataset:
     dev_fraction: float = MISSING
     test_fraction: float = MISSING
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    judges: list[str] = MISSING
+    max_new_tokens: int = MISSING
 
 
 @dataclass

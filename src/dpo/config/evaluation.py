@@ -49,7 +49,7 @@ class Evaluation:
     samples_per_prompt: int = MISSING
     temperature: float = MISSING
     top_k: int = MISSING
-    max_new_tokens: int = MISSING
+    max_new_tokens: int | None = MISSING
     seed: int = MISSING
     batch_size: int | None = MISSING
     divergence_prompts: int = MISSING
@@ -136,7 +136,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "samples_per_prompt": (lambda v: 1 <= v <= 1000, "1 to 1000"),
     "temperature": (lambda v: 0 <= v <= 10, "0 (greedy) to 10"),
     "top_k": (lambda v: 1 <= v <= 10**6, "at least 1, at most 1000000"),
-    "max_new_tokens": (lambda v: 1 <= v <= 10**6, "at least 1, at most 1000000"),
+    "max_new_tokens": (lambda v: 1 <= v <= 10**6, "at least 1, at most 1000000, or null for the dataset's"),
     "seed": (lambda v: 0 <= v < 2**32, "0 to 4294967295"),
     "batch_size": (lambda v: 1 <= v <= 10**5, "at least 1, or null to size it from memory"),
     "divergence_prompts": (lambda v: v >= 0, "at least 0 (0: no KL)"),

@@ -54,6 +54,7 @@ _KEYS = {
         dpo.trainer.ddp_bucket_cap_mb dpo.trainer.ddp_broadcast_buffers dpo.trainer.ddp_static_graph
         dpo.trainer.ddp_timeout""",
     Role.when: """
+        dataset.judges dataset.max_new_tokens
         dpo.log_every dpo.eval_every dpo.eval_limit dpo.save_every dpo.keep_checkpoints
         dpo.trainer.log_level dpo.trainer.log_level_replica dpo.trainer.log_on_each_node""",
     Role.start: "name resume resume_anyway tracking sweep hardware.hourly_rate",

@@ -35,9 +35,8 @@ def few_held_out(report: dict[str, Any]) -> list[str]:
             lines.append(f"no {split} pairs, so {lacking}; {more}")
         elif count < ENOUGH:
             half = 100 * min(0.5, 0.98 / math.sqrt(count))
-            lines.append(
-                f"only {count} {split} pairs: shares of them are known to {half:.0f} points up or down; {more}"
-            )
+            pairs = f"{split} pair" if count == 1 else f"{split} pairs"
+            lines.append(f"only {count} {pairs}: shares of them are known to {half:.0f} points up or down; {more}")
     return lines
 
 

@@ -82,6 +82,7 @@ def local_drawer(sides: Sides, config: Evaluation, most: int) -> Drawer:
     """Draw from the loaded models, at most `most` answers at once."""
     from dpo.generation.sampling import Sampling, sample
 
+    assert config.max_new_tokens is not None, "settled by asked.settings_asked"
     sampling = Sampling(config.temperature, config.top_k, config.max_new_tokens, config.seed)
     tokenizer = sides.tokenizer
 

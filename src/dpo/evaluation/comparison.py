@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,20 @@ import numpy as np
 
 from dpo.errors import ConfigError
 from dpo.evaluation.choice import choose
-from dpo.evaluation.difference import what_differs
+from dpo.evaluation.difference import caution, what_differs
 from dpo.records.costs import costs
+from dpo.records.judged import fitting
 from dpo.records.parents import carried, with_parents
 from dpo.records.read import RunFiles, read_pairs, read_run, read_samples, read_summary
 from dpo.statistics.intervals import bootstrap_mean, bootstrap_share, compare_scores, holm
 
 Row = dict[str, Any]
 BASELINE = "baseline"
+UNCHOSEN: Row = {
+    "label": None,
+    "alike": [],
+    "reason": "No judge that fits the rows of every run ranked the answers, so no run is chosen.",
+}
 # What two evaluations must share for their answers to be comparable: (key of summary.json, what a reader calls it).
 SHARED = (
     ("base", "base weights"),
@@ -117,6 +124,9 @@ def compare(entries: Sequence[Entry], resamples: int, confidence: float, seed: i
     further = _further(entries)
     rows = [_baseline_row(entries, judges, further), *(_run_row(entry, judges, further) for entry in entries)]
     pairwise = _pairwise(entries, judges, settings)
+    configs = [entry.run.config for entry in entries]
+    first = next(iter(fitting(judges, *configs)), None)
+    differs = what_differs(configs)
     return {
         "evaluation": entries[0].summary["name"],
         "shared": {key: entries[0].summary[key] for key, _ in SHARED},
@@ -125,12 +135,14 @@ def compare(entries: Sequence[Entry], resamples: int, confidence: float, seed: i
             name: {key: entries[0].summary["judges"][name].get(key) for key in ("label", "definition", "decides")}
             for name in judges
         },
-        "differs": what_differs([entry.run.config for entry in entries]),
+        "differs": differs,
+        "caution": caution(differs),
         "figures": further,
         "same_baseline_answers": _same_baseline(entries),
         "rows": rows,
         "pairwise": pairwise,
-        "choice": choose(rows[1:], pairwise, judges[0], _decides(entries[0], judges[0]), rows[0]) if judges else None,
+        "judge": first,
+        "choice": choose(rows[1:], pairwise, first, _decides(entries[0], first), rows[0]) if first else UNCHOSEN,
     }
 
 
@@ -239,6 +251,7 @@ def _pairwise(entries: Sequence[Entry], judges: Sequence[str], settings: Row) ->
             "judges": {},
         }
         for judge in judges:
+            difference = partial(bootstrap_share, bounds=(-1, 1)) if _decides(first, judge) else bootstrap_mean
             mine, theirs = _outcomes(first, judge), _outcomes(second, judge)
             decided = np.flatnonzero(~np.isnan(mine - theirs))
             if not len(decided):
@@ -246,7 +259,7 @@ def _pairwise(entries: Sequence[Entry], judges: Sequence[str], settings: Row) ->
             mine, theirs, asked = mine[decided], theirs[decided], [prompts[i] for i in decided]
             result = compare_scores(mine, theirs, asked, **settings)
             row["judges"][judge] = {
-                "difference": asdict(bootstrap_mean(mine - theirs, asked, **settings)),
+                "difference": asdict(difference(mine - theirs, asked, **settings)),
                 "wins": result.wins,
                 "ties": result.ties,
                 "losses": result.losses,

@@ -11,7 +11,16 @@ import numpy as np
 from dpo.evaluation.judges.ask import SAME
 from dpo.evaluation.judges.interface import Figure, Item, Judge, PairItem, PairJudge, Verdict
 from dpo.evaluation.sides import BASELINE, POLICY
-from dpo.statistics.intervals import Estimate, Floats, bootstrap_ratio, bootstrap_ratio_difference, wilson
+from dpo.statistics.intervals import (
+    FEW,
+    Estimate,
+    Floats,
+    bootstrap_ratio,
+    bootstrap_ratio_difference,
+    few_shares,
+    unseen,
+    wilson,
+)
 from dpo.statistics.paired import paired_shares
 
 Row = dict[str, Any]
@@ -76,7 +85,10 @@ def _level(figure: Figure, parts: Floats, interval: Row) -> Estimate:
     asked = parts[parts[:, 1] != 0]
     if _is_trials(figure, asked):
         return wilson(int(asked[:, 0].sum()), len(asked), interval["confidence"])
-    return bootstrap_ratio(parts, **interval)
+    if figure.share and len(asked) < FEW:
+        return few_shares(asked, interval["confidence"])
+    found = bootstrap_ratio(parts, **interval)
+    return unseen(found, interval["confidence"], (0.0, 1.0)) if figure.share else found
 
 
 def _difference(figure: Figure, mine: Floats, base: Floats, interval: Row) -> Estimate:
@@ -84,7 +96,8 @@ def _difference(figure: Figure, mine: Floats, base: Floats, interval: Row) -> Es
     same = bool((asked == ((mine[:, 1] != 0) | (base[:, 1] != 0))).all())
     if same and _is_trials(figure, mine[asked]) and _is_trials(figure, base[asked]):
         return paired_shares(mine[asked, 0], base[asked, 0], interval["confidence"])
-    return bootstrap_ratio_difference(mine, base, **interval)
+    found = bootstrap_ratio_difference(mine, base, **interval)
+    return unseen(found, interval["confidence"], (-1.0, 1.0)) if figure.share else found
 
 
 def _row(figure: Figure, estimates: Row) -> Row:

@@ -13,7 +13,7 @@ from dpo.evaluation.judges.ask import preferences, verdicts
 from dpo.evaluation.judges.gold import decision_agreement, preference_agreement
 from dpo.evaluation.judges.interface import AnyJudge, Benchmark, Item, Judge, PairJudge, Verdict, ranks
 from dpo.evaluation.responses import Responses
-from dpo.statistics.intervals import bootstrap_mean, wilson
+from dpo.statistics.intervals import bootstrap_mean, bootstrap_share, wilson
 
 Row = dict[str, Any]
 
@@ -58,9 +58,10 @@ def _level(judge: Judge, items: Sequence[Item], found: Sequence[Verdict], interv
     decides = all(v.passed is not None for v in found if v.score is not None)
     independent = decides and len(set(groups)) == len(groups)
     confidence = interval["confidence"]
-    estimate = (
-        wilson(int(sum(values)), len(values), confidence) if independent else bootstrap_mean(values, groups, **interval)
-    )
+    if independent:
+        estimate = wilson(int(sum(values)), len(values), confidence)
+    else:
+        estimate = (bootstrap_share if decides else bootstrap_mean)(values, groups, **interval)
     label = f"{judge.label}: {sum(values):.0f} of {len(values)}" if decides else judge.label
     return [{"key": "level", "label": label, "share": decides, "policy": asdict(estimate)}]
 
@@ -71,7 +72,7 @@ def _preferred(found: Sequence[Verdict], interval: Row) -> Row:
         return {}
     wins, ties = sum(s > 0.5 for s in scores), sum(s == 0.5 for s in scores)
     label = f"first answer preferred ({wins} wins, {ties} ties, {len(scores) - wins - ties} losses)"
-    estimate = bootstrap_mean(scores, None, **interval)
+    estimate = bootstrap_share(scores, None, **interval)
     return {"key": "preferred", "label": label, "share": True, "policy": asdict(estimate)}
 
 

@@ -16,6 +16,7 @@ from dpo.caches.reference import ReferenceCache
 from dpo.config.datasets import Local
 from dpo.config.evaluation import Evaluate, Evaluation, Split
 from dpo.config.parse import plain
+from dpo.config.read import read_config
 from dpo.config.schema import Config
 from dpo.data.pair import Message, Pair, TokenPair
 from dpo.data.prepare import prepare
@@ -25,6 +26,7 @@ from dpo.evaluation.answers import Drawer, Prompt, batch_size, draw_answers, loc
 from dpo.evaluation.baseline import BaselineAnswers, baseline_context
 from dpo.evaluation.divergence import answer_divergence
 from dpo.evaluation.folder import EvaluationFolder, digest, file_digest
+from dpo.evaluation.judges.asked import judges_asked, settings_asked
 from dpo.evaluation.judges.table import build_judges
 from dpo.evaluation.judging import judge_all, measure_all, summarise_judges, write_samples
 from dpo.evaluation.pairs import PairRow, score_pairs, summarise_pairs
@@ -45,10 +47,13 @@ def measure(config: Evaluate) -> Path:
     """Evaluate `config.run` and write `<run>/evaluation/<name>/`; returns that folder. Safe to repeat and to resume."""
     run = Path(config.run).expanduser()
     record = read_record(run)
-    judges = build_judges(config.judge)
+    dataset = read_config(run / "config.yaml").dataset
+    judges = build_judges(judges_asked(config.judge, dataset.judges))
+    settings = settings_asked(config.evaluation, dataset)
+    who = ", ".join(judge.name for judge in judges) or "nobody: judge= and dataset.judges name none"
+    print(f"judged by {who}; answers of at most {settings.max_new_tokens} tokens", flush=True)
     sides = load_sides(run)
-    pairs, tokens = held_out(sides.config, sides.tokenizer, config.evaluation.split, config.evaluation.pairs, run)
-    settings = config.evaluation
+    pairs, tokens = held_out(sides.config, sides.tokenizer, settings.split, settings.pairs, run)
     prompts = _prompts(settings, sides, pairs, tokens)
     marks = {
         "weights": file_digest((run / "adapter").glob("*.safetensors")),
@@ -134,6 +139,7 @@ def _prompts(config: Evaluation, sides: Sides, pairs: Sequence[Pair], tokens: Se
 
 def _drawer(sides: Sides, config: Evaluation, prompts: Sequence[Prompt], context: str) -> Drawer:
     if config.endpoint.base_url is None:
+        assert config.max_new_tokens is not None, "settled by asked.settings_asked"
         longest = max((len(prompt.ids) for prompt in prompts), default=0)
         most = config.batch_size or batch_size(sides, longest + config.max_new_tokens)
         settings = {key: getattr(config, key) for key in ("temperature", "top_k", "max_new_tokens", "seed")}
@@ -141,7 +147,7 @@ def _drawer(sides: Sides, config: Evaluation, prompts: Sequence[Prompt], context
         return store.remembering(
             local_drawer(sides, config, most), context, {**settings, "batch": most, "stops": sorted(sides.stop_ids)}
         )
-    from dpo.evaluation.endpoint import endpoint_drawer
+    from dpo.evaluation.drawing.endpoint import endpoint_drawer
 
     stops = sides.stop_ids
     return endpoint_drawer(config.endpoint, config, {i: str(sides.tokenizer.convert_ids_to_tokens(i)) for i in stops})

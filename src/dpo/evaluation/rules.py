@@ -28,6 +28,8 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
+from dpo.data.words import WORD
+
 MAX_WORDS = 60
 MAX_SENTENCES = 3
 MIN_WORDS = 10
@@ -89,7 +91,6 @@ _GRANTED = re.compile(r"\b(?:(?P<one>one(?:\s\w+)?\ssentence)|(?P<two>two(?:-|\s
 _FULL_STOP = re.compile(r"""[.!?]["'”’)]?$""")
 _SENTENCE_END = re.compile(r"""(?<=[.!?])["'”’)]?\s+(?=["'“‘(]?[A-Z0-9])""")
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Prof|vs|etc|e\.g|i\.e|U\.S)\.", re.IGNORECASE)
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _ALLOWED = re.compile(r"""^[A-Za-z0-9À-ÖØ-öø-ÿ\s.,;:!?'"“”‘’()%$°£€&/–—-]+$""")
 _GLUED = re.compile(r"[a-z][A-Z]{2,}|[A-Z]{7,}|[A-Za-z]\d{2,}[A-Za-z]|(?i:([a-z])\1\1)|[A-Za-z]{2,}[.!?][A-Za-z]{2,}")
 _CAMEL = re.compile(r"\b(?!Mc|Mac)[A-Z]?[a-z]+[A-Z]\w*")
@@ -134,11 +135,6 @@ def check(prompt: str, answer: str, finished: bool, subject: str | None) -> Rule
     return RuleVerdict(not failed, round(score, 6), failed)
 
 
-def word_count(text: str) -> int:
-    """Words of a text as the rule counts them: runs of letters, apostrophes inside included."""
-    return len(_WORD.findall(text))
-
-
 def sentences(text: str) -> list[str]:
     """Split at `.`, `!` or `?` before a capital or digit; common abbreviations do not end a sentence."""
     shielded = _ABBREVIATION.sub(lambda m: m.group().replace(".", "\x00"), text.strip())
@@ -166,7 +162,7 @@ def stem(word: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return [w.lower().replace("’", "'") for w in _WORD.findall(text)]
+    return [w.lower().replace("’", "'") for w in WORD.findall(text)]
 
 
 def _stems(text: str) -> set[str]:
@@ -234,10 +230,10 @@ def _plain(prompt: str, text: str, words: list[str]) -> bool:
 
 def _names(prompt: str, text: str) -> set[str]:
     """Capitalised words that neither begin a sentence nor occur in the prompt."""
-    known = {w.lower() for w in _WORD.findall(prompt)} | {"i"}
+    known = {w.lower() for w in WORD.findall(prompt)} | {"i"}
     found = set()
     for sentence in sentences(text):
-        for w in _WORD.findall(sentence)[1:]:
+        for w in WORD.findall(sentence)[1:]:
             if w[0].isupper() and w.lower().replace("’", "'").split("'")[0] not in known:
                 found.add(w)
     return found

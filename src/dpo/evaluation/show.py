@@ -37,7 +37,7 @@ def _show_samples(console: Console, samples: list[Row]) -> None:
             answer = sample[name]
             verdicts = "; ".join(f"{judge}: {verdict_word(v)}" for judge, v in answer["verdicts"].items())
             end = "" if answer["finished"] else " [cut]"
-            answer["shown"] = f"{answer['answer'].strip()}{end}\n({verdicts})"
+            answer["shown"] = f"{answer['answer'].strip()}{end}" + (f"\n({verdicts})" if verdicts else "")
         question = sample["messages"][-1]["content"]
         rows.append([question, sample["baseline"]["shown"], sample["policy"]["shown"]])
     columns = ["prompt", "before", "after"]

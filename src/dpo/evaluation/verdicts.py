@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from dpo.config.evaluation import Evaluation
+from dpo.data.words import word_count
 from dpo.evaluation.answers import Prompt
 from dpo.evaluation.judges.ask import preferences, verdicts
 from dpo.evaluation.judges.interface import Item, Judge, PairItem, PairJudge, Verdict
-from dpo.evaluation.rules import word_count
 from dpo.evaluation.sides import BASELINE, POLICY, SIDES
-from dpo.statistics.intervals import bootstrap_mean, bootstrap_share, compare_scores, length_controlled_win_rate, wilson
+from dpo.statistics.intervals import bootstrap_mean, bootstrap_share, compare_scores, wilson
+from dpo.statistics.length_control import length_controlled_win_rate
 from dpo.statistics.paired import paired_shares
 
 Row = dict[str, Any]
@@ -114,6 +115,7 @@ def summarise_verdicts(
     gap = np.array(words[0], dtype=np.float64) - np.array(words[1], dtype=np.float64)
     outcome = (np.sign(policy - baseline) + 1) / 2
     yes_or_no = all(v.passed is not None for v in (*mine, *base))
+    decides = yes_or_no or isinstance(judgement.judge, PairJudge)
 
     trials, confidence = len(set(groups)), settings["confidence"]
 
@@ -122,17 +124,17 @@ def summarise_verdicts(
         # where all are alike: then each prompt is a trial.
         if yes_or_no and (trials == len(groups) or _alike(values)):
             return asdict(wilson(round(float(values.mean()) * trials), trials, confidence))
-        return asdict(bootstrap_mean(values, groups, **settings))
+        return asdict((bootstrap_share if decides else bootstrap_mean)(values, groups, **settings))
 
     def difference() -> Row:
         if yes_or_no and _alike(policy) and _alike(baseline):
             return asdict(paired_shares(policy[:1].repeat(trials), baseline[:1].repeat(trials), confidence))
-        if yes_or_no:
+        if decides:
             return asdict(bootstrap_share(policy - baseline, groups, **settings, bounds=(-1.0, 1.0)))
         return asdict(bootstrap_mean(policy - baseline, groups, **settings))
 
     return {
-        "decides": yes_or_no or isinstance(judgement.judge, PairJudge),
+        "decides": decides,
         POLICY: level(policy),
         BASELINE: level(baseline),
         "difference": difference(),

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpo.pages.comparison_tables import COST_NOTE, cost_table, figure_tables, pairwise_table, quality_table
+from dpo.pages.comparison_tables import (
+    ALIKE,
+    COST_NOTE,
+    cost_table,
+    difference_table,
+    figure_tables,
+    pairwise_table,
+    quality_table,
+)
 from dpo.pages.headline import EQUAL_LENGTH
 from dpo.pages.html import write_page
 from dpo.pages.plots import Placed, Plot
@@ -27,6 +35,9 @@ def write_comparison_page(path: Path, comparison: Row, samples: Sequence[Row], s
         title=f"{len(comparison['rows']) - 1} runs and their baseline",
         subtitle=f"evaluation {comparison['evaluation']}; written {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC",
         choice=comparison["choice"],
+        differs=difference_table(comparison),
+        alike=ALIKE,
+        caution=comparison["caution"],
         notes=_notes(comparison),
         quality=quality_table(comparison),
         figures=figure_tables(comparison),

@@ -15,10 +15,18 @@ Table = tuple[list[str], list[list[str]]]
 BASELINE = "baseline"
 COST_NOTE = (
     "Money: hours x hardware.hourly_rate, a dash where that is 0. Energy: where a counter can be read. A point "
-    "gained: one percentage point of the first judge's difference to the baseline. Arithmetic: matrix products counted "
-    "from tokens, the same on any machine; time and CPU time follow the engine and what else the machine does."
+    "gained: one percentage point of the difference to the baseline by the judge that the choice is made by. "
+    "Arithmetic: matrix products counted from tokens, the same on any machine; time and CPU time follow the engine and "
+    "what else the machine does."
 )
+ALIKE = "no setting that decides what is computed differs between the runs"
 AGAINST = f"{INDENT}against the baseline"
+
+
+def difference_table(comparison: Row) -> Table:
+    """A column a run, a row for each setting that decides what is computed and is not the same in all of them."""
+    columns = ["", *(row["label"] for row in comparison["rows"][1:])]
+    return columns, [[one["key"], *one["values"]] for one in comparison["differs"]]
 
 
 def quality_table(comparison: Row) -> Table:
@@ -87,12 +95,13 @@ def _p(value: float | None) -> str:
 
 
 def cost_table(comparison: Row) -> Table:
-    """A column a run: what training it cost over all attempts, and what a point of its gain by the first judge cost.
+    """A column a run: what training it cost over all attempts, and what a point of its gain cost.
 
     Measuring a run is no cost of its method and has a line of its own; what the reference cache spared is in the time.
     """
     runs = comparison["rows"][1:]
-    first = next((name for name, judge in comparison["judges"].items() if judge["decides"]), None)
+    first = comparison["judge"]
+    first = first if first and comparison["judges"][first]["decides"] else None
     gains = [100 * row["judges"][first]["difference"]["value"] if first else 0.0 for row in runs]
     costs = [row["cost"] for row in runs]
 

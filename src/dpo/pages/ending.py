@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.text import Text
 
 from dpo.errors import DpoError
-from dpo.pages.finding import WARNING
+from dpo.pages.evaluation_findings import undecided
+from dpo.pages.finding import FEWEST, WARNING
 from dpo.pages.findings import dev_pairs, findings
-from dpo.pages.tables import number, points, share
+from dpo.pages.tables import counted, number, points, share
+from dpo.records.judged import fitting
 from dpo.records.read import RunFiles, read_run, read_summary
 from dpo.records.terminal import terminal
 from dpo.statistics.intervals import wilson
@@ -25,11 +27,8 @@ COMMAND = "python -m dpo."
 MANY_CUT = 0.3
 REPORT, SAMPLES = "report.html", 12
 """A run's page, and how many answers it shows."""
-# The rule of the shipped rows says what those rows wanted, and nothing about other people's.
-SYNTHETIC, RULES = "synthetic", "rules"
-# Quoted: zsh takes brackets for a pattern of files.
-JUDGE = "'judge=[llm]'"
-DECIDE = ("llm", "reward_model", "human")
+# Quoted: zsh takes brackets for a pattern of files. With a server: the embedded model is no judge of others.
+JUDGE = "'judge=[llm]' judge.llm.server.base_url=URL judge.llm.server.model=NAME"
 
 
 def end_training(folder: Path, evaluation: str = "test") -> None:
@@ -47,10 +46,11 @@ def end_evaluation(folder: Path, evaluation: str) -> None:
     """Say what an evaluation of a run found; its page has been written."""
     run, summary = read_run(folder), read_summary(folder, evaluation)
     named = shlex.quote(str(folder))
-    following = commands([f"chat {named}", f"export {named}", f"compare {named} OTHER_RUN"])
-    source = (run.config.get("dataset") or {}).get("source")
+    fit = fitting(summary["judges"], run.config)
+    verbs = [] if fit else [f"judge {named} {JUDGE}"]
+    verbs += [f"chat {named}", f"export {named}", f"compare {named} OTHER_RUN"]
     warned = [*warnings(run, summary), *cut(summary)]
-    say(terminal(), evaluated(summary, source), warned, [_report(folder), *following])
+    say(terminal(), evaluated(summary, fit), warned, [_report(folder), *commands(verbs)])
 
 
 def say(console: Console, verdict: str, warned: Iterable[str], following: Iterable[str]) -> None:
@@ -73,29 +73,39 @@ def trained(run: RunFiles) -> str:
     accuracy = last["rewards/accuracies"]
     known = wilson(accuracy * count, count).__dict__ if count else {"value": accuracy}
     direction = "fell" if last["loss"] < first["loss"] else "rose"
+    over = "the dev pairs" if count is None else counted(count, "dev pair")
     return (
-        f"on {count or 'the'} dev pairs the loss {direction} from {first['loss']:.3f} to {last['loss']:.3f}, and the "
-        f"chosen answer gained on the rejected one in {share(known)} of them."
+        f"on {over} the loss {direction} from {first['loss']:.3f} to {last['loss']:.3f}, and the chosen answer gained "
+        f"on the rejected one in {share(known)} of them{too_few(count, 'dev pair')}."
     )
 
 
-def evaluated(summary: Row, source: str | None = SYNTHETIC) -> str:
-    """What an evaluation found by the first judge that decides and fits rows of `source`, else by its pairs."""
-    for name, judged in summary["judges"].items():
-        if judged["decides"] and judged["difference"] and (name != RULES or source == SYNTHETIC):
-            difference = judged["difference"]
+def evaluated(summary: Row, fit: Sequence[str]) -> str:
+    """What an evaluation found by the first of the judges that `fit` its rows, else by its pairs."""
+    for name in fit:
+        judged = summary["judges"][name]
+        if difference := judged["difference"]:
+            level, change = (share, points) if judged["decides"] else (number, number)
             outcome = "better" if difference["low"] > 0 else "worse" if difference["high"] < 0 else None
             verdict = f"{outcome} than before by {name}" if outcome else f"not told apart from before by {name}"
+            verdict = verdict if difference["n"] >= FEWEST else f"no verdict by {name}"
             return (
-                f"{verdict}: {judged['label']} {share(judged['baseline'])} before, {share(judged['policy'])} after, "
-                f"{points(difference)} over {difference['n']} prompts."
+                f"{verdict}: {judged['label']} {level(judged['baseline'])} before, {level(judged['policy'])} after, "
+                f"{change(difference)} over {counted(difference['n'], 'prompt')}{too_few(difference['n'], 'prompt')}."
             )
     pairs = summary["pairs"]
     return (
-        f"on {pairs['pairs']} held-out pairs the chosen answer gained on the rejected one in "
-        f"{share(pairs['accuracy'])}, margin {number(pairs['margin'])}. No judge that fits these rows decided about "
-        f"the answers; {', '.join(DECIDE)} could: {COMMAND}judge RUN {JUDGE}."
+        f"on {counted(pairs['pairs'], 'held-out pair')} the chosen answer gained on the rejected one in "
+        f"{share(pairs['accuracy'])}, margin {number(pairs['margin'])}{too_few(pairs['pairs'], 'pair')}. "
+        f"{undecided(summary)}"
     )
+
+
+def too_few(count: int | None, what: str) -> str:
+    """What is to be said behind a figure of so few."""
+    if count is None or count >= FEWEST:
+        return ""
+    return f"; {counted(count, what)} {'is' if count == 1 else 'are'} too few to say"
 
 
 def cut(summary: Row) -> list[str]:

@@ -9,6 +9,7 @@ from dpo.pages.finding import GOOD, NOTE, UNKNOWN, WARNING, Finding
 from dpo.pages.tables import number, points
 from dpo.pages.tables import share as in_share
 from dpo.pages.training_findings import reference_free
+from dpo.records.judged import DECIDE, RULES, UNFIT
 from dpo.records.read import RunFiles
 
 Row = dict[str, Any]
@@ -60,6 +61,12 @@ def displacement(run: RunFiles, summary: Row | None) -> Finding:
     if chosen_rises:
         return Finding(name, GOOD, "Chosen answers got likelier.", evidence)
     return Finding(name, GOOD, "Chosen answers kept their likelihood.", evidence)
+
+
+def undecided(summary: Row) -> str:
+    """What is to be said where no judge that fits the rows ranked the answers."""
+    unfit = f" Judge {RULES} does not count: {UNFIT}" if RULES in summary["judges"] else ""
+    return f"No judge that fits these rows ranked the answers; {', '.join(DECIDE)} could.{unfit}"
 
 
 def noise(judge: str, judged: Row) -> Finding:

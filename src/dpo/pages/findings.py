@@ -4,31 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpo.pages.evaluation_findings import displacement, length_exploitation, movement, noise, truncation
-from dpo.pages.finding import FEWEST, GOOD, UNKNOWN, Finding
+from dpo.pages.evaluation_findings import displacement, length_exploitation, movement, noise, truncation, undecided
+from dpo.pages.finding import FEWEST, GOOD, NOTE, UNKNOWN, Finding
+from dpo.pages.tables import counted
 from dpo.pages.training_findings import loss_moves, overfitting, reference_identity
-from dpo.records.read import RunFiles
+from dpo.records.judged import fitting
+from dpo.records.read import Found, RunFiles
 
 Row = dict[str, Any]
 
 
 def findings(run: RunFiles, summary: Row | None) -> list[Finding]:
-    """All findings on a run; `summary` is its evaluation's, None when it has none."""
+    """All findings on a run; `summary` is its evaluation's, None when it has none.
+
+    Judges that do not fit the run's rows have no say.
+    """
+    said = []
+    if summary is not None:
+        fit = fitting(summary["judges"], run.config)
+        said = [] if fit else [Finding("Judged answers", NOTE, undecided(summary))]
+        summary = Found({**summary, "judges": {name: summary["judges"][name] for name in fit}})
     pairs = summary["pairs"]["pairs"] if summary else dev_pairs(run)
     prompts = summary["answers"].get("prompts") if summary else None
     measured = (summary["divergence"] or {}).get("answers") if summary else None
     return [
         reference_identity(run),
         loss_moves(run),
-        _of(dev_pairs(run), "dev pairs", overfitting(run)),
-        _of(pairs, "held-out pairs", displacement(run, summary)),
+        _of(dev_pairs(run), "dev pair", overfitting(run)),
+        _of(pairs, "held-out pair", displacement(run, summary)),
         *[
-            _of((judged["difference"] or {}).get("n"), "prompts", noise(name, judged))
+            _of((judged["difference"] or {}).get("n"), "prompt", noise(name, judged))
             for name, judged in (summary["judges"] if summary else {}).items()
         ],
-        _of(prompts, "prompts", length_exploitation(summary)),
-        _of(prompts, "prompts", truncation(summary)),
-        _of(measured, "answers", movement(summary)),
+        *said,
+        _of(prompts, "prompt", length_exploitation(summary)),
+        _of(prompts, "prompt", truncation(summary)),
+        _of(measured, "answer", movement(summary)),
     ]
 
 
@@ -36,9 +47,8 @@ def _of(count: Any, what: str, found: Finding) -> Finding:
     """A finding, but too few for a good one: what so few do not show may well be there."""
     if found.level != GOOD or not isinstance(count, int) or count >= FEWEST:
         return found
-    words = f"Too few to say: {count} {what}, {FEWEST} are the least. Hold out more with dataset.test_fraction."
-    if what == "dev pairs":
-        words = words.replace("test_fraction", "dev_fraction")
+    key = "dataset.dev_fraction" if what == "dev pair" else "dataset.test_fraction"
+    words = f"Too few to say: {counted(count, what)}, {FEWEST} are the least. Hold out more with {key}."
     return Finding(found.name, UNKNOWN, words, found.evidence)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dpo.pages.tables import number, percent, points, share
+from dpo.pages.tables import counted, number, percent, points, share
 
 Row = dict[str, Any]
 COLUMNS = ("", "before", "after", "difference")
@@ -120,7 +120,8 @@ def judged_lines(judged: Row, confidence: float) -> list[str]:
 def caption(summary: Row) -> str:
     """What was held out and asked."""
     pairs, answers = summary["pairs"], summary["answers"]
-    return f"{summary['split']}: {pairs['pairs']} held-out pairs, {answers['prompts']} prompts answered by each side"
+    held, asked = counted(pairs["pairs"], "held-out pair"), counted(answers["prompts"], "prompt")
+    return f"{summary['split']}: {held}, {asked} answered by each side"
 
 
 def notes(summary: Row) -> list[str]:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpo.config.losses import REFERENCE_FREE
+from dpo.data.words import word_count
 from dpo.pages.tables import number
+from dpo.records.metrics import tied
 from dpo.records.read import RunFiles
 
 Row = dict[str, Any]
@@ -14,6 +16,7 @@ Plot = dict[str, Any]
 # id, title, note
 Placed = list[tuple[str, str, str]]
 LOG_PROBS = {f"{model}_{side}" for model in ("policy", "reference") for side in ("chosen", "rejected")}
+ACCURACY, TIED = "rewards/accuracies", 0.5
 # Colours of a plot's first and second metric, pale on training pairs, strong on dev pairs; seen on white and on black.
 TRAIN, DEV = ("#8fb8e8", "#e8b48f"), ("#2f6fd6", "#d1581a")
 
@@ -31,7 +34,7 @@ def training_plots(run: RunFiles) -> tuple[dict[str, Plot], Placed]:
             "Implicit-reward accuracy",
             "Before step 1 all rewards are 0, each pair a tie." if beta else "By the policy's own log-probs.",
             "pairs ranked right",
-            [("rewards/accuracies", "accuracy", 1.0)],
+            [(ACCURACY, "accuracy", 1.0)],
             {"tickformat": ".0%", "range": [-0.02, 1.02]},
         ),
         ("margin", "Reward margin", "", "beta x nats", [("rewards/margins", "margin", 1.0)], {}),
@@ -79,7 +82,11 @@ def _curves(run: RunFiles, key: str, label: str, scale: float, nth: int) -> list
         ("train", run.train, {"width": 1.5}, TRAIN),
         ("dev", run.dev, {"width": 2, "dash": "dot"}, DEV),
     ):
-        points = [(row["step"], row[key] * scale) for row in rows if isinstance(row.get(key), (int, float))]
+        points = [
+            (row["step"], TIED if key == ACCURACY and tied(row) else row[key] * scale)
+            for row in rows
+            if isinstance(row.get(key), (int, float))
+        ]
         if points:
             found.append(
                 {
@@ -153,7 +160,7 @@ def evaluation_plots(
         )  # fmt: skip
     if samples:
         lengths = [
-            _histogram(label, [len(str(sample[side]["answer"]).split()) for sample in samples], opacity=0.6)
+            _histogram(label, [word_count(str(sample[side]["answer"])) for sample in samples], opacity=0.6)
             for side, label in (("baseline", "before"), ("policy", "after"))
         ]
         place("lengths", "Words an answer", "", lengths, "words", "answers", barmode="overlay")

@@ -77,7 +77,9 @@ def _words(estimate: Figure, word: Callable[[float], str], unit: str = "") -> st
     value, low, high = (parts.get(key) for key in ("value", "low", "high"))
     if value is None:
         return DASH
-    interval = "" if low is None or high is None else f" [{word(low)}, {word(high)}]"
+    # Of one there is no spread, and no interval.
+    alone = parts.get("n") == 1 and low == high
+    interval = "" if low is None or high is None or alone else f" [{word(low)}, {word(high)}]"
     return f"{word(value)}{unit}{interval}"
 
 
@@ -85,6 +87,11 @@ def _signed(value: float, digits: int) -> str:
     """With its sign, but no sign on what rounds to zero."""
     text = f"{value:+.{digits}f}"
     return text[1:] if float(text) == 0 else text
+
+
+def counted(count: int, one: str) -> str:
+    """`1 pair`, `7 pairs`."""
+    return f"{count} {one}" if count == 1 else f"{count} {one}s"
 
 
 def clock(seconds: float) -> str:

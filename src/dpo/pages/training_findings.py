@@ -7,10 +7,10 @@ from typing import Any
 
 from dpo.config.losses import REFERENCE_FREE
 from dpo.pages.finding import GOOD, NOTE, UNKNOWN, WARNING, Finding
+from dpo.records.metrics import ROUNDING
 from dpo.records.read import RunFiles
 
 Row = dict[str, Any]
-ROUNDING = 1e-5  # a margin below it is rounding
 STUCK_SHARE = 0.01
 OVERFIT_RISE = 0.02
 GENERALISATION_GAP = 0.15

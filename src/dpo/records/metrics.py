@@ -13,6 +13,8 @@ from dpo.records.files import naming, write_text
 from dpo.records.rows import Mark, Running, content, marked
 
 Say = Callable[[str], None]
+ROUNDING = 1e-5
+"""A mean margin below it is rounding."""
 
 
 class Metrics:
@@ -81,3 +83,10 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, RecursionError):  # a line torn by a kill
         return float("inf")
+
+
+def tied(row: Mapping[str, float]) -> bool:
+    """Whether a line is of a policy that has not moved, at the start and as long as the rate is 0: every reward is 0
+    and every pair a tie, and what rounding makes of that is no accuracy."""
+    margin = row.get("rewards/margins")
+    return margin is not None and abs(margin) < ROUNDING

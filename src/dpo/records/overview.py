@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo.errors import CheckpointError, DpoError
-from dpo.records.read import of_run, read_metrics
+from dpo.records.judged import fitting
+from dpo.records.read import config_of, of_run, read_metrics
 from dpo.records.run import read_record, state_of
 
 Row = dict[str, Any]
@@ -153,19 +154,20 @@ def _eta(train: list[Row], max_steps: Any, now: float) -> float | None:
 
 
 def _evaluated(folder: Path, record: Row) -> str | None:
-    """Short words of the newest evaluation: accuracy and the first judge's shares."""
+    """Short words of the newest evaluation: accuracy and the shares of the judges that fit the rows."""
     summaries = sorted(folder.glob("evaluation/*/summary.json"), key=lambda path: path.stat().st_mtime)
     if not summaries:
         return None
     try:
         summary = of_run(summaries[-1], record)
         words = [f"accuracy {summary['pairs']['accuracy']['value']:.0%}"]
-        for name, judged in summary["judges"].items():
+        for name in fitting(summary["judges"], config_of(folder)):
+            judged = summary["judges"][name]
             before, after = judged["baseline"]["value"], judged["policy"]["value"]
             words.append(
                 f"{name} {before:.0%} to {after:.0%}" if judged["decides"] else f"{name} {after - before:+.2f}"
             )
-    except CheckpointError:
+    except DpoError:
         return "damaged"
     except (KeyError, TypeError, ValueError, AttributeError):
         return None

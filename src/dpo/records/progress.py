@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dpo.records.metrics import tied
 from dpo.records.terminal import console as made
 
 LINE_SECONDS = 10.0
@@ -49,9 +50,7 @@ class TrainingProgress:
 
     def show(self, kind: str, step: int, values: dict[str, float]) -> None:
         """One logged step, or one evaluation."""
-        # Before the first update every reward is 0 and every pair a tie: what rounding makes of that is no accuracy.
-        tied = step <= (0 if kind == "eval" else 1)
-        accuracy = "ties" if tied else f"{values['rewards/accuracies']:.2f}"
+        accuracy = "ties" if tied(values) else f"{values['rewards/accuracies']:.2f}"
         text = f"loss {values['loss']:.4f}  margin {values['rewards/margins']:+.3f}  accuracy {accuracy}"
         if kind == "eval":
             self.console.print(f"dev at step {step}: {text}", highlight=False)

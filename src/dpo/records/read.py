@@ -74,7 +74,7 @@ def read_run(folder: Path) -> RunFiles:
         folder,
         record,
         state_of(record),
-        _config(folder / "config.yaml"),
+        config_of(folder),
         [row for row in metrics if row.get("kind") == "train"],
         [row for row in metrics if row.get("kind") == "eval"],
         of_run(folder / "ledger.json", record),
@@ -118,8 +118,9 @@ def of_run(path: Path, record: Row, expected: bool = True) -> Row:
     return found
 
 
-def _config(path: Path) -> Row:
-    """config.yaml as plain data. Interpolations stay text: a stranger's file must not reach the environment."""
+def config_of(folder: Path) -> Row:
+    """A run's config.yaml as plain data. Interpolations stay text: a stranger's file must not reach the environment."""
+    path = folder / "config.yaml"
     if not path.is_file():
         return {}
     found = load_yaml(path)

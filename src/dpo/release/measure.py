@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpo.statistics.intervals import bootstrap_mean
+from dpo.statistics.intervals import bootstrap_mean, bootstrap_share
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
@@ -103,12 +103,15 @@ def certify(
     def mean(values: Floats) -> Row:
         return asdict(bootstrap_mean(values, groups, resamples, confidence, seed))
 
+    def part(values: Floats) -> Row:
+        return asdict(bootstrap_share(values, groups, resamples, confidence, seed))
+
     return {
         "pairs": len(groups),
         "prompts": len(set(groups)),
         "beta": beta,
         "confidence": confidence,
-        "models": {m.name: {"label": m.label, **_margins(m, beta, tokens, mean)} for m in models},
+        "models": {m.name: {"label": m.label, **_margins(m, beta, tokens, mean, part)} for m in models},
         "effect": {"label": f"what training changed: log-ratios of the {target.label}", **effect},
         "differences": differences,
         "bound": bound,
@@ -118,13 +121,13 @@ def certify(
     }
 
 
-def _margins(model: Scored, beta: float, tokens: Floats, mean: Any) -> Row:
+def _margins(model: Scored, beta: float, tokens: Floats, mean: Any, share: Any) -> Row:
     """Accuracies count a tie as half, as in `dpo.evaluation.pairs`; single answers have no likelier one."""
     rewards = beta * model.log_ratio
     margin = rewards[:, 0] - rewards[:, 1]
     policy = model.policy[:, 0] - model.policy[:, 1]
     return {
-        "accuracy": mean((margin > 0) + 0.5 * (margin == 0)),
+        "accuracy": share((margin > 0) + 0.5 * (margin == 0)),
         "margin": mean(margin),
-        "policy_accuracy": mean((policy > 0) + 0.5 * (policy == 0)) if (tokens > 0).all() else None,
+        "policy_accuracy": share((policy > 0) + 0.5 * (policy == 0)) if (tokens > 0).all() else None,
     }

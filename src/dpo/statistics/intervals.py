@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+FEW = 30  # groups; the percentile bootstrap of fewer is too narrow
 CHUNK_CELLS = 4_000_000  # float64 cells of resampling weights held at once: 32 MB
 
 
@@ -85,17 +86,42 @@ def bootstrap_share(
 ) -> Estimate:
     """`bootstrap_mean` of numbers that lie within `bounds`, such as shares (0 to 1) and their differences (-1 to 1).
 
-    Where every group says the same, resampling sees no spread at all: 4 of 4 is no certainty. Then up to as many of
-    further groups as Wilson's interval allows may lie at either bound.
+    Resampling few groups promises too much: none of them says that 4 of 4 is no certainty, and some of 5 of 7 that all
+    may be. There the interval is `few_shares`.
     """
     found = bootstrap_mean(values, groups, resamples, confidence, seed)
+    if found.low < found.high and found.n >= FEW:
+        return found
+    sums, counts = clusters(values, groups)
+    return few_shares(np.stack([sums, counts], axis=1), confidence, bounds)
+
+
+def few_shares(parts: Floats, confidence: float, bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:
+    """Share over few groups with Wilson's interval for as many trials as its spread between groups speaks for (the
+    effective sample size of cluster samples: Kish 1965; in Wilson's interval: Dean and Pagano 2015).
+
+    Where every group says the same there is no spread: then up to as many of further groups as Wilson's interval
+    allows may lie at either bound.
+
+    Args:
+        parts: (groups, 2): sum and count of each group; what is summed lies within `bounds`.
+    """
+    (low, high), groups = bounds, len(parts)
+    value = float(parts[:, 0].sum() / parts[:, 1].sum())
+    place = (value - low) / (high - low)
+    spread = float(np.square(parts[:, 0] - value * parts[:, 1]).sum()) / float(parts[:, 1].sum() * (high - low)) ** 2
+    if not spread > 0:
+        return unseen(Estimate(value, value, value, groups), confidence, bounds)
+    found = _wilson(place, place * (1 - place) / spread, confidence)
+    return Estimate(value, low + (high - low) * found[0], low + (high - low) * found[1], groups)
+
+
+def unseen(found: Estimate, confidence: float, bounds: tuple[float, float]) -> Estimate:
+    """An estimate within `bounds`; one without any width gets that of groups which may be there and were not seen."""
     if found.low < found.high:
         return found
-    unseen = wilson(0, found.n, confidence).high
-    low, high = bounds
-    return Estimate(
-        found.value, found.value - unseen * (found.value - low), found.value + unseen * (high - found.value), found.n
-    )
+    value, (low, high), share = found.value, bounds, wilson(0, found.n, confidence).high
+    return Estimate(value, value - share * (value - low), value + share * (high - value), found.n)
 
 
 def bootstrap_ratio(parts: Floats, resamples: int = 2000, confidence: float = 0.95, seed: int = 0) -> Estimate:
@@ -145,12 +171,17 @@ def wilson(successes: float, trials: int, confidence: float = 0.95) -> Estimate:
     """
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"{successes} successes in {trials} trials")
-    z = normal_quantile((1 + confidence) / 2)
     share = successes / trials
+    return Estimate(share, *_wilson(share, trials, confidence), trials)
+
+
+def _wilson(share: float, trials: float, confidence: float) -> tuple[float, float]:
+    """Both ends of Wilson's interval; `trials` need not be whole."""
+    z = normal_quantile((1 + confidence) / 2)
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     # At 0% and 100% the bound is exact; rounding must not put the share outside its own interval.
-    return Estimate(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)), trials)
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
 def normal_quantile(probability: float) -> float:
@@ -231,54 +262,3 @@ def compare_scores(
         win_rate=Estimate((1 + net.value) / 2, (1 + net.low) / 2, (1 + net.high) / 2, net.n),
         p=sign_test(int((votes > 0).sum()), int((votes < 0).sum())),
     )
-
-
-def length_controlled_win_rate(
-    outcome: Sequence[float] | Floats,
-    length_difference: Sequence[float] | Floats,
-    groups: Sequence[Hashable] | None = None,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Estimate:
-    """What the win rate would be between answers of equal length (arXiv:2404.04475, equation 2, no prompt term).
-
-    Logistic regression of the outcome on tanh(length difference / its standard deviation); the estimate is the
-    regression's value at difference 0. A weak ridge (1 on the slope, 0.01 on the intercept) keeps it finite when one
-    side always wins.
-
-    Args:
-        outcome: 1 win, 0.5 tie, 0 loss of the first side, one a row.
-        length_difference: length of the first side's answer minus the second's, in any one unit.
-    """
-    target = np.asarray(outcome, dtype=np.float64)
-    gap = np.asarray(length_difference, dtype=np.float64)
-    if not len(target):
-        raise ValueError("no outcomes")
-    spread = float(gap.std())
-    x = np.tanh(gap / spread) if spread > 0 else np.zeros_like(gap)
-    names = list(range(len(target))) if groups is None else list(groups)
-    index = {group: i for i, group in enumerate(dict.fromkeys(names))}
-    of = np.array([index[name] for name in names])
-    value = float(_intercept_rate(x, target, np.ones((1, len(target))))[0])
-    rates = np.concatenate([_intercept_rate(x, target, w[:, of]) for w in draws(len(index), resamples, seed)])
-    low, high = np.quantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(value, float(low), float(high), len(index))
-
-
-def _intercept_rate(x: Floats, target: Floats, weights: Floats) -> Floats:
-    """(resamples,) sigmoid of the intercept, one weighted logistic regression a row of `weights`, by Newton steps."""
-    a, b = np.zeros(len(weights)), np.zeros(len(weights))
-    for _ in range(25):
-        p = 1 / (1 + np.exp(-np.clip(a[:, None] + b[:, None] * x, -30, 30)))
-        residual, curvature = weights * (target - p), weights * p * (1 - p)
-        gradient_a, gradient_b = residual.sum(1) - 0.01 * a, residual @ x - b
-        aa, ab, bb = curvature.sum(1) + 0.01, curvature @ x, curvature @ (x * x) + 1
-        determinant = aa * bb - ab * ab
-        step_a = (bb * gradient_a - ab * gradient_b) / determinant
-        step_b = (aa * gradient_b - ab * gradient_a) / determinant
-        # A full Newton step can overshoot where all outcomes agree.
-        a, b = a + np.clip(step_a, -4, 4), b + np.clip(step_b, -4, 4)
-        if max(np.abs(step_a).max(), np.abs(step_b).max()) < 1e-8:
-            break
-    return 1 / (1 + np.exp(-np.clip(a, -30, 30)))

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from dpo.statistics.intervals import Estimate, Floats, wilson
+from dpo.statistics.intervals import Estimate, Floats, unseen, wilson
 
 # 97.5% points of Student's t for 1 to 30 degrees of freedom; beyond, the normal one is within 2%.
 T_975 = (
@@ -17,7 +17,12 @@ T_975 = (
 
 
 def seeds_and_items(
-    values: Floats, groups: Sequence[Hashable], resamples: int, confidence: float, seed: int
+    values: Floats,
+    groups: Sequence[Hashable],
+    resamples: int,
+    confidence: float,
+    seed: int,
+    bounds: tuple[float, float] | None = None,
 ) -> Estimate:
     """Mean of `values` with a percentile bootstrap that draws seeds and prompts anew, each independently (Owen 2007,
     "The pigeonhole bootstrap", section 3). With one seed it is the bootstrap over prompts.
@@ -25,6 +30,8 @@ def seeds_and_items(
     Args:
         values: (seeds, items).
         groups: the prompt of each item; the items of a prompt are drawn together.
+        bounds: where values are shares or differences of such, what they lie within: where all agree, the interval
+            allows for prompts that were not seen.
     """
     index = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     of = np.array([index[group] for group in groups])
@@ -35,7 +42,8 @@ def seeds_and_items(
     seeds = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), resamples).astype(np.float64)
     means = np.einsum("rs,sp,rp->r", seeds, sums, prompts, optimize=True) / (len(values) * (prompts @ counts))
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(float(values.mean()), float(low), float(high), len(index))
+    found = Estimate(float(values.mean()), float(low), float(high), len(index))
+    return found if bounds is None else unseen(found, confidence, bounds)
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:

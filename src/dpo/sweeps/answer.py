@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from dpo.data.words import word_count
 from dpo.errors import ConfigError
 from dpo.evaluation.comparison import Entry, check_comparable, differing
 from dpo.records.costs import costs
+from dpo.records.judged import fitting
 from dpo.records.read import read_pairs, read_rows, read_samples
 from dpo.statistics.intervals import Floats, wilson
 from dpo.statistics.paired import over_seeds, seeds_and_items
@@ -23,9 +25,8 @@ from dpo.sweeps.files import JobFiles, SweepFiles, label_of, spanning
 
 Row = dict[str, Any]
 SEED = "seed"
-CONFIDENCE, RESAMPLES = 0.95, 4000
-FEWEST_SEEDS = 3
-"""Fewer have a mean and no interval."""
+CONFIDENCE, RESAMPLES, SHARE = 0.95, 4000, (0.0, 1.0)
+FEWEST_SEEDS = 3  # fewer have a mean and no interval
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Setting:
 
     def words(self) -> Floats:
         """(seeds, answers): words an answer."""
-        return self.matrix([[len(s["policy"]["answer"].split()) for s in entry.samples] for entry in self.entries])
+        return self.matrix([[word_count(s["policy"]["answer"]) for s in entry.samples] for entry in self.entries])
 
 
 def _divergence(entry: Entry) -> dict[str, float]:
@@ -64,7 +65,7 @@ def _divergence(entry: Entry) -> dict[str, float]:
 
 
 def _outcome(sample: Row, judge: str, side: str) -> Any:
-    """None where the judge left it undecided."""
+    """None where undecided."""
     return sample[side]["verdicts"].get(judge, {}).get("outcome")
 
 
@@ -142,12 +143,12 @@ def _measured(ready: Sequence[JobFiles], entries: Sequence[Entry], axes: Sequenc
     """Settings and choice of jobs that were measured on the same held-out pairs and prompts."""
     found: Row = {}
     settings = _settings(ready, entries, axes)
-    summary = entries[0].summary
-    decided = {name: _decided(entries, name) for name in summary["judges"]}
+    summary, configs = entries[0].summary, [entry.run.config for entry in entries]
+    decided = {name: _decided(entries, name) for name in fitting(summary["judges"], *configs)}
     found["judges"] = {
         name: {key: judged[key] for key in ("label", "definition", "decides")} | {"answers": len(decided[name])}
         for name, judged in summary["judges"].items()
-        if decided[name]
+        if decided.get(name)
     }
     groups = [row["group"] for row in entries[0].pairs]
     prompts = [sample["prompt"] for sample in entries[0].samples]
@@ -169,6 +170,7 @@ def _measured(ready: Sequence[JobFiles], entries: Sequence[Entry], axes: Sequenc
         "settings": figures,
         "labels": [s.label for s in settings],
         "basis": "evaluation",
+        "left_out": [name for name in summary["judges"] if name not in decided],
         "held_out": {"pairs": held[0], "prompts": held[1], "split": held[2]},
         "choice": choice,
     }
@@ -195,18 +197,19 @@ def _settings(jobs: Sequence[JobFiles], entries: Sequence[Entry], axes: Sequence
 def _figures(
     setting: Setting, judged: dict[str, list[int]], groups: Sequence[str], prompts: Sequence[str], kl: Floats | None
 ) -> Row:
-    def estimate(values: Floats, of: Sequence[Any]) -> Row:
-        return asdict(seeds_and_items(values, of, RESAMPLES, CONFIDENCE, 0))
+    def estimate(values: Floats, of: Sequence[Any], bounds: tuple[float, float] | None = None) -> Row:
+        return asdict(seeds_and_items(values, of, RESAMPLES, CONFIDENCE, 0, bounds))
 
     judges: Row = {}
     for name, decided in judged.items():
         policy, base = setting.judged(name, "policy", decided), setting.judged(name, "baseline", decided)
         asked = [prompts[i] for i in decided]
+        decides = setting.entries[0].summary["judges"][name]["decides"]
         judges[name] = {
-            "level": estimate(policy, asked),
-            "baseline": estimate(base, asked),
-            "gain": estimate(policy - base, asked),
-            "win_rate": estimate((1 + np.sign(policy - base)) / 2, asked),
+            "level": estimate(policy, asked, SHARE if decides else None),
+            "baseline": estimate(base, asked, SHARE if decides else None),
+            "gain": estimate(policy - base, asked, (-1.0, 1.0) if decides else None),
+            "win_rate": estimate((1 + np.sign(policy - base)) / 2, asked, SHARE),
         }
     spent = [costs(entry.run.ledger) for entry in setting.entries]
     correct = setting.correct()
@@ -214,7 +217,7 @@ def _figures(
         "label": setting.label,
         "values": setting.values,
         "seeds": len(setting.entries),
-        "accuracy": estimate(correct, groups),
+        "accuracy": estimate(correct, groups, SHARE),
         "judges": judges,
         "kl": None if kl is None else estimate(kl, range(kl.shape[1])),
         "words": estimate(setting.words(), prompts),

@@ -71,15 +71,17 @@ def choose_setting(
     """
     strict = widened(confidence, len(labels), len(criteria))
 
-    def estimate(values: Floats, groups: Sequence[Hashable]) -> Estimate:
-        return seeds_and_items(values, groups, resamples, strict, 0)
+    def estimate(values: Floats, groups: Sequence[Hashable], bounds: tuple[float, float] | None = None) -> Estimate:
+        return seeds_and_items(values, groups, resamples, strict, 0, bounds)
 
     failed: list[str] = []
     for criterion in criteria:
         best = max(range(len(labels)), key=lambda i: float(criterion.policy[i].mean()))
-        gains = [estimate(p - b, criterion.groups) for p, b in zip(criterion.policy, criterion.baseline, strict=True)]
+        bounds = (-1.0, 1.0) if criterion.decides else None
+        sides = zip(criterion.policy, criterion.baseline, strict=True)
+        gains = [estimate(policy - base, criterion.groups, bounds) for policy, base in sides]
         gaps = [
-            None if i == best else estimate(_paired(criterion.policy[best], policy), criterion.groups)
+            None if i == best else estimate(_paired(criterion.policy[best], policy), criterion.groups, bounds)
             for i, policy in enumerate(criterion.policy)
         ]
         rows = [

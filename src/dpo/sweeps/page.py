@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.pages.html import write_page
+from dpo.records.judged import UNFIT
 from dpo.sweeps.plots import sweep_plots
 from dpo.sweeps.tables import best_table, failures, job_table, seed_table
 
@@ -67,6 +68,7 @@ def notes(found: Row) -> list[str]:
             for name, judge in found["judges"].items()
             if judge["answers"] < held["prompts"]
         ]
+        lines += [f"judge {name} is left out: {UNFIT}" for name in found["left_out"]]
         m, criteria = len(found["settings"]), len(found["judges"]) + 1
         lines.append(
             f"[low, high]: 95% bootstrap intervals over prompts. Those that decide are widened for the {m} settings "

@@ -144,10 +144,13 @@ def _evaluation(config: Config) -> tuple[str | None, tuple[str, ...]]:
     from dpo.config.evaluation import Evaluate, check_ranges, register
 
     register()
-    name = f"sweep-{_hash([sweep.evaluation, sweep.judge])}"
+    # Of the first job's dataset: all jobs are asked the same.
+    judge = sweep.judge or config.dataset.judges
+    evaluation = {"max_new_tokens": config.dataset.max_new_tokens, **sweep.evaluation}
+    name = f"sweep-{_hash([evaluation, judge])}"
     # `show` is for the terminal of a single evaluation.
-    words = [f"evaluation.{key}={_literal(value)}" for key, value in {**sweep.evaluation, "show": 0}.items()]
-    words += [f"evaluation.name={name}", f"judge=[{','.join(sweep.judge)}]"]
+    words = [f"evaluation.{key}={_literal(value)}" for key, value in {**evaluation, "show": 0}.items()]
+    words += [f"evaluation.name={name}", f"judge=[{','.join(judge)}]"]
     try:
         asked = composed("evaluate", Evaluate, [*words, "run=x"])
         check_ranges(asked.evaluation, "sweep.evaluation.")

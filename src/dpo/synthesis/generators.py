@@ -13,7 +13,7 @@ from typing import Any
 from dpo.config.synthesize import GeneratorEndpoint, SamplingConfig, Synthesize
 from dpo.data.synthetic.prompts import Prompt
 from dpo.errors import ConfigError, NetworkError
-from dpo.evaluation.endpoint import said
+from dpo.evaluation.drawing.endpoint import said
 from dpo.records.redaction import redact
 
 # (index, {answer, tokens, finished, cost}) of each answer that is done.

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from dpo.config.judges import JUDGES
+
 SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 # key -> (holds, what is allowed). A key the chosen option does not have is skipped; null passes.
@@ -21,6 +23,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dataset.pairs_per_post": (lambda v: v >= 1, "at least 1"),
     "dataset.dev_fraction": (lambda v: 0 <= v < 1, "0 or more and below 1"),
     "dataset.test_fraction": (lambda v: 0 <= v < 1, "0 or more and below 1"),
+    "dataset.judges": (lambda v: set(v) <= set(JUDGES), f"some of {', '.join(JUDGES)}"),
+    "dataset.max_new_tokens": (lambda v: 1 <= v <= 10**6, "at least 1, at most 1000000"),
     "lora.rank": (lambda v: 1 <= v <= 4096, "1 to 4096"),
     "lora.alpha": (lambda v: 1 <= v <= 10**6, "at least 1, at most 1000000"),
     "lora.dropout": (lambda v: 0 <= v < 1, "at least 0 and below 1"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from dpo.evaluation.judges.interface import Verdict
 from dpo.statistics.agreement import cohen_kappa
-from dpo.statistics.intervals import bootstrap_mean, wilson
+from dpo.statistics.intervals import bootstrap_share, wilson
 
 Row = dict[str, Any]
 
@@ -58,11 +58,11 @@ def preference_agreement(verdicts: Sequence[Verdict], gold: Sequence[float | Non
     def right(score: float, better: float) -> float:
         return 0.5 if score == 0.5 else float((score > 0.5) == (better == 1.0))
 
-    agreed = bootstrap_mean([right(v.score, g) for v, g in known if v.score is not None], None, **interval)
+    agreed = bootstrap_share([right(v.score, g) for v, g in known if v.score is not None], None, **interval)
     rows = [_figure("agreement", f"agreement with gold on {len(known)} pairs (a tie is half)", agreed)]
     ordered = [(v.details["forward"], v.details["backward"], g) for v, g in known if "backward" in v.details]
     if ordered:
-        mean = bootstrap_mean([(right(f, g) + right(b, g)) / 2 for f, b, g in ordered], None, **interval)
+        mean = bootstrap_share([(right(f, g) + right(b, g)) / 2 for f, b, g in ordered], None, **interval)
         rows.append(_figure("agreement_of_orders", "agreement with gold, mean of both orders", mean))
     # A tie is a category of its own: gold never names it, so a judge of many ties agrees little.
     named = [(v.score > 0.5) - (v.score < 0.5) for v, _ in known if v.score is not None]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dpo.config.judges import Judges
-from dpo.errors import ConfigError
 from dpo.evaluation.judges import instructions, llm, lm_eval, reward_model, rules, tone, toxicity
 from dpo.evaluation.judges.human import judge as human
 from dpo.evaluation.judges.interface import AnyJudge
@@ -32,6 +31,4 @@ def build_judges(config: Judges) -> list[AnyJudge]:
         if (settings := getattr(config, name)) is not None:
             built = build(settings)
             judges += built if isinstance(built, Sequence) else [built]
-    if not judges:
-        raise ConfigError("judge: none chosen; judge=[rules] needs nothing else")
     return judges

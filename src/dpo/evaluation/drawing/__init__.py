@@ -1,0 +1,1 @@
+"""Where else than from the loaded model an evaluation's answers are drawn."""
