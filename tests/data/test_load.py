@@ -12,7 +12,7 @@ from data_options import dataset, load_splits
 from dpo.config.datasets import HelpSteer3, HhRlhf, Shp, UltraFeedback
 from dpo.data.checks import held_out
 from dpo.data.load import Splits
-from dpo.data.places.layout import choose, split_of
+from dpo.data.places.layout import choose, find_files, split_of, unnamed
 from dpo.data.refusal import Reason
 from dpo.errors import ConfigError, DataError
 
@@ -134,10 +134,23 @@ def test_settings_that_cannot_work(values: dict[str, Any], message: str, tmp_pat
         ("default/train/0000.parquet", "train"),
         ("contest.jsonl", "train"),
         ("latest_dev.csv", "dev"),
+        ("eval.jsonl", "dev"),
+        ("holdout.csv", "test"),
     ],
 )
 def test_file_names_speak_of_splits(name: str, split: str) -> None:
     assert split_of(name) == split
+
+
+def test_a_file_whose_name_says_no_split_is_named_where_others_do(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "more.jsonl"):
+        write(tmp_path / name, 5)
+    assert unnamed(str(tmp_path), find_files(tmp_path, dataset("local"))) == [
+        "trained on, as its name says no split: more.jsonl"
+    ]
+    (tmp_path / "train.jsonl").unlink()
+    for path in (tmp_path, tmp_path / "more.jsonl"):
+        assert unnamed(str(path), find_files(path, dataset("local"))) == []
 
 
 HH = [f"{part}/{split}.jsonl.gz" for part in ("harmless-base", "helpful-base", "red-team-attempts") for split in

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -265,6 +266,38 @@ def test_a_text_in_a_column_that_is_not_read_is_noted() -> None:
     row = {"prompt": "Q", "question": "Another?", "chosen": "a", "rejected": "b", "response_a": None, "extra": 1}
     pair = convert("local", row)
     assert (pair.notes, pair.meta) == (("column question not read",), {"extra": 1})
+    # What others call a prompt's second half, its system message, or the turns before it.
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b", "input": "the text", "history": [["q", "a"]], "id": "r-1"}
+    assert convert("local", row).notes == ("column input not read", "column history not read")
+
+
+def test_answers_that_begin_with_their_prompt_are_noted() -> None:
+    whole = {"prompt": "Why?", "chosen": "Why? So.", "rejected": " Why?\nNo."}
+    assert convert("local", whole).notes == ("answers begin with their prompt",)
+    assert convert("local", {**whole, "rejected": "Why?"}).notes == ("an answer is its prompt",)
+    assert convert("local", {**whole, "rejected": "No."}).notes == ()
+
+
+@pytest.mark.parametrize("spaces", [None, 1])
+def test_message_lists_written_as_text_are_read_as_lists(spaces: int | None) -> None:
+    lists = {"prompt": talk("Q"), "chosen": talk("Q", "good")[1:], "rejected": talk("Q", "bad")[1:]}
+    pair = convert("local", {name: json.dumps(found, indent=spaces) for name, found in lists.items()})
+    assert (pair.prompt, pair.chosen, pair.rejected) == ((Message("user", "Q"),), "good", "bad")
+    assert pair.notes == ("message list read from JSON text",)
+
+
+def test_message_lists_that_python_printed_are_refused() -> None:
+    printed = str(talk("Q"))
+    assert refused("local", {"prompt": printed, "chosen": "a", "rejected": "b"}) == (Reason.unparsable, "prompt")
+    both = {"chosen": str(talk("Q", "a")[1:]), "rejected": "[{'content': 'b', 'role': 'assistant'}\n {...}]"}
+    assert refused("local", {"prompt": "Q", **both}) == (Reason.unparsable, "chosen")
+
+
+def test_answers_that_only_look_like_messages_stay_texts() -> None:
+    rows = {"chosen": '{"role": "manager", "content": 3}', "rejected": '{"role": "clerk", "content": 2}'}
+    assert convert("local", {"prompt": "Q", **rows}).chosen == rows["chosen"]
+    one = {"chosen": json.dumps(talk("Q", "a")), "rejected": "no list"}
+    assert convert("local", {"prompt": "Q", **one}).chosen == one["chosen"]
 
 
 def test_a_transcript_as_prompt_is_read_as_turns() -> None:

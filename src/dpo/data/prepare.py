@@ -21,6 +21,7 @@ from dpo.data.lengths import length_bias, longest, quantiles
 from dpo.data.load import Files, Splits, load_files, locate, nothing_to_train_on
 from dpo.data.pair_file import PairFile, PairWriter, from_line
 from dpo.data.parallel import encode_all
+from dpo.data.places.layout import unnamed
 from dpo.data.refusal import Refusal
 from dpo.data.report import SPLITS, DataReport, Faults
 from dpo.data.rows.files import file_format
@@ -31,7 +32,7 @@ from dpo.data.tokens import Encoder
 from dpo.records.files import write_json
 
 # Raised when the same rows would give other ids, so that entries of older versions are not used.
-VERSION = 6
+VERSION = 7
 # Keys that say where rows come from or are judged elsewhere; the rows themselves are in the key by their content.
 PLACES = ("path", "dev_path", "test_path", "hub", "revision", "id", "config", "split", "dev_split", "test_split")
 
@@ -76,6 +77,7 @@ def prepare(dataset: Dataset, tokenizer: Any, cache_dir: Path | None = None) -> 
     )
     report = json.loads((folder / "report.json").read_text())
     report["origin"], report["revision"], report["licence"] = files.origin, files.revision, files.licence
+    report["warnings"] += unnamed(dataset.path, files.splits)
     train, dev, test = (TokenFile(folder, split) for split in SPLITS)
     return Prepared(
         train,

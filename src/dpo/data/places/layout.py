@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from dpo.config.datasets import Dataset, HhRlhf, Hub, Shp
@@ -14,17 +14,39 @@ from dpo.data.rows.files import file_format, known_format
 from dpo.data.rows.open_file import check_file
 from dpo.errors import ConfigError, DataError
 
-SPLIT_WORDS = {"test": "test", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "train": "train"}
+SPLITS = {
+    "train": ("train", "training"),
+    "dev": ("dev", "val", "valid", "validation", "eval", "evaluation"),
+    "test": ("test", "testing", "heldout", "holdout"),
+}
+SPLIT_WORDS = {word: split for split, words in SPLITS.items() for word in words}
 NOT_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
 
 
 def split_of(name: str) -> str:
     """The split a file name speaks of, last word first and the file before its folders; train when it says nothing."""
+    return _spoken_of(name) or "train"
+
+
+def _spoken_of(name: str) -> str | None:
     for part in reversed(PurePosixPath(name).parts):
         for word in reversed(re.split(r"[^a-z]+", part.lower())):
             if word in SPLIT_WORDS:
                 return SPLIT_WORDS[word]
-    return "train"
+    return None
+
+
+def unnamed(path: str | None, splits: Mapping[str, Sequence[Path]]) -> list[str]:
+    """A line on files of the folder `path` that are trained on though their names say no split, as others' do."""
+    folder = Path(path or "").expanduser()
+    if path is None or not folder.is_dir():
+        return []
+    names = [str(file.relative_to(folder)) for file in splits.get("train", ()) if file.is_relative_to(folder)]
+    silent = [name for name in names if _spoken_of(name) is None]
+    if not silent or len(silent) == sum(map(len, splits.values())):
+        return []
+    some = ", ".join(silent[:5]) + (", ..." if len(silent) > 5 else "")
+    return [f"trained on, as its name says no split: {some}"]
 
 
 def choose(names: Iterable[str], dataset: Dataset, card: Card) -> dict[str, list[str]]:

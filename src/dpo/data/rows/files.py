@@ -11,7 +11,6 @@ from typing import IO, Any
 from dpo.data.refusal import Reason, Refusal
 from dpo.data.rows.json import array_rows, parse_json
 from dpo.data.rows.open_file import LONGEST_ROW, PACKED, TOO_LONG, Lines, open_file, packing, whole
-from dpo.data.sources.local import CsvRow
 from dpo.errors import DataError
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
@@ -131,7 +130,7 @@ def _csv_rows(lines: Any, path: Path) -> Iterator[tuple[int, Any]]:
             check_columns_differ(header, path)
         elif cells:
             if len(cells) == len(header):
-                yield number, CsvRow(zip(header, cells, strict=True))
+                yield number, dict(zip(header, cells, strict=True))
             else:
                 yield number, Refusal(Reason.unparsable, "", f"{len(cells)} cells under {len(header)} columns")
             number += 1

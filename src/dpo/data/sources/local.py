@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from dpo.data.sources.fields import (
 )
 from dpo.data.sources.hh_rlhf import TURN, is_transcript, prompt_of_transcript, split_transcripts
 from dpo.data.sources.messages import messages, tools_of
+from dpo.data.sources.written_lists import READ, with_lists
 
 COLUMNS = (
     "prompt",
@@ -49,32 +49,48 @@ NAMED = "prompt: instruction, chosen: good, rejected: bad"
 TRANSCRIPT = "prompt read as a transcript of Human and Assistant"
 
 
-class CsvRow(dict[str, Any]):
-    """A row of a CSV file, where a message list can only stand as JSON text."""
-
-
 @refusals_returned
 def to_pair(row: Mapping[str, Any], row_id: str, dataset: ByColumns) -> Pair | Refusal:
     """One row of any shape -> Pair; the group is the prompt, everything else in the row goes to `meta`.
 
-    A text in a column that has a meaning and is not read is a note of the pair.
+    Words in a column that is not read are a note of the pair, and so are answers that begin with their prompt.
     """
-    row = _renamed(row, dataset.columns)
-    if isinstance(row, CsvRow):
-        row = _with_lists(row)
+    row, written = with_lists(_renamed(row, dataset.columns))
     read, (prompt, chosen, rejected, strength) = _read(row, dataset)
     if row.get("strength") not in (None, ""):
         strength = _strength(row, dataset)
     if row.get("system") not in (None, ""):
         prompt = _with_system(prompt, text(row["system"], "system"))
     unread = [key for key in row if key not in read and key not in ("system", "strength", *TOOLS)]
-    notes = tuple(f"column {key} not read" for key in unread if key in TEXTS and row[key] not in (None, "", []))
+    notes = tuple(f"column {key} not read" for key in unread if _holds_text(key, row[key]))
+    notes += (READ,) if written else ()
+    notes += () if (repeated := _repeated(prompt, chosen, rejected)) is None else (repeated,)
     meta = {key: row[key] for key in unread if key not in TEXTS and isinstance(row[key], (str, int, float))}
     if any(isinstance(row[key], str) and is_transcript(row[key]) for key in read & {"prompt", "question"} & row.keys()):
         notes = (*notes, TRANSCRIPT)
     single = "completion" in read
     pair = build_pair(row_id, prompt, chosen, rejected, None, strength, meta, single, tools_of(row))
     return replace(pair, notes=notes)
+
+
+def _holds_text(column: str, found: Any) -> bool:
+    """Whether a column that is not read may hold what was meant for the model: words, not names, dates and numbers."""
+    if found in (None, "", [], {}):
+        return False
+    if column in TEXTS or isinstance(found, list | dict):
+        return True
+    return isinstance(found, str) and len(found.split(None, 1)) > 1
+
+
+def _repeated(prompt: Sequence[Message], chosen: Answer, rejected: Answer) -> str | None:
+    """What to say of answers that begin with their question, as those made for models that go on with a text do."""
+    asked = prompt[-1].content.strip() if prompt else ""
+    sides = [side.strip() for side in (chosen, rejected) if isinstance(side, str) and side]
+    if not asked or not sides:
+        return None
+    if asked in sides:
+        return "an answer is its prompt"
+    return "answers begin with their prompt" if all(side.startswith(asked) for side in sides) else None
 
 
 Parts = tuple[list[Message], Answer, Answer, float]
@@ -195,26 +211,7 @@ def _renamed(row: Any, columns: Mapping[str, str]) -> Mapping[str, Any]:
         if theirs not in row:
             raise RowRefused(Reason.missing, theirs, nearest_column(row, theirs))
         renamed[ours] = row[theirs]
-    return CsvRow(renamed) if isinstance(row, CsvRow) else renamed
-
-
-def _with_lists(row: CsvRow) -> Mapping[str, Any]:
-    """Cells that hold message lists as JSON; chosen and rejected only together, so that no answer is misread."""
-    lists = {name: parsed for name in COLUMNS if (parsed := _message_list(row.get(name))) is not None}
-    if ("chosen" in lists) != ("rejected" in lists):
-        lists = {name: parsed for name, parsed in lists.items() if name not in ("chosen", "rejected")}
-    return {**row, **lists}
-
-
-def _message_list(cell: Any) -> Any:
-    if not isinstance(cell, str) or not cell.startswith(("[{", '{"')):
-        return None
-    try:
-        parsed = json.loads(cell)
-    except ValueError:
-        return None
-    items = parsed if isinstance(parsed, list) else [parsed]
-    return parsed if all(isinstance(item, dict) and item.keys() & {"role", "from"} for item in items) else None
+    return renamed
 
 
 def check_columns(columns: Mapping[str, str]) -> str | None:
