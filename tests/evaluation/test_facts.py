@@ -75,6 +75,10 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         "lora.quantization",
     ),
     "beta": (lambda run, base: replace(run / "config.yaml", "  beta: 0.1", "  beta: 0.2"), "dpo.beta"),
+    "any other key": (
+        lambda run, base: replace(run / "config.yaml", "kwargs: {}", "kwargs: {x: 1}"),
+        "config.yaml: dam",
+    ),
     **{
         f"no {key} recorded": (lambda run, base, key=key: forget(run, key), f"does not say what its {key} was")
         for key in ("base", "tokenizer", "data", "final", "built")

@@ -154,6 +154,12 @@ def test_the_fingerprint_follows_the_bytes(tmp_path):
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     assert fingerprint(folder) != before
+    # Of several files the index says which one each tensor is read from.
+    index = folder / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "one.safetensors"}}')
+    before = fingerprint(folder)
+    index.write_text('{"weight_map": {"a": "two.safetensors"}}')
+    assert fingerprint(folder) != before
 
 
 def test_a_tokenizer_without_template_needs_a_named_fallback(tmp_path):

@@ -15,7 +15,7 @@ from dpo.config.schema import Config
 from dpo.errors import CheckpointError
 from dpo.modeling.adapter import CONFIG, TENSORS, adapter_fingerprint
 from dpo.modeling.weights import Weights, file_hash
-from dpo.records.run import read_record
+from dpo.records.run import check_text, read_record
 
 FINAL = "adapter"
 # Written by people and by later versions; says nothing that a model is made of.
@@ -69,13 +69,15 @@ def check_print(run: Path, fact: str, now: str, where: str) -> None:
 
 
 def check_config(run: Path, config: Config) -> None:
-    """Raise CheckpointError when config.yaml names another model, quantization or trainable part than training had."""
-    recorded = _of(run, read_record(run), "built")
+    """Raise CheckpointError when config.yaml is not as training wrote it; a key that decides the model is named."""
+    record = read_record(run)
+    recorded = _of(run, record, "built")
     if isinstance(recorded, Mapping) and (now := built(config)) != recorded:
         key = next(key for key in now if now[key] != recorded.get(key))
         raise CheckpointError(
             f"{run}/config.yaml: {key}={now[key]}, which was {recorded.get(key)} when the run was trained"
         )
+    check_text(run / "config.yaml", record)
 
 
 def built(config: Config) -> dict[str, Any]:

@@ -230,9 +230,16 @@ def check_unchanged(weights: Weights) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the contents of weights, config and generation settings, 16 hex digits."""
+    """SHA-256 over the contents of weights, config and generation settings, 16 hex digits.
+
+    Where weights lie in several files, also over the index, which says in which of them each tensor is looked for.
+    """
     total = hashlib.sha256()
-    settings = [folder / "config.json", *folder.glob("generation_config.json")]
+    settings = [
+        folder / "config.json",
+        *folder.glob("generation_config.json"),
+        *folder.glob("*.safetensors.index.json"),
+    ]
     for path in sorted([*folder.glob("*.safetensors"), *settings]):
         total.update(f"{path.name}:{file_hash(path)}\n".encode())
     return total.hexdigest()[:16]
