@@ -8,6 +8,8 @@ import torch
 
 TILE_BYTES = 4 << 20
 """A tile of logits should stay in the cache between the matrix product and the reductions over it."""
+FEW = 64
+"""Rows of a tile that are copied at one time."""
 
 
 class TokenStatistics(NamedTuple):
@@ -105,9 +107,11 @@ class _CompletionHead(torch.autograd.Function):
                 target_logit[here] = z[source, column]
                 if "is_top1" in outputs:
                     # The first of equal maxima is the argmax, so only earlier columns can beat an equal target.
-                    before = torch.arange(z.shape[1]).unsqueeze(0) < column.unsqueeze(1)
-                    earlier = z[source].masked_fill_(~before, -torch.inf).amax(1)
-                    peak_before[here] = torch.maximum(peak[source], earlier)
+                    for some in range(0, here.shape[0], FEW):
+                        few = slice(some, some + FEW)
+                        before = torch.arange(z.shape[1]).unsqueeze(0) < column[few].unsqueeze(1)
+                        earlier = z[source[few]].masked_fill_(~before, -torch.inf).amax(1)
+                        peak_before[here[few]] = torch.maximum(peak[source[few]], earlier)
             new_peak = torch.maximum(peak, z.amax(1))
             rescale = torch.exp(peak - new_peak)
             if "mean_logits" in outputs:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpo.errors import ConfigError
 from dpo.planning.allocator import Allocator
+from dpo.planning.stand_ins import answered, without_launches
 
 WORD = ctypes.c_void_p
 REGISTRY = "_ZN3c104impl26device_guard_impl_registryE"
@@ -58,7 +59,7 @@ def fake_card(card: Card, allocator: Allocator) -> Iterator[None]:
     # Both look at torch.cuda once, when they are imported.
     import bitsandbytes  # noqa: F401
 
-    with _answered(torch.cuda, _answers(card, allocator)), fake_host():
+    with answered(torch.cuda, _answers(card, allocator)), without_launches(), fake_host():
         yield
 
 
@@ -68,20 +69,8 @@ def fake_host() -> Iterator[None]:
     faked = _Mode(allow_non_fake_inputs=True)
     # Threads have modes of their own.
     alone = {"get_num_threads": lambda: 1}
-    with _answered(torch.nn.Module, {"_apply": _apply}), _answered(torch, alone), _fresh_accelerator(), faked:
+    with answered(torch.nn.Module, {"_apply": _apply}), answered(torch, alone), _fresh_accelerator(), faked:
         yield
-
-
-@contextlib.contextmanager
-def _answered(owner: Any, answers: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    kept = {name: getattr(owner, name) for name in answers}
-    try:
-        for name, answer in answers.items():
-            setattr(owner, name, answer)
-        yield
-    finally:
-        for name, answer in kept.items():
-            setattr(owner, name, answer)
 
 
 @contextlib.contextmanager

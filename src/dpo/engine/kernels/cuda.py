@@ -112,13 +112,8 @@ def _flex(
     if name not in layout.cache:
         device = query.device
         lengths = layout.lengths
-        sides = [n for p, c, r in lengths for n in (p, c, r)]
-        kinds = torch.tensor([0, 1, 2] * len(lengths), device=device).repeat_interleave(
-            torch.tensor(sides, device=device)
-        )
-        pair = torch.arange(len(lengths), device=device).repeat_interleave(
-            torch.tensor([sum(n) for n in lengths], device=device)
-        )
+        kinds = torch.tensor([k for sides in lengths for k, n in enumerate(sides) for _ in range(n)], device=device)
+        pair = torch.tensor([i for i, sides in enumerate(lengths) for _ in range(sum(sides))], device=device)
         position = layout.position_ids[0].to(device)
 
         def sees(batch: Any, head: Any, row: Any, column: Any) -> Any:
