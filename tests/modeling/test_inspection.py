@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ from dpo.errors import ConfigError
 from dpo.modeling.device import Compute
 from dpo.modeling.inspection import adapted, adapting, check_targets, excluded, inspect, outside_text
 from dpo.modeling.policy import load_base, lora_config
+from dpo.modeling.reach import describe, silent_layers
 from dpo.modeling.shape import shape_of
 from dpo.modeling.stored import check_stored, stored_quantization
 from dpo.modeling.weights import Weights
@@ -233,7 +235,7 @@ def test_attention_to_an_encoder_that_is_not_there_gets_no_adapters() -> None:
 
     size = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": 32}
     model = BartForCausalLM(BartConfig(**size))
-    left = excluded(model, lora())
+    left = excluded(model, lora(), silent_layers(model, lora()))
     assert isinstance(left, str)
     names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     assert {re.sub(r".*layers\.\d\.", "", name) for name in names if re.fullmatch(left, name)} == {
@@ -249,7 +251,7 @@ def test_weights_that_a_kernel_reads_past_an_adapter_get_none() -> None:
     left = excluded(model, lora())
     assert isinstance(left, str)
     found = {name.rpartition(".")[2] for name, _ in model.named_modules() if re.fullmatch(left, name)}
-    assert found == {"out_proj", "conv1d", "dt_proj"}
+    assert found == {"out_proj", "conv1d"}
     assert excluded(model, lora(targets=["in_proj"])) is None
 
 
@@ -259,3 +261,35 @@ def test_sizes_that_differ_from_layer_to_layer_count_as_the_largest() -> None:
     size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
     config = LlamaConfig(**size, per_layer_config={1: {"head_dim": 12}})
     assert shape_of(config).head == 12
+
+
+@pytest.fixture(scope="module")
+def jamba() -> Any:
+    from transformers import JambaConfig, JambaForCausalLM
+
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    mixer = {"num_key_value_heads": 2, "mamba_d_state": 4, "attn_layer_period": 2, "attn_layer_offset": 1}
+    few = {"num_experts": 2, "num_experts_per_tok": 1, "vocab_size": 32, "use_mamba_kernels": False}
+    torch.manual_seed(0)
+    return JambaForCausalLM(JambaConfig(**size, **mixer, **few, pad_token_id=0))
+
+
+def test_layers_that_no_gradient_reaches_are_found_and_left_out(jamba: Any) -> None:
+    state = torch.random.get_rng_state()
+    silent = silent_layers(jamba, lora())
+    assert silent == ["model.layers.0.mamba.dt_proj"]
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert describe(silent) == ", mamba.dt_proj left as they are as no gradient reaches them"
+    assert silent_layers(jamba, lora(targets=["q_proj"])) == []
+
+
+def test_naming_a_layer_that_no_gradient_reaches_is_refused(jamba: Any) -> None:
+    with pytest.raises(ConfigError, match=r"no gradient reaches model\.layers\.0\.mamba\.dt_proj.*leave dt_proj out"):
+        silent_layers(jamba, lora(targets=["q_proj", "dt_proj"]))
+
+
+def test_full_fine_tuning_leaves_them_as_they_are(jamba: Any) -> None:
+    whole = copy.deepcopy(jamba)
+    assert silent_layers(whole, FullTraining()) == ["model.layers.0.mamba.dt_proj"]
+    assert not whole.model.layers[0].mamba.dt_proj.weight.requires_grad
+    assert whole.model.layers[0].mamba.in_proj.weight.requires_grad

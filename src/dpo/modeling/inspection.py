@@ -103,17 +103,15 @@ def _storage(held: Sequence[Held], lora: Trainable, family: str) -> str:
     return f"{share:.0%} of the layers' weights in {words(asked)}, {rest} in {' and '.join(types)}"
 
 
-TO_AN_ENCODER = ("encoder_attn", "crossattention")
 MIXERS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
-READ_DIRECTLY = ("out_proj", "conv1d", "dt_proj")
+READ_DIRECTLY = ("out_proj", "conv1d")
 
 
 def outside_text(model: Any) -> list[str]:
-    """Names of what a text does not pass through: vision towers and projectors in a model of several modalities,
-    attention to an encoder in the decoder of a model that had one."""
+    """Names of what a text does not pass through in a model of several modalities: vision towers, projectors."""
     config = model.config
     if config.get_text_config() is config:
-        return [name for name, _ in model.named_modules() if name.rpartition(".")[2] in TO_AN_ENCODER]
+        return []
     text = model.get_decoder()
     kept = {id(module) for module in (*text.modules(), model.get_output_embeddings())}
 
@@ -128,10 +126,10 @@ def outside_text(model: Any) -> list[str]:
     return walk(model, "")
 
 
-def excluded(model: Any, lora: Trainable) -> str | list[str] | None:
-    """PEFT's exclude_modules: `lora.exclude_modules`, what text does not pass through, and of all linear layers those
-    whose weight a state-space kernel reads past any adapter (PEFT refuses them)."""
-    left = outside_text(model)
+def excluded(model: Any, lora: Trainable, silent: Sequence[str] = ()) -> str | list[str] | None:
+    """PEFT's exclude_modules: `lora.exclude_modules`, what text does not pass through, the `silent` layers, and of all
+    linear ones those whose weight a state-space kernel reads past any adapter (PEFT refuses them)."""
+    left = outside_text(model) + list(silent)
     if isinstance(lora, Lora) and lora.target_modules == "all-linear" and model.config.model_type in MIXERS:
         left += [name for name, _ in model.named_modules() if name.rpartition(".")[2] in READ_DIRECTLY]
     own: str | list[str] | None = lora.exclude_modules if isinstance(lora, Lora) else None
@@ -153,12 +151,12 @@ def check_targets(model: Any, lora: Lora) -> None:
     with adapting():
         _follow_renames(wanted, model)
     named = {name: module for name, module in model.named_modules() if name}
-    usable = sorted({name.rpartition(".")[2] for name, module in named.items() if _is_linear(module, model)})
+    usable = sorted({name.rpartition(".")[2] for name, module in named.items() if is_linear(module, model)})
     for key, names in (("target_modules", wanted.target_modules), ("exclude_modules", lora.exclude_modules)):
         if names is None or names == "all-linear":
             continue
-        matches = {name: [x for x in named if _matches(name, x, names)] for name in _each(names)}
-        for name, found in sorted(matches.items()):
+        for name in _each(names):
+            found = [one for one in named if matches(name, one, names)]
             if not found:
                 raise ConfigError(f"lora.{key}: the model has no module {name}{nearest(name, usable)}")
             if key == "target_modules":
@@ -184,13 +182,15 @@ def _each(names: Any) -> list[str]:
     return [names] if isinstance(names, str) else sorted(names)
 
 
-def _matches(name: str, module: str, names: Any) -> bool:
+def matches(name: str, module: str, names: Any) -> bool:
+    """Whether PEFT takes `module` for the `name` of its settings `names`: a regex, or the end of its path."""
     if isinstance(names, str):
         return re.fullmatch(name, module) is not None
     return module == name or module.endswith(f".{name}")
 
 
-def _is_linear(module: Any, model: Any) -> bool:
+def is_linear(module: Any, model: Any) -> bool:
+    """Whether it is a linear layer, and not the LM head."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -210,7 +210,7 @@ def _check_target(name: str, module: Any, model: Any, usable: Sequence[str]) -> 
         raise ConfigError(
             f"lora.target_modules: {short} is tied to the LM head, so an adapter on it cannot be merged; leave it out"
         )
-    if not _is_linear(module, model) and not isinstance(module, torch.nn.Embedding):
+    if not is_linear(module, model) and not isinstance(module, torch.nn.Embedding):
         raise ConfigError(
             f"lora.target_modules: {name} is a {type(module).__name__}, which takes no adapter"
             f"{nearest(short, usable) if len(usable) <= 12 else ''}"

@@ -15,6 +15,7 @@ from dpo.engine.choice import Choice, choose_engine
 from dpo.engine.work import PROMPTS, work_of
 from dpo.errors import ConfigError
 from dpo.losses.table import LOSSES
+from dpo.modeling import reach
 from dpo.modeling.adapter import load_into
 from dpo.modeling.device import describe
 from dpo.modeling.footprint import footprint
@@ -53,9 +54,11 @@ def build_trainer(
             base.weights, config.lora.quantization, base.compute, config.hardware.attention, full
         )
         found = inspect(model, config.lora, config.hardware.attention)
+        # Weights without contents answer no question about gradients.
+        silent = [] if load else reach.silent_layers(model, config.lora)
         set_seed(config.seed)
         with adapting():
-            model = with_adapter(model, config.lora, excluded(model, config.lora))
+            model = with_adapter(model, config.lora, excluded(model, config.lora, silent))
         choice = choose(job, base, model, needed, kept_split(job, checkpoint))
         if choice.activation_checkpointing:
             model.enable_input_require_grads()
@@ -87,7 +90,7 @@ def build_trainer(
         if any(LOSSES[name].of_prompts for name in config.dpo.loss if name in LOSSES):
             trainer.logits = PROMPTS
         job.ranks.same_start(trainer.model.parameters())
-        found += f", {adapted(trainer.model, config.lora)}"
+        found += f", {adapted(trainer.model, config.lora)}{reach.describe(silent)}"
         with trainer.accelerator.autocast():
             check_scores(trainer.model, data.train[0], base.compute.dtype, config.model.path)
             if trainer.aux_loss_enabled and router_loss_fails(trainer.model, data.train[0]):
