@@ -22,7 +22,7 @@ BIAS = {"pairs": 2, "mean_tokens": -9.5, "mean_low": -20.0, "mean_high": 1.0, "c
 REPORT = {
     "source": "local", "origin": "/a/folder/" + "y" * 80, "revision": "c0ffee", "fingerprint": "0" * 64,
     "max_length": 512, "stopped_at_limit": True, "warnings": ["<b>few</b>"],
-    "rows": {"train": 2, "dev": 0, "test": 0}, "kept": {"train": 2, "dev": 0, "test": 0},
+    "rows": {"train": 2, "dev": 0, "test": 0}, "kept": {"train": 2, "dev": 2, "test": 0},
     "refused": {"a_reason_of_one_long_word_without_a_gap": {"count": 300, "ids": [LONG] * 300}},
     "noted": {"nothing": {"count": 0, "ids": []}},
     "lengths": {"train": dict.fromkeys(PARTS, QUANTILES), "dev": None, "test": None},
@@ -47,6 +47,7 @@ def test_it_says_what_was_found(tmp_path: Path) -> None:
     assert "-9.5 [-20.0, +1.0] tokens; chosen is longer in 50% [10, 90] of 2 pairs" in page
     assert "&lt;script&gt;1&lt;/script&gt;" in page
     assert "<b>few" not in page
+    assert page.index("only 2 dev pairs") < page.index('id="section-2"'), "what to know stands before the figures"
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from dpo import compare as verb
 from dpo.compare import compare
 from dpo.config.evaluation import Compare
 from dpo.errors import ConfigError
-from dpo.evaluation.choice import choose
+from dpo.evaluation.choice import choose, unchosen
 from dpo.evaluation.comparison import read_entries
 from dpo.pages.ending import JUDGE
 
@@ -152,6 +152,23 @@ def test_the_choice_prefers_the_nearer_of_two_that_cannot_be_told_apart() -> Non
     nothing = choose([_row("a", 0.42, 0.02, 1.0)], [], "rules", True, base)
     assert nothing["label"] is None
     assert "beyond noise" in nothing["reason"]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "said"),
+    [
+        ([0.3, 0.4], "the best is a, 80% [70, 90], ahead of all others."),
+        ([0.0, 0.4], "the best is a, 80% [70, 90], told apart from some."),
+        ([0.0, 0.0], "the best is a, 80% [70, 90], told apart from none."),
+        ([], ": a, 80% [70, 90]."),
+    ],
+)
+def test_without_a_judge_the_pairs_have_the_word_and_no_run_is_chosen(gaps: list[float], said: str) -> None:
+    rows = [{"label": label, "accuracy": estimate(0.8 - 0.1 * i)} for i, label in enumerate("abc"[: len(gaps) + 1])]
+    pairs = [{"first": "a", "second": "bc"[i], "accuracy": estimate(gap)} for i, gap in enumerate(gaps)]
+    found = unchosen(rows, pairs)
+    assert found["label"] is None
+    assert found["reason"].endswith(said)
 
 
 def test_the_command_line_takes_folders_and_stays_light(tmp_path: Path) -> None:

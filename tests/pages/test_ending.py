@@ -13,6 +13,7 @@ from hostile import write_run
 from dpo.evaluation.comparison import compare, read_entries
 from dpo.pages import ending
 from dpo.pages.findings import findings
+from dpo.records.files import write_sealed
 from dpo.records.overview import run_status
 from dpo.records.read import read_run, read_summary
 
@@ -107,6 +108,10 @@ def test_nowhere_is_that_rule_the_headline(
     assert next(one for one in found if one.name == "Judged answers").words.startswith("No judge that fits")
     assert not [line for one in found for line in one.evidence if "by rules" in line]
     assert run_status(run).evaluated == "accuracy 60%"
+    summary: Any = read_summary(run, "test")
+    summary["pairs"]["accuracy"] |= {"value": 1.0, "low": 0.51, "high": 1.0, "n": 4}
+    write_sealed(run / "evaluation" / "test" / "summary.json", summary)
+    assert run_status(run).evaluated == "accuracy 100% [51, 100]"
     ending.end_evaluation(run, "test")
     assert f"next: python -m dpo.judge {run} 'judge=[llm]' judge.llm.server" in capsys.readouterr().out
     entries = read_entries([run, other], "test")

@@ -10,6 +10,7 @@ from hostile import estimate
 
 from dpo.pages import evaluation_findings, training_findings
 from dpo.pages.finding import GOOD, NOTE, UNKNOWN, WARNING
+from dpo.pages.findings import findings
 from dpo.records.read import RunFiles
 
 
@@ -126,6 +127,18 @@ def test_a_win_by_length_alone_is_called_that() -> None:
     assert evaluation_findings.length_exploitation(_summary(answers=answers)).level == NOTE
     assert evaluation_findings.length_exploitation(_summary()).level == GOOD
     assert evaluation_findings.length_exploitation(None).level == UNKNOWN
+
+
+def test_a_change_of_length_explains_no_outcome_where_there_is_none() -> None:
+    answers = _summary()["answers"] | {"words_difference": estimate(-12, 3)}
+    answers["policy"] = answers["policy"] | {"words": estimate(18, 1)}
+    assert evaluation_findings.length_exploitation(_summary(answers=answers, judges={})).words == (
+        "Answers became shorter."
+    )
+    pairs = _summary()["pairs"] | {"chosen_tokens": estimate(20, 1)}
+    few = _summary(answers=answers | {"prompts": 1}, pairs=pairs)
+    (found,) = [one for one in findings(_run([0.6] * 4, {}), few) if one.name == "Length exploitation"]
+    assert found.words.startswith("Too few to say: 1 prompt, ")
 
 
 def test_cut_and_empty_answers() -> None:

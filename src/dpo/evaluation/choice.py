@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dpo.pages.tables import number, points
+from dpo.pages.tables import number, points, share
 
 Row = dict[str, Any]
 # A run is only preferred for being nearer to the reference when its KL is at most this share of the best one's.
@@ -50,3 +50,17 @@ def choose(rows: Sequence[Row], pairwise: Sequence[Row], judge: str, decides: bo
     if others:
         reason += f"; nor can {', '.join(others)} be told from the best"
     return {"label": taken["label"], "alike": [row["label"] for row in alike], "reason": f"{reason}."}
+
+
+def unchosen(rows: Sequence[Row], pairwise: Sequence[Row]) -> Row:
+    """Where no judge that fits every run's rows ranked the answers: no run, and what the held-out pairs say."""
+    best = max(rows, key=lambda row: row["accuracy"]["value"])
+    others = [row for row in pairwise if best["label"] in (row["first"], row["second"])]
+    alike = [row for row in others if row["accuracy"]["low"] <= 0 <= row["accuracy"]["high"]]
+    ahead = "" if not others else ", told apart from none" if alike == others else ", told apart from some"
+    reason = (
+        f"No judge that fits the rows of every run ranked the answers, so no run is chosen. By accuracy on held-out "
+        f"pairs{' the best is' if others else ':'} {best['label']}, {share(best['accuracy'])}"
+        f"{ahead if alike else ', ahead of all others' if others else ''}."
+    )
+    return {"label": None, "alike": [row["label"] for row in rows], "reason": reason}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dpo.errors import ConfigError
-from dpo.evaluation.choice import choose
+from dpo.evaluation.choice import choose, unchosen
 from dpo.evaluation.difference import caution, what_differs
 from dpo.records.costs import costs
 from dpo.records.judged import fitting
@@ -22,11 +22,6 @@ from dpo.statistics.intervals import bootstrap_mean, bootstrap_share, compare_sc
 
 Row = dict[str, Any]
 BASELINE = "baseline"
-UNCHOSEN: Row = {
-    "label": None,
-    "alike": [],
-    "reason": "No judge that fits the rows of every run ranked the answers, so no run is chosen.",
-}
 # What two evaluations must share for their answers to be comparable: (key of summary.json, what a reader calls it).
 SHARED = (
     ("base", "base weights"),
@@ -142,7 +137,9 @@ def compare(entries: Sequence[Entry], resamples: int, confidence: float, seed: i
         "rows": rows,
         "pairwise": pairwise,
         "judge": first,
-        "choice": choose(rows[1:], pairwise, first, _decides(entries[0], first), rows[0]) if first else UNCHOSEN,
+        "choice": choose(rows[1:], pairwise, first, _decides(entries[0], first), rows[0])
+        if first
+        else unchosen(rows[1:], pairwise),
     }
 
 

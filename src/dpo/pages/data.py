@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dpo.data.prepare import Prepared
+from dpo.data.remarks import few_held_out
 from dpo.data.report import SPLITS
 from dpo.pages import html
 from dpo.pages.plots import Placed, Plot
@@ -36,7 +37,7 @@ def write_page(data: Prepared, path: Path) -> None:
         subtitle=f"From {report['origin']}{revision}; fingerprint {report['fingerprint'][:16]}; at most "
         f"{report['max_length']} tokens a sequence{limit}.",
         rows=(["", *SPLITS], [[name, *(report[key][split] for split in SPLITS)] for name, key in COUNTED]),
-        warnings=report["warnings"],
+        warnings=[*report["warnings"], *few_held_out(report)],
         checks=[(heading, _found(report[key])) for heading, key in CHECKS],
         lengths=[(split, _lengths(report["lengths"][split])) for split in SPLITS if report["lengths"][split]],
         bias=[_bias(split, report["length_bias"][split]) for split in SPLITS if report["length_bias"][split]],

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from dpo.pages.finding import GOOD, NOTE, UNKNOWN, WARNING, Finding
-from dpo.pages.tables import number, points
+from dpo.pages.tables import counted, number, points
 from dpo.pages.tables import share as in_share
 from dpo.pages.training_findings import reference_free
 from dpo.records.judged import DECIDE, RULES, UNFIT
@@ -24,9 +24,9 @@ def displacement(run: RunFiles, summary: Row | None) -> Finding:
     name = "Likelihood displacement"
     chosen, rejected = (summary["pairs"][f"{side}_log_ratio"] if summary else None for side in ("chosen", "rejected"))
     if summary and chosen and rejected:
+        over = counted(summary["pairs"]["pairs"], f"{summary['split']} pair")
         evidence = tuple(
-            f"{side} log-ratio {e['value']:+.1f} nats [{e['low']:+.1f}, {e['high']:+.1f}] on "
-            f"{summary['pairs']['pairs']} {summary['split']} pairs"
+            f"{side} log-ratio {number(e, 1, True)} nats on {over}"
             for side, e in (("chosen", chosen), ("rejected", rejected))
         )
         chosen_falls, chosen_rises = chosen["high"] < 0, chosen["low"] > 0
@@ -77,7 +77,7 @@ def noise(judge: str, judged: Row) -> Finding:
         return Finding(name, UNKNOWN, "Not measured.")
     words = points(difference) if judged["decides"] else number(difference, 2, True)
     evidence = (
-        f"difference {words} over {difference['n']} prompts",
+        f"difference {words} over {counted(difference['n'], 'prompt')}",
         f"wins {judged['wins']}, ties {judged['ties']}, losses {judged['losses']}; sign test p = "
         f"{judged['sign_test_p']:.2g}",
     )
@@ -120,7 +120,8 @@ def length_exploitation(summary: Row | None) -> Finding:
         )
         return Finding(name, WARNING, words, tuple(evidence))
     if changed:
-        return Finding(name, NOTE, f"Answers became {longer}, but that does not explain the outcome.", tuple(evidence))
+        explained = ", but that does not explain the outcome" if summary["judges"] else ""
+        return Finding(name, NOTE, f"Answers became {longer}{explained}.", tuple(evidence))
     return Finding(name, GOOD, "Answers kept about their length.", tuple(evidence))
 
 
@@ -154,7 +155,7 @@ def movement(summary: Row | None) -> Finding:
     level = per_token["value"] if isinstance(per_token, dict) else per_token
     evidence = (
         f"KL {number(found['per_answer'])} nats an answer, {number(per_token, 3)} a token",
-        f"measured on {found['answers']} answers of the policy",
+        f"measured on {counted(found['answers'], 'answer')} of the policy",
     )
     if level > LARGE_KL_PER_TOKEN:
         return Finding(name, WARNING, "Far from the reference: over-optimised unless samples read well.", evidence)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dpo.pages.evaluation_findings import displacement, length_exploitation, movement, noise, truncation, undecided
-from dpo.pages.finding import FEWEST, GOOD, NOTE, UNKNOWN, Finding
+from dpo.pages.finding import FEWEST, GOOD, NOTE, UNKNOWN, WARNING, Finding
 from dpo.pages.tables import counted
 from dpo.pages.training_findings import loss_moves, overfitting, reference_identity
 from dpo.records.judged import fitting
@@ -37,15 +37,15 @@ def findings(run: RunFiles, summary: Row | None) -> list[Finding]:
             for name, judged in (summary["judges"] if summary else {}).items()
         ],
         *said,
-        _of(prompts, "prompt", length_exploitation(summary)),
+        _of(prompts, "prompt", length_exploitation(summary), GOOD, NOTE, WARNING),
         _of(prompts, "prompt", truncation(summary)),
         _of(measured, "answer", movement(summary)),
     ]
 
 
-def _of(count: Any, what: str, found: Finding) -> Finding:
-    """A finding, but too few for a good one: what so few do not show may well be there."""
-    if found.level != GOOD or not isinstance(count, int) or count >= FEWEST:
+def _of(count: Any, what: str, found: Finding, *levels: str) -> Finding:
+    """A finding, but too few for a good one (or one of `levels`): what so few do not show may well be there."""
+    if found.level not in (levels or (GOOD,)) or not isinstance(count, int) or count >= FEWEST:
         return found
     key = "dataset.dev_fraction" if what == "dev pair" else "dataset.test_fraction"
     words = f"Too few to say: {counted(count, what)}, {FEWEST} are the least. Hold out more with {key}."

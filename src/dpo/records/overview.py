@@ -20,6 +20,7 @@ Row = dict[str, Any]
 INSIDE = {"checkpoints", "adapter", "evaluation", "wandb", "merged"}
 DEEPEST = 5
 RECENT_STEPS = 20
+FEWEST = 20  # held-out pairs or prompts; a share of fewer stands with what it is of
 
 
 @dataclass(frozen=True)
@@ -160,18 +161,25 @@ def _evaluated(folder: Path, record: Row) -> str | None:
         return None
     try:
         summary = of_run(summaries[-1], record)
-        words = [f"accuracy {summary['pairs']['accuracy']['value']:.0%}"]
+        accuracy = summary["pairs"]["accuracy"]
+        words = [f"accuracy {accuracy['value']:.0%}{_ends(accuracy)}"]
         for name in fitting(summary["judges"], config_of(folder)):
             judged = summary["judges"][name]
             before, after = judged["baseline"]["value"], judged["policy"]["value"]
-            words.append(
-                f"{name} {before:.0%} to {after:.0%}" if judged["decides"] else f"{name} {after - before:+.2f}"
-            )
+            few = f" of {judged['difference']['n']}" if judged["difference"]["n"] < FEWEST else ""
+            moved = f"{before:.0%} to {after:.0%}" if judged["decides"] else f"{after - before:+.2f}"
+            words.append(f"{name} {moved}{few}")
     except DpoError:
         return "damaged"
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return ", ".join(words)
+
+
+def _ends(share: Row) -> str:
+    """The interval of a share over few, which alone would promise too much."""
+    few = number(share["n"]) < FEWEST and share["low"] is not None
+    return f" [{100 * share['low']:.0f}, {100 * share['high']:.0f}]" if few else ""
 
 
 def _ago(seconds: float) -> str:

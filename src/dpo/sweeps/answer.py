@@ -20,7 +20,7 @@ from dpo.records.judged import fitting
 from dpo.records.read import read_pairs, read_rows, read_samples
 from dpo.statistics.intervals import Floats, wilson
 from dpo.statistics.paired import over_seeds, seeds_and_items
-from dpo.sweeps.choice import Criterion, choose_by_dev, choose_setting
+from dpo.sweeps.choice import ACCURACY, Criterion, choose_by_dev, choose_setting
 from dpo.sweeps.files import JobFiles, SweepFiles, label_of, spanning
 
 Row = dict[str, Any]
@@ -158,7 +158,7 @@ def _measured(ready: Sequence[JobFiles], entries: Sequence[Entry], axes: Sequenc
         for name, judge in found["judges"].items()
     ]  # fmt: skip
     correct = [s.correct() for s in settings]
-    criteria.append(Criterion("reward accuracy", True, correct, [np.full_like(c, 0.5) for c in correct], groups))
+    criteria.append(Criterion(ACCURACY, True, correct, [np.full_like(c, 0.5) for c in correct], groups))
     # An empty answer has no KL: what is compared are the prompts every job has one for.
     measured = sorted(set.intersection(*(set(_divergence(entry)) for entry in entries)))
     kl = [s.kl(measured) for s in settings]

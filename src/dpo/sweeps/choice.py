@@ -26,6 +26,7 @@ from dpo.statistics.paired import seeds_and_items
 Row = dict[str, Any]
 # A setting is only preferred for being nearer to the reference when its KL is at most this share of the best one's.
 NEARER = 0.8
+ACCURACY, CHANCE = "reward accuracy", 0.5
 FRACTIONS = ((0.22, 0.29, "a quarter"), (0.29, 0.38, "a third"), (0.45, 0.55, "half"), (0.62, 0.71, "two thirds"))
 
 
@@ -78,8 +79,9 @@ def choose_setting(
     for criterion in criteria:
         best = max(range(len(labels)), key=lambda i: float(criterion.policy[i].mean()))
         bounds = (-1.0, 1.0) if criterion.decides else None
+        most = (-CHANCE, 1 - CHANCE) if criterion.name == ACCURACY else bounds
         sides = zip(criterion.policy, criterion.baseline, strict=True)
-        gains = [estimate(policy - base, criterion.groups, bounds) for policy, base in sides]
+        gains = [estimate(policy - base, criterion.groups, most) for policy, base in sides]
         gaps = [
             None if i == best else estimate(_paired(criterion.policy[best], policy), criterion.groups, bounds)
             for i, policy in enumerate(criterion.policy)
@@ -92,7 +94,7 @@ def choose_setting(
         ]  # fmt: skip
         found: Row = {"by": criterion.name, "decides": criterion.decides, "best": labels[best], "against_best": rows,
                       "confidence": strict}  # fmt: skip
-        start = "chance" if criterion.name == "reward accuracy" else "the unaligned model"
+        start = "chance" if criterion.name == ACCURACY else "the unaligned model"
         if gains[best].low <= 0:
             failed.append(
                 f"by {criterion.name} no setting beats {start} beyond noise (the best, {labels[best]}: "
@@ -108,7 +110,9 @@ def choose_setting(
         if others:
             reason += f" Not distinguishable from the best either: {'; '.join(others)}."
         if failed:
-            reason = f"{_sentence(failed)} {reason} Take it as a hint: what the answers are worth is not shown."
+            reason = f"{_sentence(failed)} {reason}"
+        if criterion.name == ACCURACY:
+            reason += " Take it as a hint: what the answers are worth is not shown."
         return found | {"label": labels[taken], "alike": [labels[i] for i in alike], "reason": reason}
     more = "Train longer, or ask more: sweep.evaluation.prompts=300 sweep.evaluation.pairs=null."
     return found | {"label": None, "alike": list(labels), "reason": f"No recommendation: {'; '.join(failed)}. {more}"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.pages.html import write_page
+from dpo.pages.tables import counted
 from dpo.records.judged import UNFIT
 from dpo.sweeps.plots import sweep_plots
 from dpo.sweeps.tables import best_table, failures, job_table, seed_table
@@ -69,10 +70,11 @@ def notes(found: Row) -> list[str]:
             if judge["answers"] < held["prompts"]
         ]
         lines += [f"judge {name} is left out: {UNFIT}" for name in found["left_out"]]
-        m, criteria = len(found["settings"]), len(found["judges"]) + 1
+        m, criteria = counted(len(found["settings"]), "setting"), len(found["judges"]) + 1
+        over = "1 criterion" if criteria == 1 else f"{criteria} criteria"
         lines.append(
-            f"[low, high]: 95% bootstrap intervals over prompts. Those that decide are widened for the {m} settings "
-            f"and {criteria} criteria looked at (Bonferroni), so that picking the best of them is paid for."
+            f"[low, high]: 95% bootstrap intervals over prompts. Those that decide are widened for the {m} and {over} "
+            "looked at (Bonferroni), so that picking the best of them is paid for."
         )
         if all(row["seeds"] == 1 for row in found["settings"]):
             lines.append(
