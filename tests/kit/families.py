@@ -89,12 +89,29 @@ def _sizes(config: Any) -> dict[str, int]:
     return found
 
 
+def _byte_level() -> Any:
+    """For families whose tokenizer transformers takes for its own class, whatever the folder says."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    plain = tiny.make_tokenizer()
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    special = [plain.unk_token, plain.bos_token, plain.pad_token, plain.eos_token, "<|endoftext|>"]
+    special = list(dict.fromkeys(token for token in special if token))
+    bytes_ = pre_tokenizers.ByteLevel.alphabet()
+    inner.train_from_iterator([], trainers.BpeTrainer(special_tokens=special, initial_alphabet=bytes_))
+    names = {"bos_token": plain.bos_token, "eos_token": plain.eos_token, "pad_token": plain.pad_token}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, chat_template=plain.chat_template, **names)
+
+
 def make(kind: str, folder: Path) -> str | None:
     """Write a tiny random model; why not, if it cannot be made."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    tokenizer = tiny.make_tokenizer()
+    tokenizer = _byte_level() if kind in ("qwen2", "qwen3_5_moe", "qwen3_5_moe_text") else tiny.make_tokenizer()
     try:
         config = small(kind, tokenizer)
         with torch.device("meta"):

@@ -21,6 +21,7 @@ WORKS = frozenset(
 REASONS = {
     "little to quantize": r"lora\.quantization: bitsandbytes quantizes only \d+% of the weights in \S+'s layers",
     "not causal": r"reads the tokens that follow .*so it is no causal language model",
+    "a part alone": r"\w+ is no causal language model of transformers",
     "weights it reads past their layers": r"cannot be trained here, its forward pass fails",
     "logits of its own": r"computes its logits in a way that the trainer does not know",
 }

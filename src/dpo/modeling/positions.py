@@ -14,7 +14,7 @@ def positions(config: Any) -> int | None:
     if getattr(config, "alibi", False):
         return None
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    if most is None:
+    if most is None or most <= 0:  # XLNet says -1
         return None
     found = getattr(config, "rope_parameters", None) or {}
     # One scaling, or one for each type of layer: the whole reach of some is enough.

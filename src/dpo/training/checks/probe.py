@@ -54,7 +54,7 @@ def check_scores(model: Any, pair: TokenPair, dtype: torch.dtype, source: str) -
     deviation = float(own[0].std())
     moved = float((own[0][:-1] - other[:-1]).abs().max())
     # An encoder may move them little, less than 16 bits round where a token's experts are multiplied together.
-    if not moved <= deviation * (CAUSAL if getattr(base.config, "is_decoder", None) is False else bound):
+    if not moved <= deviation * (CAUSAL if _may_be_an_encoder(base.config) else bound):
         raise ConfigError(
             f"{what} reads the tokens that follow (a later one moves earlier logits by {moved / deviation:.2g} "
             "of their deviation), so it is no causal language model"
@@ -66,6 +66,10 @@ def check_scores(model: Any, pair: TokenPair, dtype: torch.dtype, source: str) -
                 f"{what} computes its logits in a way that the trainer does not know (log-probs differ by {far:.2g} a "
                 "token), so another model would be trained"
             )
+
+
+def _may_be_an_encoder(config: Any) -> bool:
+    return getattr(config, "is_decoder", None) is False or getattr(config, "attn_type", None) == "bi"
 
 
 def router_loss_fails(model: Any, pair: TokenPair) -> bool:
