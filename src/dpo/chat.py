@@ -10,11 +10,14 @@ from dpo.config.export import Chat
 def chat(config: Chat) -> None:
     """Load both sides of a run and talk until /quit or the end of the input."""
     check_ranges(config)
+    from dpo.config.read import read_config
+    from dpo.modeling.reward_head import check_writes
     from dpo.records.naming import run_folder
     from dpo.records.run import read_record
 
     run = run_folder(config.run)
     read_record(run)
+    check_writes(run, read_config(run / "config.yaml"))
     from dpo.modeling.device import pin_one_gpu
     from dpo.records.quiet import quiet
 

@@ -196,6 +196,11 @@ class Kto(Dpo):
 
 
 @dataclass
+class Reward(Dpo):
+    """A classifier that scores answers, no policy: -log sigmoid(chosen - rejected) (arXiv:2203.02155, equation 1)."""
+
+
+@dataclass
 class Mix(Dpo):
     """A weighted sum of losses (MPO, arXiv:2411.10442, is one); null is a parameter that none of them reads."""
 
@@ -228,6 +233,7 @@ SINGLE: dict[str, type[Dpo]] = {
     "cpo": Cpo,
     "orpo": Orpo,
     "kto": Kto,
+    "reward": Reward,
 }
 """Name of a loss -> its dataclass, whose fields beyond Dpo's are what the loss reads."""
 
@@ -244,13 +250,16 @@ PARAMETERS = (
 OWN_PARAMETERS = ("gamma_ratio", "cpo_alpha", "desirable_weight", "undesirable_weight")
 """Parameters of losses of other trainers."""
 
-ALONE = frozenset({"simpo", "cpo", "orpo", "kto"})
+RLHF = frozenset({"reward"})
+"""What RLHF takes in place of a loss of pairs' log-probs."""
+
+ALONE = frozenset({"simpo", "cpo", "orpo", "kto", *RLHF})
 """Losses of other trainers than TRL's DPOTrainer: they go with no other loss."""
 
 EXAMPLES = frozenset({"kto"})
 """Losses that take each answer as an example of its own, and so single answers too."""
 
-REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo"})
+REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo", "reward"})
 """Losses that compare the policy with no reference: none is computed."""
 
 SORTED = frozenset({"aot", "aot_unpaired"})

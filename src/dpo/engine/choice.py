@@ -110,7 +110,7 @@ def choose_engine(
     A continued run keeps the split (token budget, micro-batches at once) it had, `split_before`: another split of a
     step would change its rounding. A packed model has its forward replaced.
     """
-    hardware, losses, batch_size = config.hardware, config.dpo.loss, config.dpo.batch_size
+    hardware, losses, batch_size = config.hardware, objective.losses, config.dpo.batch_size
     name, why = "plain", ""
     if hardware.engine is EngineOption.packed:
         unknown = sorted(set(losses) - LOSSES.keys())

@@ -12,6 +12,7 @@ import torch
 from dpo.engine import attention, head
 from dpo.engine.allocator import keep_memory
 from dpo.engine.lean import make_lean, undo_lean
+from dpo.engine.rewards import REWARDS, answer_rewards
 from dpo.engine.support import refusal, unwrapped
 from dpo.modeling.modes import keep_4bit_layout
 
@@ -74,6 +75,8 @@ def _forward_with_layout(base: torch.nn.Module) -> Any:
     ) -> Any:
         if packed is None:
             return original(*args, **kwargs)
+        if figures == REWARDS:
+            return answer_rewards(base, packed)
         return completion_statistics(base, packed, figures)
 
     return forward

@@ -81,7 +81,7 @@ class Work:
             tokens += prompt + sum(answers)
             seen += self._triangle(prompt) + sum(self._from(prompt, answer) for answer in answers)
             # The last row of the prompt predicts the first token of both answers.
-            rows += 1 + sum(max(0, answer - 1) for answer in answers)
+            rows += 1 + sum(max(0, counted - 1) for counted in pair.counted)
             rows += prompt - 1 if logits == PROMPTS else 0
         return Amount(tokens, seen, 0 if logits == NOTHING else rows)
 

@@ -33,6 +33,7 @@ from dpo.evaluation.pairs import PairRow, score_pairs, summarise_pairs
 from dpo.evaluation.sides import POLICY, Sides, load_sides
 from dpo.evaluation.verdicts import interval, summarise_answers
 from dpo.modeling.facts import check_print
+from dpo.modeling.reward_head import is_reward
 from dpo.records.files import write_sealed
 from dpo.records.ledger import Ledger
 from dpo.records.progress import StageProgress
@@ -47,14 +48,17 @@ def measure(config: Evaluate) -> Path:
     """Evaluate `config.run` and write `<run>/evaluation/<name>/`; returns that folder. Safe to repeat and to resume."""
     run = Path(config.run).expanduser()
     record = read_record(run)
-    dataset = read_config(run / "config.yaml").dataset
-    judges = build_judges(judges_asked(config.judge, dataset.judges))
+    trained = read_config(run / "config.yaml")
+    dataset, reward = trained.dataset, is_reward(trained)
+    # A reward model writes no answers that could be judged.
+    judges = [] if reward else build_judges(judges_asked(config.judge, dataset.judges))
     settings = settings_asked(config.evaluation, dataset)
-    who = ", ".join(judge.name for judge in judges) or "nobody: judge= and dataset.judges name none"
-    print(f"judged by {who}; answers of at most {settings.max_new_tokens} tokens", flush=True)
+    if not reward:
+        who = ", ".join(judge.name for judge in judges) or "nobody: judge= and dataset.judges name none"
+        print(f"judged by {who}; answers of at most {settings.max_new_tokens} tokens", flush=True)
     sides = load_sides(run)
     pairs, tokens = held_out(sides.config, sides.tokenizer, settings.split, settings.pairs, run)
-    prompts = _prompts(settings, sides, pairs, tokens)
+    prompts = [] if reward else _prompts(settings, sides, pairs, tokens)
     marks = {
         "weights": file_digest((run / "adapter").glob("*.safetensors")),
         "pairs": digest(str(t.content) for t in tokens),
@@ -85,6 +89,7 @@ def measure(config: Evaluate) -> Path:
         "run": record.get("id"),
         "base": record["fingerprints"].get("base"),
         "model": sides.config.model.path,
+        "reward_model": reward,
         "quantization": plain(sides.config.lora.quantization),
         "split": settings.split.name,
         "held_out": marks["pairs"],
@@ -167,6 +172,7 @@ def _watch_device(ledger: Ledger, sides: Sides) -> None:
 def _pair_rows(
     folder: EvaluationFolder, sides: Sides, pairs: Sequence[Pair], tokens: Sequence[TokenPair], context: str
 ) -> list[PairRow]:
+    from dpo.engine.rewards import rewards_of
     from dpo.engine.score import sequence_log_probs
 
     rows = {row["id"]: PairRow(**row) for row in folder.rows("pairs")}
@@ -175,11 +181,14 @@ def _pair_rows(
     cache = ReferenceCache(cache_folder("reference") / "log_probs.sqlite")
 
     def compute(side: str, part: list[TokenPair]) -> list[tuple[float, float]]:
+        if is_reward(sides.config):
+            # Its head begins at zero: so are all rewards of the baseline.
+            return rewards_of(sides.policy, part, budget) if side == POLICY else [(0.0, 0.0)] * len(part)
         with sides.use(side) as model:
             return sequence_log_probs(model, part, budget)
 
     def score(side: str, part: list[TokenPair]) -> list[tuple[float, float]]:
-        if side == POLICY:
+        if side == POLICY or is_reward(sides.config):
             return compute(side, part)
         # Rounding hangs on the budget, which is the user's.
         known = cache.fill(part, f"{context}-{budget}", lambda missing: compute(side, missing))

@@ -40,7 +40,8 @@ def summarise_pairs(
 ) -> dict[str, Any]:
     """Figures over held-out pairs, each with a bootstrap interval over prompts.
 
-    Accuracies count a tie as half; `accuracy_gain` is over the reference's own accuracy, `TIED`. `likelier*` compare
+    Accuracies count a tie as half; `accuracy_not_shorter` is over pairs whose chosen answer is not the shorter one,
+    where brevity alone gains nothing; `accuracy_gain` is over the reference's own accuracy, `TIED`. `likelier*` compare
     the log-probs of chosen and rejected themselves: what a model prefers, not what it has learned to.
     `*_per_token` divide each log-ratio by its completion's tokens first, so that a
     long answer does not count more. Log-ratios are in nats, rewards and margins are beta times that.
@@ -89,6 +90,7 @@ def summarise_pairs(
         "prompts": len(set(groups)),
         "beta": beta,
         "accuracy": part(after),
+        "accuracy_not_shorter": part(after, good & bad & (chosen_tokens >= rejected_tokens)),
         "accuracy_gain": part(after - TIED, low=-TIED, high=1 - TIED),
         "accuracy_per_token": part(preferred(per_token, np.zeros_like(per_token))),
         "likelier_before": part(base, good & bad),

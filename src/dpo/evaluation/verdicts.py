@@ -169,20 +169,25 @@ def _reasons(found: Sequence[Verdict]) -> dict[str, int]:
 
 
 def summarise_answers(answers: Sequence[Row], config: Evaluation) -> Row:
-    """Length, truncation and emptiness of each side's answers, and the paired difference in length."""
+    """Length, truncation and emptiness of each side's answers, and the paired difference in length; a mean over none is
+    None."""
     split = len(answers) // 2
     groups = [row["prompt"] for row in answers[:split]]
     settings = interval(config)
     found: Row = {"prompts": len(set(groups)), "answers": split}
+
+    def mean(values: Any) -> Row | None:
+        return asdict(bootstrap_mean(values, groups, **settings)) if groups else None
+
     words: dict[str, np.ndarray] = {}
     for side, rows in zip(SIDES, (answers[:split], answers[split:]), strict=True):
         words[side] = np.array([word_count(row["answer"]) for row in rows], dtype=np.float64)
         found[side] = {
-            "words": asdict(bootstrap_mean(words[side], groups, **settings)),
-            "tokens": asdict(bootstrap_mean([row["tokens"] for row in rows], groups, **settings)),
+            "words": mean(words[side]),
+            "tokens": mean([row["tokens"] for row in rows]),
             "finished": sum(row["finished"] for row in rows),
             "truncated": sum(not row["finished"] for row in rows),
             "empty": sum(not row["answer"].strip() for row in rows),
         }
-    found["words_difference"] = asdict(bootstrap_mean(words[POLICY] - words[BASELINE], groups, **settings))
+    found["words_difference"] = mean(words[POLICY] - words[BASELINE])
     return found

@@ -19,6 +19,7 @@ from dpo.modeling.facts import check_base, check_config, check_final, check_prin
 from dpo.modeling.footprint import footprint
 from dpo.modeling.loading import load_counted
 from dpo.modeling.modes import keep_quantized_in_train_mode
+from dpo.modeling.reward_head import add_head, is_reward, without_head
 from dpo.modeling.stored import compute_in, dequantized, stored_quantization
 from dpo.modeling.tokenizer import load_tokenizer, tokenizer_fingerprint
 from dpo.modeling.trained_adapter import put_on
@@ -127,8 +128,9 @@ def quantization_config(quantization: Quantization | None, compute: Compute) -> 
     )
 
 
-def lora_config(lora: Trainable, excluded: str | list[str] | None = None) -> Any:
-    """PEFT's LoraConfig, or None for full fine-tuning; `excluded` as `inspection.excluded` finds it."""
+def lora_config(lora: Trainable, excluded: str | list[str] | None = None, reward: bool = False) -> Any:
+    """PEFT's LoraConfig, or None for full fine-tuning; `excluded` as `inspection.excluded` finds it. `reward`: with the
+    head that `add_head` put on."""
     if not isinstance(lora, Lora):
         return None
     from peft import LoraConfig, TaskType
@@ -138,18 +140,20 @@ def lora_config(lora: Trainable, excluded: str | list[str] | None = None) -> Any
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
-        exclude_modules=excluded,
+        exclude_modules=without_head(excluded) if reward else excluded,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType.SEQ_CLS if reward else TaskType.CAUSAL_LM,
     )
 
 
-def with_adapter(model: Any, lora: Trainable, excluded: str | list[str] | None) -> Any:
+def with_adapter(model: Any, lora: Trainable, excluded: str | list[str] | None, reward: bool = False) -> Any:
     """`model` with fresh adapters, drawn from torch's generator; as it is for full fine-tuning."""
     from peft import get_peft_model
 
-    found = lora_config(lora, excluded)
+    found = lora_config(lora, excluded, reward)
+    if reward:
+        add_head(model)
     return model if found is None else get_peft_model(model, found)
 
 
@@ -250,7 +254,7 @@ def load_trained(run: Path, compute: Compute | None = None, quantized: bool = Tr
         if quantization is not None and compute.device == "cpu" and _fits_dequantized(model):
             # The same numbers, dequantized once instead of at every token: each linear multiplies by these very values.
             model = model.dequantize()
-        model = put_on(model, final)
+        model = put_on(add_head(model) if is_reward(config) else model, final)
         if config.model.adapter is not None:
             check_start(run, run / REFERENCE)
             model = put_on(model, run / REFERENCE, REFERENCE)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dpo.errors import DpoError
+from dpo.pages import reward
 from dpo.pages.evaluation_findings import undecided
 from dpo.pages.finding import FEWEST, WARNING
 from dpo.pages.findings import dev_pairs, findings
@@ -49,6 +50,7 @@ def end_evaluation(folder: Path, evaluation: str) -> None:
     fit = fitting(summary["judges"], run.config)
     verbs = [] if fit else [f"judge {named} {JUDGE}"]
     verbs += [f"chat {named}", f"export {named}", f"compare {named} OTHER_RUN"]
+    verbs = reward.following(named) if reward.is_reward(run) else verbs
     warned = [*warnings(run, summary), *cut(summary)]
     say(terminal(), evaluated(summary, fit), warned, [_report(folder), *commands(verbs)])
 
@@ -94,6 +96,8 @@ def evaluated(summary: Row, fit: Sequence[str]) -> str:
                 f"{change(difference)} over {counted(difference['n'], 'prompt')}{too_few(difference['n'], 'prompt')}."
             )
     pairs = summary["pairs"]
+    if summary["reward_model"]:
+        return reward.verdict(pairs)
     return (
         f"on {counted(pairs['pairs'], 'held-out pair')} the chosen answer gained on the rejected one in "
         f"{share(pairs['accuracy'])}, margin {number(pairs['margin'])}{too_few(pairs['pairs'], 'pair')}. "
@@ -128,7 +132,8 @@ def after_training(run: RunFiles, page: bool) -> list[str]:
     named = shlex.quote(str(run.folder))
     held_out = (run.data.get("kept") or {}).get("test")
     lines = [_report(run.folder)] if page else []
-    return lines + commands(([f"evaluate {named}"] if held_out != 0 else []) + [f"chat {named}"])
+    then = reward.following(named)[:1] if reward.is_reward(run) else [f"chat {named}"]
+    return lines + commands(([f"evaluate {named}"] if held_out != 0 else []) + then)
 
 
 def _report(folder: Path) -> str:

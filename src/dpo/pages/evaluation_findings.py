@@ -131,7 +131,8 @@ def truncation(summary: Row | None) -> Finding:
     answers = summary["answers"] if summary else {}
     if not summary or not {"answers", *SIDES} <= answers.keys() or any("truncated" not in answers[s] for s in SIDES):
         return Finding(name, UNKNOWN, "Not evaluated.")
-    total = answers["answers"]
+    if not (total := answers["answers"]):
+        return Finding(name, UNKNOWN, "No answers were drawn.")
     base, policy = (answers[side]["truncated"] / total for side in SIDES)
     limit = summary["settings"]["max_new_tokens"]
     evidence = (f"cut at {limit} tokens: {base:.0%} before, {policy:.0%} after, of {total} answers a side",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dpo.pages import reward
 from dpo.pages.evaluation_findings import displacement, length_exploitation, movement, noise, truncation, undecided
 from dpo.pages.finding import FEWEST, GOOD, NOTE, UNKNOWN, WARNING, Finding
 from dpo.pages.tables import counted
@@ -25,6 +26,12 @@ def findings(run: RunFiles, summary: Row | None) -> list[Finding]:
         said = [] if fit else [Finding("Judged answers", NOTE, undecided(summary))]
         summary = Found({**summary, "judges": {name: summary["judges"][name] for name in fit}})
     pairs = summary["pairs"]["pairs"] if summary else dev_pairs(run)
+    if reward.is_reward(run):
+        return [
+            loss_moves(run),
+            _of(dev_pairs(run), "dev pairs", overfitting(run)),
+            _of(pairs, "held-out pairs", reward.length_learned(summary)),
+        ]
     prompts = summary["answers"].get("prompts") if summary else None
     measured = (summary["divergence"] or {}).get("answers") if summary else None
     return [

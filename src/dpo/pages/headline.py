@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from dpo.pages import reward
 from dpo.pages.tables import counted, number, percent, points, share
 
 Row = dict[str, Any]
@@ -22,6 +23,8 @@ def figure_rows(summary: Row) -> list[list[str]]:
     """Label, before, after and difference of every figure; differences and shares carry their intervals."""
     pairs, answers = summary["pairs"], summary["answers"]
     base, policy = answers["baseline"], answers["policy"]
+    if summary["reward_model"]:
+        return reward.rows(pairs)
     rows = [
         [
             "implicit-reward accuracy",
@@ -29,6 +32,7 @@ def figure_rows(summary: Row) -> list[list[str]]:
             share(pairs["accuracy"]),
             points(pairs["accuracy_gain"]),
         ],
+        [f"{INDENT}{reward.NOT_SHORTER}", "50% (ties)", share(pairs["accuracy_not_shorter"]), ""],
         [f"{INDENT}per token of the answers", "50% (ties)", share(pairs["accuracy_per_token"]), ""],
         [
             "chosen likelier than rejected",
@@ -120,13 +124,17 @@ def judged_lines(judged: Row, confidence: float) -> list[str]:
 def caption(summary: Row) -> str:
     """What was held out and asked."""
     pairs, answers = summary["pairs"], summary["answers"]
-    held, asked = counted(pairs["pairs"], "held-out pair"), counted(answers["prompts"], "prompt")
-    return f"{summary['split']}: {held}, {asked} answered by each side"
+    held = counted(pairs["pairs"], "held-out pair")
+    if summary["reward_model"]:
+        return f"{summary['split']}: {held}; a reward model, which writes no answers"
+    return f"{summary['split']}: {held}, {counted(answers['prompts'], 'prompt')} answered by each side"
 
 
 def notes(summary: Row) -> list[str]:
     """What the figures mean: the judges' definitions, the intervals, accuracy before and after, the sampling."""
     judges, settings = {**summary["judges"], **summary["figures"]}, summary["settings"]
+    if summary["reward_model"]:
+        return reward.notes(settings["confidence"])
     lines = [f"judge {name}: {judged['definition']}" for name, judged in judges.items()]
     for name, missing in summary["undecided"].items():
         reasons = "; ".join(f"{reason} ({count})" for reason, count in missing["reasons"].items())

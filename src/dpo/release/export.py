@@ -26,6 +26,7 @@ from dpo.modeling.adapter import adapter_fingerprint
 from dpo.modeling.device import Compute, choose_compute
 from dpo.modeling.facts import FINAL, check_config, check_final, final_files
 from dpo.modeling.policy import REFERENCE, base_of, tokenizer_of
+from dpo.modeling.reward_head import check_writes
 from dpo.modeling.safetensors import read_header
 from dpo.records.files import sealed, sync, write_json, write_text
 from dpo.records.run import read_record
@@ -72,6 +73,7 @@ def _write_aside(config: Export, run: Path, aside: Path) -> Row:
     trained, record, form = read_config(run / "config.yaml"), read_record(run), config.format
     compute = _compute(run)
     check_config(run, trained)
+    check_writes(run, trained)
     check_final(run)
     tokenizer = tokenizer_of(run, trained)
     pairs, tokens = held_out(trained, tokenizer, config.split, config.pairs, run)

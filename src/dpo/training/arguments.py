@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.config.lora import Lora
-from dpo.config.losses import OWN_PARAMETERS, PARAMETERS, Dpo, FDivergence
+from dpo.config.losses import OWN_PARAMETERS, PARAMETERS, RLHF, Dpo, FDivergence
 from dpo.config.schema import Config
 from dpo.losses.objective import Objective
 from dpo.modeling.device import Compute
@@ -65,7 +65,10 @@ def build_arguments(config: Config, compute: Compute, folder: Path, activation_c
 
 
 def objective(dpo: Dpo, soft_labels: bool = False) -> Objective:
-    """What is minimized; soft labels are ours, all else is TRL's."""
+    """What is minimized; soft labels are ours, all else is TRL's. For RLHF, a loss of pairs that needs the same of an
+    engine."""
+    if RLHF & set(dpo.loss):
+        return Objective(("sigmoid",), dpo.beta)
     given = loss_parameters(dpo) | {name: getattr(dpo, name) for name in OWN_PARAMETERS if hasattr(dpo, name)}
     weights = tuple(given.pop("loss_weights", ()))
     return Objective(tuple(dpo.loss), dpo.beta, weights, soft_labels=soft_labels, **given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from dpo.config.hardware import Parallel
@@ -12,7 +12,7 @@ from dpo.config.lora import FullTraining, Lora
 from dpo.data.prepare import Prepared
 from dpo.data.token_file import Selection
 from dpo.engine.choice import Choice, choose_engine
-from dpo.engine.work import PROMPTS, work_of
+from dpo.engine.work import NOTHING, PROMPTS, work_of
 from dpo.errors import ConfigError
 from dpo.losses.table import LOSSES
 from dpo.modeling import reach
@@ -22,6 +22,7 @@ from dpo.modeling.footprint import footprint
 from dpo.modeling.inspection import adapted, adapting, excluded, inspect
 from dpo.modeling.magnitudes import set_magnitudes
 from dpo.modeling.policy import load_base, with_adapter
+from dpo.modeling.reward_head import is_reward
 from dpo.training import checkpoints
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments, objective
@@ -29,6 +30,7 @@ from dpo.training.base import Base
 from dpo.training.checks.probe import check_scores, router_loss_fails
 from dpo.training.continuing import facts_of, kept_split
 from dpo.training.job import Job
+from dpo.training.rlhf.reward import reward_loss
 
 
 def build_trainer(
@@ -58,7 +60,7 @@ def build_trainer(
         silent = [] if load else reach.silent_layers(model, config.lora)
         set_seed(config.seed)
         with adapting():
-            model = with_adapter(model, config.lora, excluded(model, config.lora, silent))
+            model = with_adapter(model, config.lora, excluded(model, config.lora, silent), is_reward(config))
         choice = choose(job, base, model, needed, kept_split(job, checkpoint))
         if choice.activation_checkpointing:
             model.enable_input_require_grads()
@@ -87,7 +89,9 @@ def build_trainer(
         trainer.facts = lambda: facts_of(job)
         trainer.work = work_of(trainer.model, choice.activation_checkpointing)
         trainer.on_work = lambda operations: job.ledger.count("train", flops=operations)
-        if any(LOSSES[name].of_prompts for name in config.dpo.loss if name in LOSSES):
+        if is_reward(config):
+            trainer.logits = NOTHING
+        elif any(LOSSES[name].of_prompts for name in config.dpo.loss if name in LOSSES):
             trainer.logits = PROMPTS
         job.ranks.same_start(trainer.model.parameters())
         found += f", {adapted(trainer.model, config.lora)}{reach.describe(silent)}"
@@ -121,6 +125,8 @@ def choose(job: Job, base: Base, model: Any, pairs: Selection, split: tuple[int,
         job.ranks,
         split or (record.get("token_budget"), record.get("at_once")),
     )
+    if is_reward(config):
+        choice = replace(choice, engine=replace(choice.engine, loss=reward_loss(choice.engine.name)))
     engine = choice.engine
     job.run.update(token_budget=engine.budget, at_once=engine.workers.count, engine=engine.name)
     return choice

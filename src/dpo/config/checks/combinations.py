@@ -8,6 +8,7 @@ from typing import Any
 
 from dpo.config.checks.passthrough import ALLOWED, DERIVED, REFUSED
 from dpo.config.checks.passthrough_checks import check_values
+from dpo.config.checks.rlhf import check_rlhf
 from dpo.config.hardware import Checkpointing, Device, Parallel
 from dpo.config.lora import FullTraining, Lora, Trainable
 from dpo.config.losses import ALONE, PARAMETERS, SINGLE, SORTED, Dpo, FDivergence, Mix, Optimizer, reads
@@ -32,6 +33,7 @@ def check_combinations(config: Config) -> None:
     _check_lora(config.lora, config.model)
     _check_losses(config.dpo)
     _check_soft_labels(config)
+    check_rlhf(config)
     _check_trainer(config)
     _check_template_words(config.dataset.chat_template_kwargs)
     _check_parallel(config)

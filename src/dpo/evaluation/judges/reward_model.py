@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpo.config.judges import Reading, RewardModelJudge
@@ -14,6 +15,7 @@ from dpo.errors import ConfigError
 from dpo.evaluation.judges.classifier import Classifier
 from dpo.evaluation.judges.interface import Item, Judge, Verdict
 from dpo.evaluation.judges.loading import resolve_judge
+from dpo.evaluation.judges.reward_run import RunJudge
 from dpo.modeling.weights import Weights
 
 if TYPE_CHECKING:
@@ -134,6 +136,9 @@ class _Scorer:
         return str(rendered)
 
 
-def build(settings: RewardModelJudge) -> RewardJudge:
-    """Finds the weights (a hub id is fetched); the model itself is loaded with the first answer."""
+def build(settings: RewardModelJudge) -> Judge:
+    """Finds the run or the weights (a hub id is fetched); the model itself is loaded with the first answer."""
+    run = Path(settings.path).expanduser()
+    if (run / "run.json").is_file():
+        return RunJudge(run, settings.batch_size)
     return RewardJudge(settings, resolve_judge(f"{KEY}.path", settings.path, settings.revision))

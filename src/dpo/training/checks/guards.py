@@ -54,6 +54,7 @@ def _at_zero(loss: str, dpo: Dpo) -> float | None:
         "simpo": None,
         "cpo": None,
         "orpo": None,
+        "reward": log_2,
     }
     return values[loss]
 

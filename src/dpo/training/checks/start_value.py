@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dpo.config.losses import Cpo, Dpo, Orpo, Simpo
+from dpo.config.losses import Cpo, Dpo, Orpo, Reward, Simpo
 from dpo.data.pair import TokenPair
 from dpo.modeling.modes import scoring_mode
 from dpo.training import trainer as trainers
@@ -43,7 +43,9 @@ Tokens = tuple[list[float], list[float], list[float]]
 
 
 def start_value(dpo: Dpo, pairs: Sequence[Tokens]) -> float:
-    """The loss of these pairs, by its paper's formula."""
+    """The loss of these pairs, by its paper's formula; of a reward model's zero head ln 2, whatever it reads."""
+    if isinstance(dpo, Reward):
+        return math.log(2)
     return sum(_preference(dpo, chosen, rejected) for _, chosen, rejected in pairs) / len(pairs) + _likelihood(
         dpo, pairs
     )
