@@ -20,8 +20,8 @@ def compare(config: Compare) -> Path:
     if not config.runs:
         raise ConfigError("runs: name at least one run directory")
     from dpo.config.roots import outputs_root
-    from dpo.evaluation.comparison import compare as compare_entries
-    from dpo.evaluation.comparison import read_entries
+    from dpo.evaluation.comparing.comparison import compare as compare_entries
+    from dpo.evaluation.comparing.comparison import read_entries
     from dpo.pages.compare import write_comparison_page
     from dpo.pages.comparison_tables import comparison_csv
     from dpo.records.files import write_json, write_text

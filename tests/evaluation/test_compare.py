@@ -18,8 +18,8 @@ from dpo import compare as verb
 from dpo.compare import compare
 from dpo.config.evaluation import Compare
 from dpo.errors import ConfigError
-from dpo.evaluation.choice import choose, unchosen
-from dpo.evaluation.comparison import read_entries
+from dpo.evaluation.comparing.choice import choose, unchosen
+from dpo.evaluation.comparing.comparison import read_entries
 from dpo.pages.ending import JUDGE
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from dpo.config.read import config_yaml
-from dpo.evaluation.difference import BETAS, caution, what_differs
+from dpo.evaluation.comparing.difference import BETAS, caution, what_differs
 
 
 def _configs(compose: Callable[..., Any], *commands: str) -> list[dict[str, Any]]:

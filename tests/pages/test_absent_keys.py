@@ -15,8 +15,8 @@ from rich.console import Console
 from dpo.compare import compare
 from dpo.config.evaluation import Compare
 from dpo.errors import CheckpointError, ConfigError
-from dpo.evaluation.comparison import SHARED, SHARED_SETTINGS, read_entries
-from dpo.evaluation.comparison import compare as compare_entries
+from dpo.evaluation.comparing.comparison import SHARED, SHARED_SETTINGS, read_entries
+from dpo.evaluation.comparing.comparison import compare as compare_entries
 from dpo.evaluation.show import show
 from dpo.evaluation.tracked import figures
 from dpo.pages.compare import comparison_plots

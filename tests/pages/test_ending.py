@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hostile import write_run
 
-from dpo.evaluation.comparison import compare, read_entries
+from dpo.evaluation.comparing.comparison import compare, read_entries
 from dpo.pages import ending
 from dpo.pages.findings import findings
 from dpo.records.files import write_sealed

@@ -14,7 +14,7 @@ import numpy as np
 
 from dpo.data.words import word_count
 from dpo.errors import ConfigError
-from dpo.evaluation.comparison import Entry, check_comparable, differing
+from dpo.evaluation.comparing.comparison import Entry, check_comparable, differing
 from dpo.records.costs import costs
 from dpo.records.judged import fitting
 from dpo.records.read import read_pairs, read_rows, read_samples

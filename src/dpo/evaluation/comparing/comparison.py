@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from dpo.errors import ConfigError
-from dpo.evaluation.choice import choose, unchosen
-from dpo.evaluation.difference import caution, what_differs
+from dpo.evaluation.comparing.choice import choose, unchosen
+from dpo.evaluation.comparing.difference import caution, what_differs
 from dpo.records.costs import costs
 from dpo.records.judged import fitting
 from dpo.records.parents import carried, with_parents
