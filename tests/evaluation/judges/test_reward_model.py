@@ -16,7 +16,7 @@ from dpo.config.judges import Reading, RewardModelJudge
 from dpo.data.pair import Message
 from dpo.errors import ConfigError, Refused
 from dpo.evaluation.judges.interface import Item, Verdict
-from dpo.evaluation.judges.reward_model import RewardJudge, build
+from dpo.evaluation.judges.reward.model import RewardJudge, build
 
 SETTINGS = RewardModelJudge(
     path="", revision="main", label=None, reading=Reading.chat, chat_template=None, quantization=None, batch_size=4

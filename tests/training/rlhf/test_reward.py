@@ -22,7 +22,7 @@ from dpo.engine.reward_model import RewardModel
 from dpo.engine.rewards import packed_rewards, padded_rewards, rewards_of
 from dpo.errors import ConfigError
 from dpo.evaluation.judges.interface import Item
-from dpo.evaluation.judges.reward_model import build
+from dpo.evaluation.judges.reward.model import build
 from dpo.modeling.reward_head import add_head
 from dpo.records.run import read_record
 from dpo.training.rlhf.reward import reward_loss

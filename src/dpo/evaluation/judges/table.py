@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dpo.config.judges import Judges
-from dpo.evaluation.judges import instructions, llm, lm_eval, reward_model, rules, tone, toxicity
+from dpo.evaluation.judges import instructions, llm, lm_eval, rules, tone, toxicity
 from dpo.evaluation.judges.human import judge as human
 from dpo.evaluation.judges.interface import AnyJudge
+from dpo.evaluation.judges.reward import model as reward_model
 
 # name -> function of the judge's settings; one that gives two kinds of verdict gives two judges. Modules listed here
 # import nothing heavy at their top.

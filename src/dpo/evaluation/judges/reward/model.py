@@ -15,7 +15,7 @@ from dpo.errors import ConfigError
 from dpo.evaluation.judges.classifier import Classifier
 from dpo.evaluation.judges.interface import Item, Judge, Verdict
 from dpo.evaluation.judges.loading import resolve_judge
-from dpo.evaluation.judges.reward_run import RunJudge
+from dpo.evaluation.judges.reward.run import RunJudge
 from dpo.modeling.weights import Weights
 
 if TYPE_CHECKING:
