@@ -15,6 +15,7 @@ NEEDS = {
     "model=custom": ("model.path=folder",),
     "dataset=local": ("dataset.path=rows.jsonl",),
     "dataset=hub": ("dataset.id=org/name",),
+    "dpo=rloo": ("dpo.reward=RUN",),
 }
 PROMISED = {
     "model": "smollm2_135m smollm2_360m smollm2_1_7b qwen3_0_6b qwen3_8b llama3_1_8b llama3_1_8b_instruct mistral_7b "

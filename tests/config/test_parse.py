@@ -24,6 +24,7 @@ NEEDS = {
     ("dataset", "local"): ["dataset.path=pairs.jsonl"],
     ("dataset", "hub"): ["dataset.id=org/name"],
     ("hardware", "mps"): ["lora=lora"],
+    ("dpo", "rloo"): ["dpo.reward=RUN"],
 }
 CASES = [(group, option) for group in NODES for option in options(group)]
 

@@ -118,6 +118,8 @@ def test_every_leaf_of_both_groups_is_listed_here():
     # Shown alive elsewhere: by the runs (checkpoints kept, dev pairs looked at) and by the test above; those of losses
     # that are not in TRL's DPO by tests/losses/test_alone.py, which gives each to TRL's own trainer as well.
     elsewhere = {"keep_checkpoints", "eval_limit", "quantization"}
+    # And what draws answers, by tests/training/rlhf.
+    elsewhere |= {"reward", "samples", "max_new_tokens", "cut_penalty"}
     elsewhere |= {"gamma_ratio", "cpo_alpha", "desirable_weight", "undesirable_weight"}
     leaves = {f.name for group in ("dpo", "lora") for node in NODES[group].values() for f in dataclasses.fields(node)}
     assert leaves <= listed | elsewhere

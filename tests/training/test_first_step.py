@@ -12,7 +12,7 @@ import tiny
 from safetensors.torch import load_file
 
 from dpo.config.folder import options
-from dpo.config.losses import FDivergence, Optimizer, Scheduler
+from dpo.config.losses import RLHF, FDivergence, Optimizer, Scheduler
 from dpo.errors import ConfigError, NetworkError
 from dpo.train import train
 
@@ -21,9 +21,11 @@ STEP = (
     "dpo.warmup_ratio=0",
 )  # fmt: skip
 OTHERS = [kind for kind in FDivergence if kind is not FDivergence.alpha_divergence]
+# RLHF's have tests of their own; a reward model's zero head gives the adapter no gradient in the first step.
+LOSSES = [name for name in options("dpo") if name not in RLHF]
 # Each loss with one of the schedules, then what else the group holds.
 CASES = [
-    *(f"dpo={name} dpo.scheduler={kind.name}" for name, kind in zip(options("dpo"), cycle(Scheduler), strict=False)),
+    *(f"dpo={name} dpo.scheduler={kind.name}" for name, kind in zip(LOSSES, cycle(Scheduler), strict=False)),
     *(pytest.param(f"dpo.f_divergence_type={kind.name}", marks=pytest.mark.slow) for kind in OTHERS),
     "dpo.f_divergence_type=alpha_divergence dpo.f_alpha_divergence_coef=0.5",
     "dpo.use_weighting=true dpo.ld_alpha=0.5",

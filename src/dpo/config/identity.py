@@ -39,6 +39,7 @@ _KEYS = {
         dpo.loss dpo.loss_weights dpo.beta dpo.label_smoothing dpo.discopop_tau dpo.f_divergence_type
         dpo.gamma_ratio dpo.cpo_alpha dpo.desirable_weight dpo.undesirable_weight
         dpo.f_alpha_divergence_coef dpo.ld_alpha dpo.use_weighting dpo.learning_rate dpo.optimizer dpo.weight_decay
+        dpo.reward dpo.samples dpo.max_new_tokens dpo.cut_penalty
         dpo.max_grad_norm dpo.scheduler dpo.warmup_ratio dpo.epochs dpo.max_steps dpo.batch_size
         dpo.trainer.lr_scheduler_kwargs dpo.trainer.optim_args dpo.trainer.adam_beta1 dpo.trainer.adam_beta2
         dpo.trainer.adam_epsilon dpo.trainer.optim_target_modules dpo.trainer.neftune_noise_alpha

@@ -201,6 +201,17 @@ class Reward(Dpo):
 
 
 @dataclass
+class Rloo(Dpo):
+    """REINFORCE on a reward model's scores, less beta KL, with the mean of a prompt's other `samples` as baseline
+    (arXiv:2402.14740, equation 9). `batch_size` is prompts a step."""
+
+    reward: str = MISSING
+    samples: int = MISSING
+    max_new_tokens: int = MISSING
+    cut_penalty: float = MISSING
+
+
+@dataclass
 class Mix(Dpo):
     """A weighted sum of losses (MPO, arXiv:2411.10442, is one); null is a parameter that none of them reads."""
 
@@ -234,6 +245,7 @@ SINGLE: dict[str, type[Dpo]] = {
     "orpo": Orpo,
     "kto": Kto,
     "reward": Reward,
+    "rloo": Rloo,
 }
 """Name of a loss -> its dataclass, whose fields beyond Dpo's are what the loss reads."""
 
@@ -250,7 +262,7 @@ PARAMETERS = (
 OWN_PARAMETERS = ("gamma_ratio", "cpo_alpha", "desirable_weight", "undesirable_weight")
 """Parameters of losses of other trainers."""
 
-RLHF = frozenset({"reward"})
+RLHF = frozenset({"reward", "rloo"})
 """What RLHF takes in place of a loss of pairs' log-probs."""
 
 ALONE = frozenset({"simpo", "cpo", "orpo", "kto", *RLHF})

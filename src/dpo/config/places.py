@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dpo.config.schema import Config
 
-PLACES = {"model": ("path", "adapter"), "dataset": ("path", "dev_path", "test_path")}
+PLACES = {"model": ("path", "adapter"), "dataset": ("path", "dev_path", "test_path"), "dpo": ("reward",)}
 
 
 def make_absolute(config: Config) -> None:

@@ -21,7 +21,7 @@ SHORTEST_PREFIX = 8
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw: temperature 0 is greedy; otherwise among the `top_k` likeliest tokens."""
+    """How to draw: temperature 0 is greedy; otherwise among the `top_k` likeliest tokens, or all where it is 0."""
 
     temperature: float
     top_k: int
@@ -162,6 +162,10 @@ def _draw(
     """(rows, vocabulary) logits -> (rows,) token ids; `uniforms` (rows,) in [0, 1) decide the draws when given."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
+    if sampling.top_k == 0:
+        # Gumbel-max: the largest of logits with Gumbel noise is a draw from their softmax, and nothing is sorted.
+        noise = torch.empty(logits.shape).exponential_(generator=generator).clamp_min(1e-38).log()
+        return (logits / sampling.temperature - noise.to(logits.device)).argmax(-1)
     top, index = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1)
     probabilities = torch.softmax(top / sampling.temperature, dim=-1).cpu()
     if uniforms is None:

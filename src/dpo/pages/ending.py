@@ -67,6 +67,13 @@ def say(console: Console, verdict: str, warned: Iterable[str], following: Iterab
 
 def trained(run: RunFiles) -> str:
     """What the dev pairs say of the last step against the first."""
+    drawn = [row for row in run.dev if {"reward", "kl"} <= row.keys()]
+    if len(drawn) > 1:
+        first, last = drawn[0], drawn[-1]
+        return (
+            f"on answers drawn for dev prompts the mean reward went from {first['reward']:.2f} to "
+            f"{last['reward']:.2f}, at {last['kl']:.2f} nats of KL an answer."
+        )
     dev = [row for row in run.dev if {"loss", "rewards/accuracies"} <= row.keys()]
     if len(dev) < 2:
         return "trained; no dev pairs were held out, so nothing says yet whether it generalises."

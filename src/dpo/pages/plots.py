@@ -46,6 +46,15 @@ def training_plots(run: RunFiles) -> tuple[dict[str, Plot], Placed]:
             ratios,
             {},
         ),
+        (
+            "reward",
+            "Reward",
+            "Mean of answers drawn in a step, by the reward model.",
+            "",
+            [("reward", "reward", 1.0)],
+            {},
+        ),
+        ("kl", "KL from the reference", "As the loss estimates it.", "nats an answer", [("kl", "KL", 1.0)], {}),
         ("gradient", "Gradient norm", "Before clipping.", "", [("grad_norm", "norm", 1.0)], {"rangemode": "tozero"}),
         (
             "rate",

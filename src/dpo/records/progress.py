@@ -50,13 +50,17 @@ class TrainingProgress:
 
     def show(self, kind: str, step: int, values: dict[str, float]) -> None:
         """One logged step, or one evaluation."""
-        accuracy = "ties" if tied(values) else f"{values['rewards/accuracies']:.2f}"
-        text = f"loss {values['loss']:.4f}  margin {values['rewards/margins']:+.3f}  accuracy {accuracy}"
+        if "reward" in values:
+            text = f"reward {values['reward']:+.3f}  KL {values['kl']:.3f}  "
+            text += f"{values['completions/mean_length']:.0f} tokens  cut {values['completions/clipped_ratio']:.0%}"
+        else:
+            accuracy = "ties" if tied(values) else f"{values['rewards/accuracies']:.2f}"
+            text = f"loss {values['loss']:.4f}  margin {values['rewards/margins']:+.3f}  accuracy {accuracy}"
         if kind == "eval":
             self.console.print(f"dev at step {step}: {text}", highlight=False)
             return
         rate = self.pairs_per_second(step)
-        text += f"  {rate:.2f} pairs/s"
+        text += f"  {rate:.2f} {'prompts' if 'reward' in values else 'pairs'}/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
             return

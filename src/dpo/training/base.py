@@ -7,7 +7,7 @@ from typing import Any
 
 from dpo.config.hardware import Parallel
 from dpo.config.lora import Lora
-from dpo.config.losses import Optimizer
+from dpo.config.losses import Optimizer, Rloo
 from dpo.config.schema import Config
 from dpo.engine.usable import cap_device
 from dpo.errors import ConfigError
@@ -22,6 +22,7 @@ from dpo.modeling.weights import Weights, resolve
 from dpo.records.date import date_of_begin
 from dpo.records.parents import distinct, parents_by
 from dpo.training.job import Job
+from dpo.training.rlhf.parent import find_reward
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def find_base(job: Job) -> Base:
         job.ledger.device_peak_mb = lambda: torch.mps.driver_allocated_memory() / 2**20
     job.run.record["fingerprints"]["base"] = weights.fingerprint
     job.run.record["fingerprints"]["tokenizer"] = tokenizer_fingerprint(tokenizer)
+    if isinstance(config.dpo, Rloo):
+        find_reward(job)
     job.run.record["built"] = built(config)
     job.run.record["fingerprints"] |= {"device": compute.device, "precision": str(compute.dtype)[6:]}
     # Another number of ranks gives the same step up to rounding only, and other dropout masks.

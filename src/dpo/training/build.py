@@ -9,6 +9,8 @@ from typing import Any
 
 from dpo.config.hardware import Parallel
 from dpo.config.lora import FullTraining, Lora
+from dpo.config.losses import Rloo
+from dpo.config.schema import Config
 from dpo.data.prepare import Prepared
 from dpo.data.token_file import Selection
 from dpo.engine.choice import Choice, choose_engine
@@ -30,7 +32,10 @@ from dpo.training.base import Base
 from dpo.training.checks.probe import check_scores, router_loss_fails
 from dpo.training.continuing import facts_of, kept_split
 from dpo.training.job import Job
+from dpo.training.rlhf.build import finish_rloo
+from dpo.training.rlhf.draws import Longest
 from dpo.training.rlhf.reward import reward_loss
+from dpo.training.rlhf.rloo import RlooTrainer
 
 
 def build_trainer(
@@ -64,7 +69,7 @@ def build_trainer(
         choice = choose(job, base, model, needed, kept_split(job, checkpoint))
         if choice.activation_checkpointing:
             model.enable_input_require_grads()
-        trainer = trainer_class(config.hardware.parallel, job.ranks.size)(
+        trainer = trainer_class(config, job.ranks.size)(
             model=model,
             args=build_arguments(config, base.compute, job.run.folder, choice.activation_checkpointing),
             engine=choice.engine,
@@ -88,11 +93,13 @@ def build_trainer(
             load_into(trainer.model, base.adapter, config.lora)
         trainer.facts = lambda: facts_of(job)
         trainer.work = work_of(trainer.model, choice.activation_checkpointing)
-        trainer.on_work = lambda operations: job.ledger.count("train", flops=operations)
+        trainer.on_work = lambda operations, phase="train": job.ledger.count(phase, flops=operations)
         if is_reward(config):
             trainer.logits = NOTHING
         elif any(LOSSES[name].of_prompts for name in config.dpo.loss if name in LOSSES):
             trainer.logits = PROMPTS
+        if isinstance(config.dpo, Rloo):
+            finish_rloo(job, base, trainer)
         job.ranks.same_start(trainer.model.parameters())
         found += f", {adapted(trainer.model, config.lora)}{reach.describe(silent)}"
         with trainer.accelerator.autocast():
@@ -118,7 +125,7 @@ def choose(job: Job, base: Base, model: Any, pairs: Selection, split: tuple[int,
     config, record = job.config, job.run.record
     choice = choose_engine(
         model,
-        pairs,
+        Longest(pairs, config.dpo.max_new_tokens) if isinstance(config.dpo, Rloo) else pairs,
         config,
         base.compute,
         objective(config.dpo, config.dataset.soft_labels),
@@ -132,8 +139,11 @@ def choose(job: Job, base: Base, model: Any, pairs: Selection, split: tuple[int,
     return choice
 
 
-def trainer_class(parallel: Parallel, size: int) -> Callable[..., trainers.Trainer]:
-    """The trainer of one process or whole weights on each, or the one that spreads them."""
+def trainer_class(config: Config, size: int) -> Callable[..., trainers.Trainer]:
+    """The trainer of one process or whole weights on each, or the one that spreads them; or that draws its pairs."""
+    parallel = config.hardware.parallel
+    if isinstance(config.dpo, Rloo):
+        return RlooTrainer
     if size == 1 or parallel is Parallel.ddp:
         return trainers.Trainer
     from dpo.training.sharded import ShardedTrainer

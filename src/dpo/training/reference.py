@@ -13,6 +13,7 @@ import torch
 from dpo.caches.folder import cache_folder
 from dpo.caches.keys import context_key
 from dpo.caches.reference import ReferenceCache
+from dpo.config.losses import Rloo
 from dpo.config.parse import plain
 from dpo.data.pair import TokenPair
 from dpo.data.prepare import Prepared
@@ -59,6 +60,9 @@ def compared_pairs(job: Job, data: Prepared, needed: Sequence[TokenPair]) -> Seq
     """What the loss asks the reference for: the pairs a run reads, and where it is measured from a divergence those
     that each of its steps, and a look at the dev pairs, is estimated over."""
     config = job.config
+    if isinstance(config.dpo, Rloo):
+        # Of what it draws the reference is asked in each step; these are for the proof that it begins as the reference.
+        return needed[-IDENTITY_PAIRS:]
     if not any(LOSSES[name].examples for name in config.dpo.loss if name in LOSSES):
         return needed
     size, count, dpo = config.dpo.batch_size, len(data.train), config.dpo

@@ -36,7 +36,7 @@ class SteppingTrainer(ResumableTrainer):
     work: Work | None
     """Counts operations, which `on_work` is told of as they are done; of what losses read of prompts too."""
     logits: str
-    on_work: Callable[[int], None]
+    on_work: Callable[..., None]
     _step_rows: list[str]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

@@ -78,7 +78,7 @@ class Trainer(EvaluatingTrainer):
         self.evaluated_at = None
         # A run counts what it computes; see build.build_trainer.
         self.work, self.logits = None, ANSWERS
-        self.on_work = lambda operations: None
+        self.on_work = lambda operations, phase="train": None
         self._window = Window()
         self._step_rows = []
         # Without one TRL would load a reference of its own, from whatever the config's name is then, or copy the

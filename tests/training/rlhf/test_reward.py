@@ -28,18 +28,6 @@ from dpo.records.run import read_record
 from dpo.training.rlhf.reward import reward_loss
 
 
-@pytest.fixture(scope="module")
-def rewarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which a reward model was trained."""
-    root = tmp_path_factory.mktemp("reward")
-    model, pairs = tiny.make_model(root / "model"), tiny.make_pairs(root / "pairs.jsonl", 60)
-    argv = tiny.arguments(model, pairs, "dpo=reward", "dataset.test_fraction=0.4")
-    code, output = tiny.run("train", argv, root)
-    assert code == 0, output
-    assert "no reference in reward, none computed; its loss before step 1 is 0.6931, 0.6931 by hand" in output
-    return root
-
-
 def scored(model: Any) -> Any:
     """With a head that is not zero."""
     torch.manual_seed(3)

@@ -42,6 +42,9 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         f"dpo.{name}": (lambda v: 0 <= v <= 1e6, "at least 0, at most 1000000")
         for name in ("cpo_alpha", "desirable_weight", "undesirable_weight")
     },
+    "dpo.samples": (lambda v: 2 <= v <= 1024, "2 to 1024: an answer is set against the others to its prompt"),
+    "dpo.max_new_tokens": (lambda v: 1 <= v <= 10**6, "1 to 1000000"),
+    "dpo.cut_penalty": (lambda v: 0 <= v <= 1e6, "at least 0, at most 1000000"),
     "dpo.f_alpha_divergence_coef": (lambda v: abs(v) < float("inf"), "a finite number, or null"),
     "dpo.epochs": (lambda v: 0 < v < float("inf"), "above 0"),
     "dpo.max_steps": (lambda v: v >= 1, "at least 1, or null for whole epochs"),

@@ -1,4 +1,4 @@
-"""What a reward model may not be asked for."""
+"""What a reward model, and training on one, may not be asked for."""
 
 from __future__ import annotations
 
@@ -30,3 +30,5 @@ def check_rlhf(config: Config) -> None:
             raise ConfigError(
                 "model.adapter with dpo=reward: a reward model begins on the base; merge the adapter into it"
             )
+    elif config.model.adapter is not None:
+        raise ConfigError("model.adapter with dpo=rloo: its KL is measured from the base; merge the adapter into it")

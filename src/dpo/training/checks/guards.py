@@ -55,6 +55,7 @@ def _at_zero(loss: str, dpo: Dpo) -> float | None:
         "cpo": None,
         "orpo": None,
         "reward": log_2,
+        "rloo": None,
     }
     return values[loss]
 
