@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo.config.leftovers import PREFIXES, RANK_VARIABLES, around, drop_leftovers
+from dpo.config.composing.leftovers import PREFIXES, RANK_VARIABLES, around, drop_leftovers
 from dpo.config.tracking import Wandb, WandbMode
 from dpo.records.tracking import NoTracker, build_tracker
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
+from dpo.config.composing.hydra_keys import check_words
 from dpo.config.help.words import WORDS
-from dpo.config.hydra_keys import check_words
 from dpo.config.nearest import nearest
 from dpo.errors import ConfigError, Refused
 

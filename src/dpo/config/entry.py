@@ -23,14 +23,14 @@ from dpo import signals
 from dpo.config import schema as _schema
 from dpo.config.arguments import arguments, check_flags, overridden, overrides_first, quoted
 from dpo.config.choices import check_choices
+from dpo.config.composing.hydra_keys import guard
+from dpo.config.composing.leftovers import drop_leftovers
+from dpo.config.composing.search_path import UserConf
 from dpo.config.failures import exits, translate
 from dpo.config.folder import conf_folder
 from dpo.config.help.page import help_page
-from dpo.config.hydra_keys import guard
-from dpo.config.leftovers import drop_leftovers
 from dpo.config.parse import parse
 from dpo.config.roots import check_roots
-from dpo.config.search_path import UserConf
 from dpo.config.sweeps import Grid
 from dpo.errors import ConfigError, DpoError
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from dpo.config.composing.leftovers import RANK_VARIABLES, around
 from dpo.config.entry import HYDRA, SWEEP_DIR
 from dpo.config.hardware import Device, Parallel
-from dpo.config.leftovers import RANK_VARIABLES, around
 from dpo.errors import ConfigError
 from dpo.records.process import is_alive
 from dpo.records.run import Run, read_record
