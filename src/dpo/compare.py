@@ -62,8 +62,10 @@ def _print(found: dict[str, Any], folders: list[Path], out: Path) -> None:
         quality_table,
     )
     from dpo.pages.ending import say
+    from dpo.pages.shares import NOTE, curve, sentences
     from dpo.pages.tables import to_table
     from dpo.records.terminal import terminal
+    from dpo.streams import clean
 
     console = terminal()
     labels = [row["label"] for row in found["rows"][1:]]
@@ -80,6 +82,12 @@ def _print(found: dict[str, Any], folders: list[Path], out: Path) -> None:
         console.print(to_table(*pairwise_table(found), title="run against run"))
     console.print(to_table(*cost_table(found), title="cost, all attempts included"))
     console.print(Text(COST_NOTE, style="dim"))
+    methods = found["methods"]
+    if methods:
+        console.print(to_table(*curve(methods), title=f"quality by {methods['judge']} against distance and cost"))
+        console.print(Text(NOTE, style="dim"))
+        for line in sentences(methods):
+            console.print(Text(clean(line), style="bold"))
     choice = found["choice"]
     taken = [folder for row, folder in zip(found["rows"][1:], folders, strict=True) if row["label"] == choice["label"]]
     following = _next(taken, folders, found["judge"] is not None)

@@ -19,6 +19,7 @@ from dpo.pages.comparison_tables import (
 from dpo.pages.headline import EQUAL_LENGTH
 from dpo.pages.html import write_page
 from dpo.pages.plots import Placed, Plot
+from dpo.pages.shares import NOTE, curve, sentences
 from dpo.pages.tables import percent
 from dpo.records.read import pick
 
@@ -43,11 +44,18 @@ def write_comparison_page(path: Path, comparison: Row, samples: Sequence[Row], s
         figures=figure_tables(comparison),
         cost=cost_table(comparison),
         cost_note=COST_NOTE,
+        methods=methods_of(comparison),
         pairwise=pairwise_table(comparison),
         plots_placed=placed,
         samples=pick(list(samples), show, comparison["settings"]["seed"]),
         sample_count=len(samples),
     )
+
+
+def methods_of(comparison: Row) -> Row | None:
+    """What the page shows of methods set against RLHF: sentences, the curve against KL and cost, what they mean."""
+    found = comparison["methods"]
+    return found and {"sentences": sentences(found), "curve": curve(found), "note": NOTE, "judge": found["judge"]}
 
 
 def _notes(comparison: Row) -> list[str]:

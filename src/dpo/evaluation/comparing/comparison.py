@@ -14,6 +14,7 @@ import numpy as np
 from dpo.errors import ConfigError
 from dpo.evaluation.comparing.choice import choose, unchosen
 from dpo.evaluation.comparing.difference import caution, what_differs
+from dpo.evaluation.comparing.shares import shares
 from dpo.records.costs import costs
 from dpo.records.judged import fitting
 from dpo.records.parents import carried, with_parents
@@ -110,7 +111,7 @@ def compare(entries: Sequence[Entry], resamples: int, confidence: float, seed: i
 
     Pairwise p-values are sign tests adjusted by Holm over all pairs of one judge.
     """
-    settings = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    settings: Row = {"resamples": resamples, "confidence": confidence, "seed": seed}
     judges = [
         name
         for name in entries[0].summary["judges"]
@@ -136,6 +137,7 @@ def compare(entries: Sequence[Entry], resamples: int, confidence: float, seed: i
         "same_baseline_answers": _same_baseline(entries),
         "rows": rows,
         "pairwise": pairwise,
+        "methods": shares(entries, first, **settings) if first and _decides(entries[0], first) else None,
         "judge": first,
         "choice": choose(rows[1:], pairwise, first, _decides(entries[0], first), rows[0])
         if first
