@@ -11,7 +11,7 @@ from transformers.utils import chat_template_utils
 from dpo.config.folder import conf_folder
 from dpo.data.chat.template import ChatTemplate
 from dpo.errors import ConfigError
-from dpo.modeling.bounded_template import bound_templates
+from dpo.modeling.templates.bounded_template import bound_templates
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "a <think>b</think> c"}]
 ENDLESS = (

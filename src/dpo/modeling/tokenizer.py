@@ -44,7 +44,7 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    from dpo.modeling.bounded_template import bound_templates
+    from dpo.modeling.templates.bounded_template import bound_templates
 
     bound_templates()
     try:

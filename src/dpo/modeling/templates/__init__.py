@@ -1,0 +1,1 @@
+"""What a stranger's chat template may do while it renders."""
