@@ -18,7 +18,7 @@ from data_options import dataset, load_splits
 from dpo.data.places.layout import find_files
 from dpo.data.refusal import Reason, Refusal
 from dpo.data.rows import open_file
-from dpo.data.rows.files import read_rows
+from dpo.data.rows.files import editor_line, read_rows
 from dpo.data.synthetic.prompts import from_file
 from dpo.errors import DataError
 from dpo.evaluation.responses import read_responses
@@ -197,3 +197,21 @@ def test_an_unknown_format_is_refused_before_the_cache_is_asked(tmp_path: Path) 
     path.write_bytes(written(tmp_path / "rows.jsonl").read_bytes())
     with pytest.raises(DataError, match="not a data file"):
         find_files(path, dataset("local"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "lines"),
+    [
+        ("a.jsonl", '{"a":1}\n\n{"a":2}\n', {0: 1, 2: 3}),
+        ("a.json", '{"a":1}\n{"a":2}\n', {1: 2}),
+        ("a.json", '[{"a":1},\n{"a":2}]', {0: None, 1: None}),
+        ("a.csv", 'a,b\n"one\nmore",2\n\n3,4\n', {0: 2, 1: 5}),
+        ("a.tsv", "a\tb\n1\t2\n3\t4\n", {0: 2, 1: 3}),
+    ],
+)
+def test_a_row_has_the_line_that_an_editor_shows(tmp_path: Path, name: str, text: str, lines: dict[int, Any]) -> None:
+    """Rows are counted from 0, lines from 1, and a cell may hold several lines."""
+    path = tmp_path / name
+    path.write_text(text)
+    assert [number for number, _ in read_rows(path)] == sorted({0, 1, *lines} - ({1} if 2 in lines else set()))
+    assert {number: editor_line(path, number) for number in lines} == lines

@@ -347,7 +347,7 @@ def test_fields_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         load_splits(dataset("local", path=str(path)))
     assert str(raised.value) == (
-        "pairs.jsonl:1/chosen: null (1 bad of 2 rows; dataset.on_bad=drop drops and counts them)"
+        "pairs.jsonl:1/chosen: null, line 2 (1 bad of 2 rows; dataset.on_bad=drop drops and counts them)"
     )
 
 

@@ -122,7 +122,7 @@ def test_bad_rows_stop_it_with_their_names(
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "Q", "chosen": "a", "rejected": null}\n')
     assert run_here(monkeypatch, model, tmp_path, "dataset=local", "dataset.path=pairs.jsonl") == 3
     assert capsys.readouterr().err.splitlines() == [
-        "error: pairs.jsonl:0/rejected: null (1 bad of 1 rows; dataset.on_bad=drop drops and counts them)"
+        "error: pairs.jsonl:0/rejected: null, line 1 (1 bad of 1 rows; dataset.on_bad=drop drops and counts them)"
     ]
     assert not (tmp_path / "out").exists()
 

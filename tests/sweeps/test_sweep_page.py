@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -57,3 +58,16 @@ def test_a_point_of_the_frontier_bears_its_values_and_has_its_name_under_the_poi
     assert max(map(len, points["text"])) < 32 < max(map(len, points["customdata"]))
     (note,) = [note for key, _, note in placed if key == "sweep-frontier-rules"]
     assert "At the points: beta / rank / path." in note
+    assert len(set(points["textposition"])) == 4, "neighbours' names stand on different sides"
+    (axis,) = [plot["layout"]["xaxis"] for key, plot in plots.items() if key == "sweep-frontier-rules"]
+    assert axis["range"][1] > max(points["x"])
+
+
+def test_what_rests_on_pairs_alone_is_no_good_answer(tmp_path: Path) -> None:
+    root = nine(tmp_path / "sweep", 9)
+    assert 'class="card finding good"' in report_sweep(root).read_text()
+    for config in root.glob("*/config.yaml"):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"dataset": {"source": "local"}}))
+    page = report_sweep(root).read_text()
+    assert 'class="card finding good"' not in page
+    assert "judge rules is left out: it states what the synthetic rows want" in page

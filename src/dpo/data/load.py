@@ -18,7 +18,7 @@ from dpo.data.places.hub import fetch
 from dpo.data.places.layout import find_files
 from dpo.data.refusal import Reason, Refusal
 from dpo.data.report import SPLITS, DataReport, Faults
-from dpo.data.rows.files import read_rows
+from dpo.data.rows.files import editor_line, read_rows
 from dpo.data.sources import SOURCES
 from dpo.data.sources.local import check_columns
 from dpo.errors import ConfigError, DataError
@@ -142,7 +142,7 @@ class _Loading:
         if isinstance(result, Refusal):
             self.report.refuse(row_id, result.reason)
             if result.reason.structural:
-                self.faults.add(path.name, number, result)
+                self.faults.add(path.name, number, result, lambda: editor_line(path, number))
             return
         split = self._split(result, read_from)
         refusal, earlier = self.seen.admit(result, split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,12 +75,14 @@ class Faults:
     lines: list[str] = field(default_factory=list)
     count: int = 0
 
-    def add(self, place: str, row: int | str, refusal: Refusal) -> None:
-        """Remember one fault as `file:row/field: reason`."""
+    def add(self, place: str, row: int | str, refusal: Refusal, line: Callable[[], int | None] = lambda: None) -> None:
+        """Remember one fault as `file:row/field: reason, line N`, rows counted from 0 as in every report; `line` gives
+        the one that an editor shows, where there is one."""
         self.count += 1
         if len(self.lines) < 3:
             where = f"{place}:{row}/{refusal.field}" if refusal.field else f"{place}:{row}"
-            self.lines.append(f"{where}: {refusal}"[:300])
+            shown = line()
+            self.lines.append(f"{where}: {refusal}"[:300] + ("" if shown is None else f", line {shown}"))
 
     def settle(self, on_bad: OnBad, rows: int) -> None:
         """Raise a DataError with what was collected, if the dataset asks for that."""

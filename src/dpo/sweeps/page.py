@@ -33,6 +33,8 @@ def write_sweep_page(path: Path, found: Row) -> Path:
         subtitle=f"{len(found['jobs'])} jobs over {', '.join(found['keys']) or 'one setting'}: {counted}; "
         f"written {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC",
         choice=found["choice"],
+        # Accuracies of pairs alone are a hint.
+        sure=found["choice"]["label"] is not None and found["choice"]["by"] in found["judges"],
         notes=notes(found),
         failures=failures(found),
         plots_placed=placed,

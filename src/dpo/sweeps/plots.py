@@ -32,6 +32,11 @@ def metrics(found: Row) -> list[Metric]:
     return [metric for metric in wanted if any(metric[3](row) is not None for row in found["settings"])]
 
 
+CORNERS = (("top", "left"), ("bottom", "left"), ("top", "right"), ("bottom", "right"))
+ROOM = 1.35
+"""The axis ends beyond the last point, whose name may stand on its right."""
+NEAR_START = 0.15
+"""Share of an axis at whose start a name has no room on its left."""
 LABEL = 10
 """Characters of a value at a point, which has its whole name under the pointer."""
 
@@ -199,10 +204,12 @@ def _frontiers(found: Row) -> list[tuple[str, str, Plot]]:
                 front.append(point)
         chosen = [row["label"] == found["choice"]["label"] for row in rows]
         furthest = max(row["kl"]["value"] for row in rows)
-        # Names stand towards the middle and change sides, so that those of neighbours seldom meet.
-        sides = ["left" if row["kl"]["value"] > furthest / 2 else "right" for row in rows]
+        # Names of neighbours take turns around their points; where the axis begins there is room on one side alone.
         order = sorted(range(len(rows)), key=lambda i: rows[i]["kl"]["value"])
-        positions = [f"{'top' if order.index(i) % 2 else 'bottom'} {side}" for i, side in enumerate(sides)]
+        positions = [""] * len(rows)
+        for turn, i in enumerate(order):
+            height, side = CORNERS[turn % len(CORNERS)]
+            positions[i] = f"{height} {'right' if rows[i]['kl']['value'] < NEAR_START * furthest else side}"
         data = [
             {"type": "scatter", "mode": "lines", "name": "frontier", "x": [x for x, _ in front],
              "y": [y for _, y in front], "line": {"width": 1.5, "shape": "hv", "color": "#8c959f"},
@@ -216,7 +223,10 @@ def _frontiers(found: Row) -> list[tuple[str, str, Plot]]:
              "marker": {"size": 10, "color": ["#d1581a" if c else "#1f6feb" for c in chosen]}},
         ]  # fmt: skip
         layout = {
-            "xaxis": {"title": {"text": "KL from the reference (nats an answer)"}, "rangemode": "tozero"},
+            "xaxis": {
+                "title": {"text": "KL from the reference (nats an answer)"},
+                "range": [0, ROOM * furthest or 1.0],
+            },
             "yaxis": {"tickformat": ".0%", "automargin": True},
             "hovermode": "closest",
             "showlegend": False,

@@ -70,8 +70,12 @@ def _json_lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
 
 def _json(file: Any, path: Path) -> Iterator[tuple[int, Any]]:
     """One array of rows; or rows line by line, which some hub repositories also name .json."""
-    start = file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
-    yield from enumerate(array_rows(file, path)) if start.startswith(b"[") else _json_lines(file, path)
+    yield from enumerate(array_rows(file, path)) if _is_array(file) else _json_lines(file, path)
+
+
+def _is_array(file: Any) -> bool:
+    """Whether a JSON file that has not been read from begins with a bracket."""
+    return bool(file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["))
 
 
 def _csv(file: IO[bytes], path: Path, delimiter: str = ",") -> Iterator[tuple[int, Any]]:
@@ -134,3 +138,30 @@ def _csv_rows(lines: Any, path: Path) -> Iterator[tuple[int, Any]]:
             else:
                 yield number, Refusal(Reason.unparsable, "", f"{len(cells)} cells under {len(header)} columns")
             number += 1
+
+
+def editor_line(path: Path, number: int) -> int | None:
+    """The line, from 1, at which an editor shows the row that `read_rows` calls `number`; None where a row is no line.
+
+    A file of cells is read again up to there: a cell may hold several lines.
+    """
+    kind = known_format(path)
+    if kind in (".json", ".jsonl"):
+        with open_file(path) as file:
+            listed = kind == ".json" and _is_array(file)
+        return None if listed else number + 1
+    if kind not in (".csv", ".tsv"):
+        return None
+    with open_file(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="") as text:
+        lines = csv.reader(text, delimiter="\t" if kind == ".tsv" else ",")
+        began, rows = 1, -2
+        try:
+            for cells in lines:
+                # The header is not counted, and an empty line is no row.
+                rows += 1 if cells or rows == -2 else 0
+                if cells and rows == number:
+                    return began
+                began = lines.line_num + 1
+        except csv.Error:
+            return None
+    return None
