@@ -42,7 +42,7 @@ def prepare(config: Prepare) -> None:
     from dpo.data.remarks import check_positions
     from dpo.data.review import write_pairs
     from dpo.modeling.policy import model_config, templates
-    from dpo.modeling.positions import positions
+    from dpo.modeling.positions import positions, steady
     from dpo.modeling.tokenizer import load_tokenizer
     from dpo.modeling.weights import resolve
     from dpo.pages.data import write_page
@@ -51,9 +51,9 @@ def prepare(config: Prepare) -> None:
 
     weights = resolve(config.model.path, config.model.revision, config.model.trust_remote_code)
     tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates(), weights.remote_code)
-    longest = positions(model_config(weights))
+    made = model_config(weights)
     data = prepare_pairs(config.dataset, tokenizer)
-    beyond = check_positions(data.report, longest, weights.source)
+    beyond = check_positions(data.report, positions(made), steady(made), weights.source)
     folder = Path(config.output).expanduser() / f"{config.dataset.source}-{data.fingerprint[:10]}"
     folder.mkdir(parents=True, exist_ok=True)
     write_pairs(data, folder, config.format.name)

@@ -112,6 +112,13 @@ def test_an_array_is_read_as_it_comes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(read_rows(path)) == []
 
 
+def test_a_header_that_stands_once_more_is_no_row(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,chosen\nq,a\nprompt,chosen\np,b\n")
+    rows = [row for _, row in read_rows(tmp_path / "rows.csv")]
+    assert rows[1] == Refusal(Reason.unparsable, "", "the header once more")
+    assert [rows[0], rows[2]] == [{"prompt": "q", "chosen": "a"}, {"prompt": "p", "chosen": "b"}]
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     for name in ("rows.csv", "rows.tsv"):
         mark = "," if name.endswith("csv") else "\t"

@@ -115,6 +115,7 @@ def test_nothing_to_train_on_is_an_error_that_says_why(tmp_path: Path) -> None:
     [
         ({"path": None}, "dataset.path: needs a value"),
         ({"columns": {"promt": "q"}}, "dataset.columns.promt: not one of our columns; nearest: prompt"),
+        ({"label_a": "x", "label_b": "x"}, "label_b: both are x"),
         ({"dev_fraction": 0.5, "test_fraction": 0.5}, "nothing is left to train on"),
         ({"source": "locl"}, "dataset.source=locl: no such source; nearest: local"),
     ],

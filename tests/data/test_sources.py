@@ -278,6 +278,15 @@ def test_answers_that_begin_with_their_prompt_are_noted() -> None:
     assert convert("local", {**whole, "rejected": "No."}).notes == ()
 
 
+def test_what_a_row_says_against_its_order_or_in_vain_is_noted() -> None:
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b"}
+    for scores in ({"chosen_score": 1, "rejected_score": 2.5}, {"rating-chosen": 3, "rating-rejected": 4}):
+        assert convert("local", row | scores).notes == ("chosen is scored below rejected",)
+        assert convert("local", row | dict(zip(scores, [5, 1], strict=True))).notes == ()
+    assert convert("local", {**row, "strength": 0.7}).notes == ("strength not used without dataset.soft_labels=true",)
+    assert convert("local", {**row, "strength": 0.7}, soft_labels=True).notes == ()
+
+
 @pytest.mark.parametrize("spaces", [None, 1])
 def test_message_lists_written_as_text_are_read_as_lists(spaces: int | None) -> None:
     lists = {"prompt": talk("Q"), "chosen": talk("Q", "good")[1:], "rejected": talk("Q", "bad")[1:]}

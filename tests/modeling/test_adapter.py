@@ -225,6 +225,11 @@ def test_a_runs_adapter_is_not_continued_on_another_base_or_once_it_was_changed(
     code, output = go_on((other, pairs, adapter), tmp_path)
     assert code == 4, output
     assert "its base was" in output
+    # Nor once it has left its run, whose facts lie beside it.
+    away = shutil.copytree(adapter, tmp_path / "away")
+    code, output = go_on((other, pairs, away), tmp_path)
+    assert code == 4, output
+    assert "it was trained on the base" in output
     run = shutil.copytree(adapter.parent, tmp_path / "run")
     (run / "adapter" / "tokenizer_config.json").write_text("{}")
     code, output = go_on((model, pairs, run / "adapter"), tmp_path)

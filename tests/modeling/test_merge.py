@@ -102,6 +102,11 @@ def test_settings_of_a_strange_base_are_made_right() -> None:
     assert model.generation_config.eos_token_id == [2, 9]
     assert (model.generation_config.pad_token_id, model.config.pad_token_id) == (7, 7)
     assert model.config.use_cache is True
+    # Tied in its config and in its weights; then a head of its own, as some folders have that say they are tied.
+    assert model.config.tie_word_embeddings is True
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + 1)
+    prepare_settings(model, Tokenizer(), {2, 9}, "org/base")
+    assert model.config.tie_word_embeddings is False
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])

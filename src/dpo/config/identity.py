@@ -41,8 +41,8 @@ _KEYS = {
         dpo.f_alpha_divergence_coef dpo.ld_alpha dpo.use_weighting dpo.learning_rate dpo.optimizer dpo.weight_decay
         dpo.reward dpo.samples dpo.max_new_tokens dpo.cut_penalty
         dpo.max_grad_norm dpo.scheduler dpo.warmup_ratio dpo.epochs dpo.max_steps dpo.batch_size
-        dpo.trainer.lr_scheduler_kwargs dpo.trainer.optim_args dpo.trainer.adam_beta1 dpo.trainer.adam_beta2
-        dpo.trainer.adam_epsilon dpo.trainer.optim_target_modules dpo.trainer.neftune_noise_alpha
+        dpo.trainer.lr_scheduler_kwargs dpo.trainer.adam_beta1 dpo.trainer.adam_beta2
+        dpo.trainer.adam_epsilon dpo.trainer.neftune_noise_alpha
         dpo.trainer.router_aux_loss_coef""",
     Role.how: """
         hardware.device hardware.precision hardware.engine hardware.attention hardware.token_budget

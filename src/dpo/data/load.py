@@ -56,6 +56,8 @@ def locate(dataset: Dataset) -> Files:
         raise ConfigError("dataset.dev_fraction and dataset.test_fraction: nothing is left to train on")
     if isinstance(dataset, ByColumns) and (fault := check_columns(dataset.columns)):
         raise ConfigError(fault)
+    if isinstance(dataset, ByColumns) and dataset.label_a == dataset.label_b:
+        raise ConfigError(f"dataset.label_a and dataset.label_b: both are {dataset.label_a}; which answer is better?")
     if isinstance(dataset, Local) and dataset.path is None:
         raise ConfigError("dataset.path: needs a value with dataset=local, as in dataset.path=pairs.jsonl")
     if dataset.path is not None:

@@ -32,7 +32,7 @@ from dpo.data.tokens import Encoder
 from dpo.records.files import write_json
 
 # Raised when the same rows would give other ids, so that entries of older versions are not used.
-VERSION = 7
+VERSION = 8
 # Keys that say where rows come from or are judged elsewhere; the rows themselves are in the key by their content.
 PLACES = ("path", "dev_path", "test_path", "hub", "revision", "id", "config", "split", "dev_split", "test_split")
 

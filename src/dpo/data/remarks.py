@@ -50,9 +50,16 @@ def cuts(report: dict[str, Any]) -> list[str]:
     return [f"cut to fit {report['max_length']} tokens: {', '.join(found)}"] if found else []
 
 
-def check_positions(report: dict[str, Any], positions: int | None, model: str) -> str | None:
-    """None, or a line where `dataset.max_length` is more than a model's positions; DataError where a pair is longer."""
+def check_positions(report: dict[str, Any], positions: int | None, steady: int | None, model: str) -> str | None:
+    """None, or a line where `dataset.max_length` is more than a model's positions; DataError where a pair is longer, or
+    longer than the tokens up to which positions are `steady`."""
     most, longest = report["max_length"], report["longest"]
+    if steady is not None and longest > steady:
+        raise DataError(
+            f"dataset.max_length={most}: the longest pair has {longest} tokens; beyond {steady} the positions of "
+            f"{model} change with the longest sequence of a batch, and with them every figure\n"
+            f"set dataset.max_length={steady}, which cuts longer pairs"
+        )
     if positions is None or most <= positions:
         return None
     if longest > positions:

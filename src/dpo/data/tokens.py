@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from dpo.data.pair import Message, Pair, TokenPair, within
 from dpo.data.refusal import Reason, Refusal, RowRefused
 from dpo.data.truncation import Cuts
 from dpo.errors import ConfigError
+
+MARK = re.compile(r"[<\[{|].*[>\]}|]")
+"""A turn's end where the tokenizer has no token for it."""
 
 
 class Encoder:
@@ -59,9 +63,18 @@ class Encoder:
         if self.appended_end and tokenizer.eos_token_id is None:
             raise ConfigError("chat template: no control token ends an answer, and the tokenizer has no eos token")
         self.end_id: int = tokenizer.eos_token_id if end is None else self.codec.encode(self.ending)[-1]
-        self.warnings += _about_reasoning(self.template)
+        self.warnings += _about_reasoning(self.template) + self._about_ending()
         self._renderer = Renderer(self.template, self.codec, self.ending, self.appended_end)
         self._ids = PlanIds(self.codec, tokenizer.eos_token_id, count_tool_tokens)
+
+    def _about_ending(self) -> list[str]:
+        """Whether words stand behind each answer that no one said and the model has to write; marks of a turn's end
+        are what it ends with."""
+        control = self.codec.last_control(self.ending)
+        words = self.ending[: None if control is None else control[0]].strip()
+        if not words or MARK.fullmatch(words):
+            return []
+        return [f"the chat template puts {words!r:.60} behind each answer, and it counts as the answer's"]
 
     @property
     def key(self) -> str:
@@ -156,6 +169,7 @@ class Encoder:
             "reasoning_left_out": "reasoning" in plan.lost,
             "spaces_altered": plan.spaces,
             "text_unknown": plan.unknown,
+            "answer_added": plan.added,
         }
         self.cuts.record(plan.pair.id, cuts, [name for name, is_so in met.items() if is_so])
         chosen, rejected = (within(plan.given[side], plan.tokens(side)) for side in SIDES)

@@ -22,6 +22,7 @@ class Cuts:
     turn_altered: list[str] = field(default_factory=list)
     spaces_altered: list[str] = field(default_factory=list)
     text_unknown: list[str] = field(default_factory=list)
+    answer_added: list[str] = field(default_factory=list)
     reasoning_left_out: list[str] = field(default_factory=list)
 
     def record(self, pair_id: str, cuts: dict[str, int], met: Iterable[str]) -> None:
@@ -62,5 +63,6 @@ class Cuts:
             "turn altered by the chat template": self.turn_altered,
             "white space altered by the chat template": self.spaces_altered,
             "text altered by the tokenizer or unknown to it": self.text_unknown,
+            "answer to which the chat template adds, by what it says": self.answer_added,
             "reasoning of an earlier turn left out by the chat template": self.reasoning_left_out,
         }

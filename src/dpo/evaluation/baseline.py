@@ -31,10 +31,10 @@ def baseline_context(sides: Sides) -> str:
     from dpo.engine.attention import path
     from dpo.engine.install import installed
     from dpo.modeling.device import choose_compute, kernels
-    from dpo.modeling.modes import is_4bit
+    from dpo.modeling.modes import is_quantized
 
     config = sides.config
-    held = "4-bit" if any(is_4bit(module) for module in sides.baseline.modules()) else "dense"
+    held = "quantized" if any(is_quantized(module) for module in sides.baseline.modules()) else "dense"
     dtype = choose_compute(config.hardware.device, config.hardware.precision).dtype
     engine = path(sides.baseline, dtype) if installed(sides.baseline) else "plain"
     return context_key(

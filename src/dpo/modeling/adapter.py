@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from dpo.config.lora import Lora
-from dpo.errors import ConfigError, DpoError
+from dpo.errors import CheckpointError, ConfigError, DpoError
 from dpo.modeling.weights import check_safetensors, file_hash, from_hub, local_folder
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+MADE_ON = "base.json"
+"""Beside the adapter of a run: the fingerprint of its base, wherever the adapter goes."""
 LARGEST_RANK = 65536
 # What an adapter may say; anything else only by leaving it empty: it would be another function than plain LoRA.
 PLAIN = frozenset(
@@ -60,6 +62,28 @@ def resolve_adapter(path: str, revision: str) -> Adapter:
     if not (folder / TENSORS).is_file():
         raise ConfigError(f"{what}: no {TENSORS} in it")
     return Adapter(folder, path, commit, adapter_fingerprint(folder), settings)
+
+
+def write_base(folder: Path, base: str) -> None:
+    """Put down beside an adapter which base, by its fingerprint, it was trained on."""
+    (folder / MADE_ON).write_text(json.dumps({"fingerprint": base}), encoding="utf-8")
+
+
+def check_made_on(adapter: Adapter, base: str) -> None:
+    """Raise CheckpointError where a run's adapter that left its run meets another base than it was trained on; others'
+    adapters say nothing of theirs."""
+    path = adapter.folder / MADE_ON
+    if not path.is_file():
+        return
+    try:
+        made_on = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise CheckpointError(f"{path}: damaged; it says which base the adapter was trained on") from None
+    if made_on != base:
+        raise CheckpointError(
+            f"model.adapter={adapter.source}: it was trained on the base {made_on}, model.path is {base}\n"
+            "what was learned means nothing on another base; take the one it was trained on"
+        )
 
 
 def adapter_fingerprint(folder: Path) -> str:

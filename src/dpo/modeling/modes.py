@@ -16,6 +16,14 @@ def is_4bit(module: torch.nn.Module) -> bool:
     return any(c.__name__ == "Linear4bit" and c.__module__.startswith("bitsandbytes") for c in type(module).__mro__)
 
 
+def is_quantized(module: torch.nn.Module) -> bool:
+    """True for bitsandbytes' layers, of 4 and of 8 bits."""
+    return any(
+        c.__name__ in ("Linear4bit", "Linear8bitLt") and c.__module__.startswith("bitsandbytes")
+        for c in type(module).__mro__
+    )
+
+
 def keep_4bit_layout(model: torch.nn.Module) -> None:
     """Stop bitsandbytes from repacking weights on CPUs with AVX512-BF16.
 

@@ -251,8 +251,10 @@ def load_trained(run: Path, compute: Compute | None = None, quantized: bool = Tr
         model = load_base(weights, quantization, compute, attention)
         if not quantized and getattr(model, "hf_quantizer", None) is not None:
             model = dequantized(model, compute.dtype)
-        if quantization is not None and compute.device == "cpu" and _fits_dequantized(model):
+        four = quantization is not None and quantization.bits == 4
+        if four and compute.device == "cpu" and _fits_dequantized(model):
             # The same numbers, dequantized once instead of at every token: each linear multiplies by these very values.
+            # Of int8 that would be another model, as its layers round what goes in as well.
             model = model.dequantize()
         model = put_on(add_head(model) if is_reward(config) else model, final)
         if config.model.adapter is not None:

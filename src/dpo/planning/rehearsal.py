@@ -76,7 +76,7 @@ class Rehearsal:
             trace.purpose = "adapters"
             return model
 
-        base = Base(Weights(folder, config.model.path, None, ""), None, _no_tokenizer(), compute, None)
+        base = Base(Weights(folder, config.model.path, None, ""), None, _no_tokenizer(), compute, None, None)
         data: Any = SimpleNamespace(train=pairs, dev=pairs[:1])
         needed: Any = pairs
         self.trainer: Trainer = build_trainer(job, base, data, needed, None, load)

@@ -67,6 +67,10 @@ def prepare_settings(model: Any, tokenizer: Any, stop_ids: set[int], source: str
     config, generation = model.config, model.generation_config
     config.use_cache = True
     config._name_or_path = source
+    head = model.get_output_embeddings()
+    if head is not None:
+        # A folder may hold a head of its own and say that it has none; loaders that believe it would drop the head.
+        config.tie_word_embeddings = head.weight is model.get_input_embeddings().weight
     config.pad_token_id = tokenizer.pad_token_id
     generation.use_cache = True
     ends = sorted(stop_ids)

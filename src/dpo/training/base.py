@@ -11,11 +11,11 @@ from dpo.config.losses import Optimizer, Rloo
 from dpo.config.schema import Config
 from dpo.engine.usable import cap_device
 from dpo.errors import ConfigError
-from dpo.modeling.adapter import Adapter, check_agrees, resolve_adapter
+from dpo.modeling.adapter import Adapter, check_agrees, check_made_on, resolve_adapter
 from dpo.modeling.device import Compute, card_uuid, choose_compute, describe
 from dpo.modeling.facts import built, check_base, check_final, run_of
 from dpo.modeling.policy import model_config, templates
-from dpo.modeling.positions import positions
+from dpo.modeling.positions import positions, steady
 from dpo.modeling.stored import check_stored
 from dpo.modeling.tokenizer import load_tokenizer, tokenizer_fingerprint
 from dpo.modeling.weights import Weights, resolve
@@ -35,6 +35,8 @@ class Base:
     compute: Compute
     positions: int | None
     """How long a sequence the model was made for; None where nothing bounds it."""
+    steady: int | None
+    """Up to how long a position hangs on no other sequence; None where it never does."""
 
 
 def find_base(job: Job) -> Base:
@@ -46,7 +48,7 @@ def find_base(job: Job) -> Base:
         # A template that prints the date renders the same when the run is continued or read.
         date = job.run.record.setdefault("date", date_of_begin(job.run.record))
         tokenizer = load_tokenizer(weights.folder, config.model.chat_template, templates(), weights.remote_code, date)
-        longest = positions(model_config(weights))
+        made = model_config(weights)
         check_stored(weights, config.lora)
         job.run.record["parents"] = []
         adapter = find_adapter(job, weights)
@@ -74,7 +76,7 @@ def find_base(job: Job) -> Base:
     if job.ranks.size > 1 and config.hardware.parallel is not Parallel.ddp:
         job.run.record["fingerprints"]["parallel"] = config.hardware.parallel.name
     job.run.update(device=describe(compute), processes=job.ranks.size, revision=weights.revision)
-    return Base(weights, adapter, tokenizer, compute, longest)
+    return Base(weights, adapter, tokenizer, compute, positions(made), steady(made))
 
 
 def check_device(config: Config) -> None:
@@ -99,6 +101,8 @@ def find_adapter(job: Job, base: Weights) -> Adapter | None:
         check_final(run)
         check_base(run, base)
         job.run.record["parents"] = distinct([*job.run.record["parents"], *parents_by("adapter", run)])
+    else:
+        check_made_on(adapter, base.fingerprint)
     job.run.record["fingerprints"]["adapter"] = adapter.fingerprint
     job.run.record["adapter_revision"] = adapter.revision
     made_for = adapter.settings.get("base_model_name_or_path")

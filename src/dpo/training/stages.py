@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from dpo.config.arguments import is_override
+from dpo.config.lora import Lora
 from dpo.config.losses import EXAMPLES
 from dpo.config.parse import plain
 from dpo.data.prepare import Prepared, prepare
 from dpo.data.remarks import check_positions, remarks
 from dpo.data.token_file import Selection
 from dpo.errors import DataError, DiskFull, is_disk_full
+from dpo.modeling.adapter import write_base
 from dpo.modeling.device import Compute
 from dpo.modeling.facts import final_files
 from dpo.modeling.footprint import footprint
@@ -46,7 +48,7 @@ def load_data(job: Job, base: Base) -> Prepared:
     job.run.record["end_of_turn"] = data.report["template"]["end_of_turn"]
     job.run.save()
     job.say(f"{len(data.train)} training pairs, {len(data.dev)} dev, {len(data.test)} test")
-    beyond = check_positions(data.report, base.positions, base.weights.source)
+    beyond = check_positions(data.report, base.positions, base.steady, base.weights.source)
     for line in [*remarks(data.report), *([beyond] if beyond else [])]:
         job.say(line)
     return data
@@ -167,6 +169,8 @@ def save_final(
     try:
         trainer.save_weights(aside)
         tokenizer.save_pretrained(aside)
+        if isinstance(job.config.lora, Lora):
+            write_base(aside, job.run.record["fingerprints"]["base"])
         (aside / "README.md").write_text(card(job.run.folder), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)

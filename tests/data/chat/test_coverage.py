@@ -22,7 +22,7 @@ from dpo.data.refusal import Reason, Refusal
 from dpo.data.remarks import check_positions, remarks
 from dpo.data.tokens import Encoder
 from dpo.errors import ConfigError, DataError
-from dpo.modeling.positions import positions
+from dpo.modeling.positions import positions, steady
 from dpo.modeling.tokenizer import load_tokenizer
 
 TEMPLATES = REPOSITORY / "conf" / "model" / "templates"
@@ -171,11 +171,24 @@ def test_the_report_says_it_and_so_does_training(tmp_path: Path) -> None:
 
 def test_sequences_beyond_a_models_positions() -> None:
     report = {"max_length": 1024, "longest": 700}
-    assert check_positions(report, None, "m") is None
-    assert check_positions(report, 1024, "m") is None
-    assert "no pair is longer" in (check_positions(report, 900, "m") or "")
+    assert check_positions(report, None, None, "m") is None
+    assert check_positions(report, 1024, None, "m") is None
+    assert "no pair is longer" in (check_positions(report, 900, 700, "m") or "")
     with pytest.raises(DataError, match=r"dataset\.max_length=1024: .* 700 tokens, m was made for 512\nset .*=512"):
-        check_positions(report, 512, "m")
+        check_positions(report, 512, None, "m")
+
+
+def test_positions_that_hang_on_the_batch_bound_a_pair() -> None:
+    from transformers import LlamaConfig, Phi3Config
+
+    assert steady(LlamaConfig()) is None
+    dynamic = LlamaConfig(max_position_embeddings=256, rope_parameters={"rope_type": "dynamic", "factor": 4.0})
+    long = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    small = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4}
+    phi = Phi3Config(**small, original_max_position_embeddings=128, rope_parameters=long)
+    assert (steady(dynamic), positions(dynamic), steady(phi)) == (256, 1024, 128)
+    with pytest.raises(DataError, match=r"beyond 128 .* of m change .*\nset dataset\.max_length=128"):
+        check_positions({"max_length": 1024, "longest": 129}, 4096, 128, "m")
 
 
 def test_positions_count_what_a_scaling_adds() -> None:
@@ -203,6 +216,16 @@ def test_a_template_that_says_more_than_the_answer_is_refused() -> None:
     for inner, says in (("m['content'] + m['content']", "answer stands twice"), (echo, "question stands again")):
         with pytest.raises(ConfigError, match=says):
             Encoder(with_template(CHAT.format(inner)), 200)
+
+
+def test_what_a_template_adds_to_an_answer_is_said() -> None:
+    end = Encoder(with_template(CHAT.format("m['content'] + (' The end.' if m['role'] == 'assistant' else '')")), 200)
+    assert end.warnings == ["the chat template puts 'The end.' behind each answer, and it counts as the answer's"]
+    short = Encoder(with_template(CHAT.format("('Long: ' if m['content'] | length > 40 else '') + m['content']")), 200)
+    question = ("user", "What?")
+    short.encode_batch([pair(question, name="as given"), pair(question, chosen="word " * 9 + "end", name="added to")])
+    assert short.cuts.notes()["answer to which the chat template adds, by what it says"] == ["added to"]
+    assert short.warnings == []
 
 
 @pytest.mark.parametrize("inner", ["m['content'].split() | join(' ')", "m['content'] | indent", "m['content'] | trim"])

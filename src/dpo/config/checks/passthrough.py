@@ -6,7 +6,7 @@ A test compares both tables with DPOConfig, so that a TRL release cannot add or 
 from __future__ import annotations
 
 ALLOWED = frozenset(
-    """lr_scheduler_kwargs optim_args adam_beta1 adam_beta2 adam_epsilon optim_target_modules tf32
+    """lr_scheduler_kwargs adam_beta1 adam_beta2 adam_epsilon tf32
     activation_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode neftune_noise_alpha
     torch_empty_cache_steps log_level log_level_replica log_on_each_node dataloader_num_workers
     dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
@@ -84,5 +84,5 @@ REFUSED = frozenset(
     dataloader_in_order remove_unused_columns label_names train_sampling_strategy length_column_name
     ddp_find_unused_parameters ddp_backend fsdp fsdp_config deepspeed debug skip_memory_metrics do_train do_eval
     do_predict local_rank padding_free pad_to_multiple_of sync_ref_model ref_model_mixup_alpha
-    ref_model_sync_steps""".split()
+    ref_model_sync_steps optim_args optim_target_modules""".split()
 )

@@ -34,11 +34,9 @@ LEVEL = _one_of("debug", "info", "warning", "error", "critical", "passive")
 
 CHECKS: dict[str, Check] = {
     "lr_scheduler_kwargs": MAPPING,
-    "optim_args": TEXT,
     "adam_beta1": _number(0, 1),
     "adam_beta2": _number(0, 1),
     "adam_epsilon": _number(1e-30, 1),
-    "optim_target_modules": (_is(str, list), "text or a list"),
     "tf32": SWITCH,
     "activation_checkpointing_kwargs": MAPPING,
     "torch_compile": SWITCH,

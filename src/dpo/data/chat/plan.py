@@ -40,6 +40,7 @@ class Plan:
     forced: bool = False
     spaces: bool = False
     unknown: bool = False
+    added: bool = False
     lost: set[str] = field(default_factory=set)
     ids: dict[str, bytes] = field(default_factory=dict)
     given: dict[str, Spans] = field(default_factory=lambda: dict.fromkeys(SIDES, ()))
@@ -101,6 +102,7 @@ class Renderer:
             plan.texts[side] = self._side(plan, side, turns, prompt, answer, tools)
             if check:
                 self._check_answer(side, plan.texts[side], turns, answer, tools)
+                plan.added = plan.added or (_is_text(answer) and self._adds(plan.texts[side], answer[0]["content"]))
         if check:
             found = self.coverage.lost(turns, prompt, tools)
             plan.lost = lost(found, turns)
@@ -146,6 +148,15 @@ class Renderer:
         gone = sorted({field for index, fields in found.items() if index >= len(turns) for field in fields})
         if gone:
             raise RowRefused(Reason.altered, side, f"it leaves out {', '.join(gone)}; {OTHER_TEMPLATE}")
+
+    def _adds(self, text: str, content: str) -> bool:
+        """Whether more stands in what is learned as an answer than it, and what stands around each."""
+        body = text.removesuffix(self.ending).strip()
+        given, before = content.strip(), self.template.before
+        if body.endswith(given) and body[: len(body) - len(given)].strip() in ("", before):
+            return False
+        around = "".join(body.split())
+        return around not in ("".join(given.split()), "".join((before + given).split()))
 
 
 def lost(found: Lost, turns: Turns) -> set[str]:

@@ -133,7 +133,9 @@ def _csv_rows(lines: Any, path: Path) -> Iterator[tuple[int, Any]]:
             header = cells
             check_columns_differ(header, path)
         elif cells:
-            if len(cells) == len(header):
+            if cells == header:
+                yield number, Refusal(Reason.unparsable, "", "the header once more")
+            elif len(cells) == len(header):
                 yield number, dict(zip(header, cells, strict=True))
             else:
                 yield number, Refusal(Reason.unparsable, "", f"{len(cells)} cells under {len(header)} columns")

@@ -46,6 +46,10 @@ TEXTS = {"prompt", "question", "conversations", "response_a", "response_b", "com
 # What `label` says of a single completion.
 WANTED, UNWANTED = frozenset({"true", "1", "1.0", "yes", "up"}), frozenset({"false", "0", "0.0", "-1", "no", "down"})
 NAMED = "prompt: instruction, chosen: good, rejected: bad"
+# Of columns such as score_chosen and chosen-rating.
+SCORES = ("score", "rating", "reward")
+UPSIDE_DOWN = "chosen is scored below rejected"
+UNUSED = "strength not used without dataset.soft_labels=true"
 TRANSCRIPT = "prompt read as a transcript of Human and Assistant"
 
 
@@ -64,6 +68,10 @@ def to_pair(row: Mapping[str, Any], row_id: str, dataset: ByColumns) -> Pair | R
     unread = [key for key in row if key not in read and key not in ("system", "strength", *TOOLS)]
     notes = tuple(f"column {key} not read" for key in unread if _holds_text(key, row[key]))
     notes += (READ,) if written else ()
+    notes += (UPSIDE_DOWN,) if _upside_down(row) else ()
+    notes += (
+        (UNUSED,) if strength == 1 and row.get("strength") not in (None, "", 1) and float(row["strength"]) < 1 else ()
+    )
     notes += () if (repeated := _repeated(prompt, chosen, rejected)) is None else (repeated,)
     meta = {key: row[key] for key in unread if key not in TEXTS and isinstance(row[key], (str, int, float))}
     if any(isinstance(row[key], str) and is_transcript(row[key]) for key in read & {"prompt", "question"} & row.keys()):
@@ -80,6 +88,16 @@ def _holds_text(column: str, found: Any) -> bool:
     if column in TEXTS or isinstance(found, list | dict):
         return True
     return isinstance(found, str) and len(found.split(None, 1)) > 1
+
+
+def _upside_down(row: Mapping[str, Any]) -> bool:
+    """Whether scores beside the answers say that the rejected one is better."""
+    for chosen in row:
+        if "chosen" in chosen and any(word in chosen for word in SCORES):
+            pair = row[chosen], row.get(chosen.replace("chosen", "rejected"))
+            if all(isinstance(found, int | float) for found in pair) and pair[0] < pair[1]:  # type: ignore[operator]
+                return True
+    return False
 
 
 def _repeated(prompt: Sequence[Message], chosen: Answer, rejected: Answer) -> str | None:
