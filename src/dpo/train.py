@@ -33,6 +33,7 @@ def train(config: Config) -> Path:
     quiet()
     from dpo.distributed.ranks import joined
     from dpo.pages.ending import end_training
+    from dpo.planning.needs import need_of
     from dpo.release.card import model_card
     from dpo.training import reference, stages
     from dpo.training.base import check_device, find_base
@@ -48,7 +49,7 @@ def train(config: Config) -> Path:
             data = stages.load_data(job, base)
             checkpoint = find_checkpoint(job, base.adapter, data.report)
             needed = stages.needed_pairs(job, data)
-            trainer = build_trainer(job, base, data, needed, checkpoint)
+            trainer = build_trainer(job, base, data, needed, checkpoint, need_of)
             if REFERENCE_FREE & set(config.dpo.loss):
                 if checkpoint is None:
                     check_start_value(job, trainer, needed, base)

@@ -16,8 +16,9 @@ from dpo.engine.budget import cost, split
 from dpo.engine.divergence import Divergence
 from dpo.engine.install import install
 from dpo.engine.lean_linear import keep_dequantized
-from dpo.engine.memory import MemoryPlan, free_memory, plan
+from dpo.engine.memory import MemoryPlan, Need, NeedOf, free_memory, plan
 from dpo.engine.part import PartLoss, own_loss, packed_figures, padded_figures
+from dpo.engine.support import unwrapped
 from dpo.engine.usable import held_bytes, training_bytes, usable
 from dpo.engine.workers import Workers, most_at_once
 from dpo.losses.objective import Objective
@@ -104,11 +105,13 @@ def choose_engine(
     objective: Objective,
     processes: Processes,
     split_before: tuple[int | None, int | None] = (None, None),
+    measure: NeedOf | None = None,
 ) -> Choice:
     """How `model` computes steps of such `pairs`: packed where its family and the losses allow, else by TRL.
 
     A continued run keeps the split (token budget, micro-batches at once) it had, `split_before`: another split of a
-    step would change its rounding. A packed model has its forward replaced.
+    step would change its rounding. A packed model has its forward replaced. `measure` says what a step takes, on one
+    process for all.
     """
     hardware, losses, batch_size = config.hardware, objective.losses, config.dpo.batch_size
     name, why = "plain", ""
@@ -136,6 +139,12 @@ def choose_engine(
     dequantized = keep_dequantized(model, compute.dtype, free) if name == "packed" and whole else 0
     free -= dequantized
 
+    def need(checkpointing: bool, longest: int) -> Need | None:
+        if measure is None:
+            return None
+        asks: Any = replace(config, hardware=replace(hardware, engine=EngineOption(name)))
+        return measure(asks, unwrapped(model).config, compute, dequantized > 0, checkpointing, longest)
+
     def planned_with(at_once: int) -> MemoryPlan:
         return plan(
             model,
@@ -147,6 +156,7 @@ def choose_engine(
             token_budget=min(filter(None, (budget_before, hardware.token_budget)), default=None),
             checkpointing=None if asked is Checkpointing.auto else asked is Checkpointing.on,
             together=together,
+            need=need,
         )
 
     planned = planned_with(at_once)

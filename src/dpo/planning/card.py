@@ -29,6 +29,8 @@ CUDA = 1
 """Its number among torch's device types."""
 IS_BUILT, HAS_CONTEXT = 2, 4
 """Where `AcceleratorHooksInterface` has these methods, behind its two destructors."""
+_within: list[Card] = []
+"""Those that are faked now: a step is measured for an engine that is chosen on such a card."""
 CONTEXT = 500 << 20
 """What driver and kernels of a process take before the first tensor: 0.4 to 0.6 GiB, by card and driver."""
 AMPERE = (8, 0)
@@ -53,14 +55,18 @@ def fake_card(card: Card, allocator: Allocator) -> Iterator[None]:
 
     Raises CannotFake beside a real card, or where torch's tables are not as known.
     """
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not _within:
         raise CannotFake("a card is visible here; set CUDA_VISIBLE_DEVICES to nothing")
     register_guard()
     # Both look at torch.cuda once, when they are imported.
     import bitsandbytes  # noqa: F401
 
-    with answered(torch.cuda, _answers(card, allocator)), without_launches(), fake_host():
-        yield
+    _within.append(card)
+    try:
+        with answered(torch.cuda, _answers(card, allocator)), without_launches(), fake_host():
+            yield
+    finally:
+        _within.pop()
 
 
 @contextlib.contextmanager

@@ -19,15 +19,20 @@ from transformers import TrainerCallback
 from dpo.config.schema import Config
 from dpo.data.pair import TokenPair
 from dpo.distributed.ranks import ALONE
+from dpo.engine.budget import cost
 from dpo.engine.divergence import mismatched
+from dpo.engine.lean_linear import keeps_dequantized
+from dpo.engine.memory import NeedOf
 from dpo.engine.score import sequence_log_probs
 from dpo.engine.workers import Workers
 from dpo.modeling.device import Compute
+from dpo.modeling.modes import is_4bit
 from dpo.modeling.weights import Weights
 from dpo.planning.base import fake_base, held
+from dpo.planning.stand_ins import answered
 from dpo.planning.trace import Trace
+from dpo.training import build
 from dpo.training.base import Base
-from dpo.training.build import build_trainer
 from dpo.training.cadence import Cadence
 from dpo.training.interrupts import Interrupts
 from dpo.training.job import Follower, FollowersLedger, Job
@@ -56,9 +61,20 @@ class Rehearsal:
         shape: transformers' config of the model.
         pairs: the run's longest, from which its engine chooses; token ids do not matter.
         trace: that stands in the fake device's context.
+        measure: what the engine plans with, see `choice.choose_engine`.
+        probe: whether its few tokens are run as well that compare the trainer's log-probs with the model's.
     """
 
-    def __init__(self, config: Config, shape: Any, compute: Compute, pairs: Sequence[TokenPair], trace: Trace) -> None:
+    def __init__(
+        self,
+        config: Config,
+        shape: Any,
+        compute: Compute,
+        pairs: Sequence[TokenPair],
+        trace: Trace,
+        measure: NeedOf | None = None,
+        probe: bool = True,
+    ) -> None:
         self.trace, self.said, self._folder = trace, list[str](), tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
         run = Follower(folder, {"fingerprints": {}, "end_of_turn": 0, "id": "rehearsal", "created": 0.0})
@@ -79,12 +95,21 @@ class Rehearsal:
         base = Base(Weights(folder, config.model.path, None, ""), None, _no_tokenizer(), compute, None, None)
         data: Any = SimpleNamespace(train=pairs, dev=pairs[:1])
         needed: Any = pairs
-        self.trainer: Trainer = build_trainer(job, base, data, needed, None, load)
+        without = {} if probe else {"check_scores": lambda *_: None}
+        with answered(build, without):
+            self.trainer: Trainer = build.build_trainer(job, base, data, needed, None, measure, load)
+        self.shape, self.compute = shape, compute
+        self.checkpointing = bool(self.trainer.args.activation_checkpointing)
+        self.kept = any(is_4bit(module) and keeps_dequantized(module) for module in self.trainer.model.modules())
         # Threads have modes of their own, in which nothing is traced.
         self.engine = self.trainer.engine
         self.trainer.engine = replace(self.engine, workers=Workers())
         self.trainer.remove_callback(Cadence)
         self.trainer.args.save_strategy = self.trainer.args.eval_strategy = "no"
+
+    def tokens(self, pairs: Sequence[TokenPair]) -> int:
+        """What `pairs` cost in the engine's layout."""
+        return cost(pairs, self.engine.name)
 
     def reference(self, pairs: Sequence[TokenPair]) -> Stage:
         """The reference pass over `pairs`, as `reference.add_reference` computes what no cache holds."""

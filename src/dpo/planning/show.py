@@ -1,36 +1,79 @@
-"""A forecast as one screen of text."""
+"""A forecast as one screen of text, and as JSON."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
 from dpo.config.schema import Config
 from dpo.planning.card import CONTEXT
+from dpo.planning.cost import Time
+from dpo.planning.grid import Job
 from dpo.planning.measure import Measured
 
 GIB = 1 << 30
 
 
-def show(config: Config, found: Measured) -> str:
+def verdict(found: Measured) -> str:
+    """In words: as planned, in smaller micro-batches only, or not at all."""
+    if found.fits:
+        return "fits"
+    return "does not fit" if found.capacity and found.at_one_pair > found.capacity else "fits in smaller micro-batches"
+
+
+def show(config: Config, found: Measured, times: list[Time], smallest: str) -> str:
     """What was measured, what it was measured on, and the verdict."""
-    total = found.peak + CONTEXT
-    verdict = "fits" if found.fits else "does not fit"
-    parts = sorted(((size, name) for name, size in found.parts.items() if size > 0), reverse=True)
+    parts = sorted(((size, name) for name, size in found.parts.items()), reverse=True)
+    work = found.amounts
+    on = f"a card of {config.hardware.memory_gb:g} GB" if found.memory else "this machine's CPU"
+    context = CONTEXT if found.memory else 0
+    of = f" of {found.memory / GIB:.2f}" if found.memory else ""
+    beside = f"context and kernels about {CONTEXT / GIB:.2f}; " if found.memory else ""
     return "\n".join(
         [
-            f"{config.model.path}, {found.parameters / 1e9:.2f}e9 parameters, on a card of "
-            f"{config.hardware.memory_gb:g} GB: {verdict}",
+            f"{config.model.path}, {found.parameters / 1e9:.2f}e9 parameters, on {on}: {verdict(found)}",
             f"  {found.line}",
-            f"  peak {total / GIB:.2f} GiB of {found.memory / GIB:.2f}: torch reserves {found.peak / GIB:.2f}, "
-            f"context and kernels about {CONTEXT / GIB:.2f}; reference pass {found.reference_peak / GIB:.2f}",
+            f"  peak {(found.peak + context) / GIB:.2f} GiB{of}: torch reserves {found.peak / GIB:.2f}, {beside}"
+            f"reference pass {found.reference_peak / GIB:.2f}, evaluation {found.evaluation_peak / GIB:.2f}",
             "  at the peak " + ", ".join(f"{name} {size / GIB:.2f} GiB" for size, name in parts),
-            f"  measured on a micro-batch of {found.tokens} tokens, {found.flops / 1e12:.1f} TFLOP; no data was read: "
-            f"pairs are the longest that dataset.max_length={config.dataset.max_length} allows, {found.longest} tokens",
-            "  by shapes alone on this machine; values, kernels and time need the card",
+            f"  largest micro-batch {found.tokens} tokens, longest pair {found.longest}; {found.known}",
+            *([f"  {smallest}"] if smallest else []),
+            f"  {work.steps} steps, {work.pairs} pairs, {work.tokens / 1e6:.3g} million tokens; PFLOP: training "
+            f"{work.train_flops / 1e15:.3g}, reference {work.reference_flops / 1e15:.3g} (free where cached), "
+            f"evaluation {work.evaluation_flops / 1e15:.3g}",
+            *(f"  {time}" for time in times),
         ]
     )
 
 
 def show_remedy(words: str, found: Measured, before: Measured) -> str:
     """What a change gains, measured as the command was."""
-    verdict = "fits" if found.fits else "does not fit"
     gained = (before.peak - found.peak) / GIB
-    return f"  with {words}: {verdict}, peak {(found.peak + CONTEXT) / GIB:.2f} GiB, {gained:.2f} less"
+    return f"  with {words}: {verdict(found)}, peak {(found.peak + CONTEXT) / GIB:.2f} GiB, {gained:.2f} less"
+
+
+def as_json(config: Config, found: Measured, times: list[Time]) -> dict[str, Any]:
+    """The same facts for programs: bytes, tokens, operations, seconds, money."""
+    facts = asdict(found) | {"amounts": asdict(found.amounts) | {"flops": found.amounts.flops}}
+    return {
+        "name": config.name,
+        "model": config.model.path,
+        "beta": config.dpo.beta,
+        "memory_gb": config.hardware.memory_gb,
+        "verdict": verdict(found),
+        **facts,
+        "times": [asdict(time) for time in times],
+    }
+
+
+def show_sum(jobs: Sequence[Job], times: Sequence[Sequence[Time]]) -> str:
+    """All jobs of a sweep together; the reference pass counts once."""
+    flops = sum(job.found.amounts.flops for job in jobs)
+    reference = sum(job.found.amounts.reference_flops for job in jobs)
+    lines = [f"{len(jobs)} jobs: {flops / 1e15:.3g} PFLOP, of it the reference pass {reference / 1e15:.3g}, once"]
+    for of_device in zip(*times, strict=False):
+        least, most = sum(time.least for time in of_device), sum(time.most for time in of_device)
+        whole = Time(of_device[0].on, least, most, "one after the other", sum(time.money for time in of_device))
+        lines.append(f"  {whole}")
+    return "\n".join(lines)

@@ -14,6 +14,7 @@ from dpo.config.schema import Config
 from dpo.data.prepare import Prepared
 from dpo.data.token_file import Selection
 from dpo.engine.choice import Choice, choose_engine
+from dpo.engine.memory import NeedOf
 from dpo.engine.work import NOTHING, PROMPTS, work_of
 from dpo.errors import ConfigError
 from dpo.losses.table import LOSSES
@@ -44,12 +45,13 @@ def build_trainer(
     data: Prepared,
     needed: Selection,
     checkpoint: checkpoints.Checkpoint | None,
+    measure: NeedOf | None = None,
     load: Callable[..., Any] | None = None,
 ) -> trainers.Trainer:
     """Load the model, add what is trainable, and wrap both in TRL's trainer with our engine, which splits steps as
     the run did that wrote `checkpoint`; `needed` are the pairs it will read.
 
-    `load` stands in for `load_base`, where weights without contents do.
+    `measure` says what a step takes, see `choose_engine`; `load` stands in for `load_base`.
     """
     import torch
     from transformers import set_seed
@@ -66,7 +68,7 @@ def build_trainer(
         set_seed(config.seed)
         with adapting():
             model = with_adapter(model, config.lora, excluded(model, config.lora, silent), is_reward(config))
-        choice = choose(job, base, model, needed, kept_split(job, checkpoint))
+        choice = choose(job, base, model, needed, kept_split(job, checkpoint), measure)
         if choice.activation_checkpointing:
             model.enable_input_require_grads()
         trainer = trainer_class(config, job.ranks.size)(
@@ -120,7 +122,9 @@ def build_trainer(
     return trainer
 
 
-def choose(job: Job, base: Base, model: Any, pairs: Selection, split: tuple[int, int] | None) -> Choice:
+def choose(
+    job: Job, base: Base, model: Any, pairs: Selection, split: tuple[int, int] | None, measure: NeedOf | None = None
+) -> Choice:
     """The engine of a model with its adapters, which splits steps as `split` or as the run began."""
     config, record = job.config, job.run.record
     choice = choose_engine(
@@ -131,6 +135,7 @@ def choose(job: Job, base: Base, model: Any, pairs: Selection, split: tuple[int,
         objective(config.dpo, config.dataset.soft_labels),
         job.ranks,
         split or (record.get("token_budget"), record.get("at_once")),
+        measure,
     )
     if is_reward(config):
         choice = replace(choice, engine=replace(choice.engine, loss=reward_loss(choice.engine.name)))
