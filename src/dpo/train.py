@@ -10,7 +10,9 @@ from dpo.command.recipe import with_files
 from dpo.config.entry import main as app
 from dpo.config.losses import REFERENCE_FREE
 from dpo.config.schema import Config
+from dpo.config.sweeps import Grid
 from dpo.errors import ConfigError
+from dpo.planning.refuse import refuse_unfit
 from dpo.sweeps.orphan import end_with_the_sweep
 from dpo.sweeps.run import run_sweep
 
@@ -33,6 +35,7 @@ def train(config: Config) -> Path:
     quiet()
     from dpo.distributed.ranks import joined
     from dpo.pages.ending import end_training
+    from dpo.planning.forecast import forecast
     from dpo.planning.needs import need_of
     from dpo.release.card import model_card
     from dpo.training import reference, stages
@@ -50,6 +53,7 @@ def train(config: Config) -> Path:
             checkpoint = find_checkpoint(job, base.adapter, data.report)
             needed = stages.needed_pairs(job, data)
             trainer = build_trainer(job, base, data, needed, checkpoint, need_of)
+            forecast(job, trainer, data)
             if REFERENCE_FREE & set(config.dpo.loss):
                 if checkpoint is None:
                     check_start_value(job, trainer, needed, base)
@@ -82,10 +86,16 @@ def check_paths(config: Config) -> None:
         locate(config.dataset)
 
 
+def sweep(grid: Grid[Config]) -> None:
+    """Run every job of a grid, if none of them is one that cannot fit."""
+    refuse_unfit(grid.jobs)
+    run_sweep(grid)
+
+
 def main() -> None:
     """Compose, parse and train; exits with the code of the outcome."""
     end_with_the_sweep()
-    app("config", Config, train, multirun=run_sweep, files=with_files)
+    app("config", Config, train, multirun=sweep, files=with_files)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def test_a_card_too_small_is_said_to_be(config: str) -> None:
     done = run("model=custom", config, "hardware=gpu_24gb", "hardware.memory_gb=1")
     assert done.returncode == 0, done.stderr
     assert "on a card of 1 GB: fits in smaller micro-batches" in done.stdout
-    gained = re.findall(r"with dataset.max_length=512: .*, (-?[\d.]+) less", done.stdout)
+    gained = re.findall(r"with dataset.max_length=512: .*, (-?[\d.]+) GiB less", done.stdout)
     assert [float(gib) > 0 for gib in gained] == [True]
 
 

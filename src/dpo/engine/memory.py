@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dpo.engine.budget import cost
-from dpo.engine.host_memory import free_host_memory
 from dpo.engine.kernels.cpu import KEPT_KEYS
 from dpo.engine.support import unwrapped
+from dpo.modeling.host_memory import free_host_memory
 from dpo.modeling.shape import shape_of
 
 if TYPE_CHECKING:

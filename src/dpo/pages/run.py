@@ -48,7 +48,7 @@ def write_run_page(folder: Path, evaluation: str, show: int) -> Path:
         evaluation_plots=held_out_placed,
         samples=pick(samples, show, summary["settings"].get("seed", 0)) if summary else [],
         sample_count=len(samples),
-        cost=cost_table(run.ledger),
+        cost=with_forecast(cost_table(run.ledger), run.record.get("forecast")),
         cost_plots=costs_placed,
         data=_data(run.data),
         settings=_settings(run),
@@ -72,6 +72,16 @@ def _headline(summary: Row | None) -> Row | None:
     if summary is None:
         return None
     return {"columns": COLUMNS, "rows": figure_rows(summary), "notes": [caption(summary), *notes(summary)]}
+
+
+def with_forecast(table: Row, forecast: Row | None) -> Row:
+    """A cost table whose note also says what was expected of the training before it began."""
+    if not forecast:
+        return table
+    seconds = forecast.get("seconds")
+    time = f" in {seconds[0]:.0f} to {seconds[1]:.0f} s" if seconds else ""
+    said = f" Forecast of the training: {forecast['train_flops'] / 1e12:.3g} TFLOP{time}."
+    return {**table, "note": table["note"] + said}
 
 
 def cost_table(ledger: Row) -> Row:

@@ -52,7 +52,7 @@ def times_of(config: Config, found: Measured) -> list[Time]:
             least = work.flops / (tflops * 1e12)
             spread = USUAL[0] * least, USUAL[1] * least
             known.append(Time(card.name, *spread, f"at least {hours(least)} by {card.source}", spread[1] / 3600 * rate))
-    rates = sorted(_measured_rates(config))
+    rates = rates_of(config, "cpu" if config.hardware.device is Device.cpu else "cuda")
     if rates:
         low, high = work.flops / rates[-1], work.flops / rates[0]
         basis = f"calibrated by {len(rates)} runs of this model on this machine"
@@ -60,19 +60,19 @@ def times_of(config: Config, found: Measured) -> list[Time]:
     return known
 
 
-def _measured_rates(config: Config) -> Iterator[float]:
-    """Operations a second of earlier runs' training, as their ledgers have them."""
+def rates_of(config: Config, device: str) -> list[float]:
+    """Operations a second of training this model on a `device` here, as ledgers of runs have them; slowest first."""
+    return sorted(_rates(config, device))
+
+
+def _rates(config: Config, device: str) -> Iterator[float]:
     root = outputs_root()
     for folder in (find_runs(root) if root.is_dir() else [])[:RECENT]:
         record, ledger = json_file(folder / "run.json"), json_file(folder / "ledger.json")
         phase = (ledger.get("phases") or {}).get("train") or {}
         built = record.get("built") or {}
         kind = (record.get("fingerprints") or {}).get("device")
-        if built.get("model.path") != config.model.path or kind != _kind(config):
+        if built.get("model.path") != config.model.path or kind != device:
             continue
         if phase.get("flops") and phase.get("seconds"):
             yield phase["flops"] / phase["seconds"]
-
-
-def _kind(config: Config) -> str:
-    return "cpu" if config.hardware.device is Device.cpu else "cuda"

@@ -12,7 +12,7 @@ import numpy as np
 
 from dpo.config.schema import Config
 from dpo.data.pair import TokenPair
-from dpo.data.prepare import prepare
+from dpo.data.prepare import Prepared, prepare
 from dpo.engine.budget import cost
 from dpo.errors import DpoError
 from dpo.modeling.embedded import converted_folder
@@ -49,6 +49,13 @@ class Lengths:
     dev: Sequence[TokenPair]
     known: str
     whole: int
+
+    @classmethod
+    def of(cls, prepared: Prepared, config: Config) -> Lengths:
+        """Of the data of a run."""
+        dev = list(_pairs(prepared.dev.lengths))[: config.dpo.eval_limit]
+        train = list(_pairs(prepared.train.lengths))
+        return cls(train, dev, f"{len(train)} training pairs as prepared", len(train))
 
     def steps(self, config: Config) -> Iterator[list[TokenPair]]:
         """The pairs of each step of the run, in its order; where the data is not here, a few like them."""
@@ -99,9 +106,7 @@ def lengths_of(config: Config) -> Lengths:
             return Lengths(known, known[::4], f"lengths of {config.dataset.source} as known, as {why}", count)
         side = _like(PROMPT, longest - PROMPT, longest - PROMPT)
         return Lengths([side], [side], f"pairs as long as dataset.max_length={longest} allows, as {why}", count)
-    dev = list(_pairs(prepared.dev.lengths))[: config.dpo.eval_limit]
-    train = list(_pairs(prepared.train.lengths))
-    return Lengths(train, dev, f"{len(train)} training pairs as prepared", len(train))
+    return Lengths.of(prepared, config)
 
 
 class _NoTokenizer(DpoError):

@@ -50,6 +50,8 @@ class Amounts:
     train_flops: int
     reference_flops: int
     evaluation_flops: int
+    trl_flops: int
+    """Of TRL's own steps at its defaults: padded, checkpointed, with the reference in each."""
 
     @property
     def flops(self) -> int:
@@ -209,11 +211,14 @@ def amounts(config: Config, lengths: Lengths, engine: Engine, work: Work, free: 
     """Counted over every pair the run reads; `free`: without a reference."""
     dpo = config.dpo
     steps = steps_of(config, lengths.whole)
-    tokens = pairs = flops = looked = 0
+    tokens = pairs = flops = looked = trl = 0
+    checkpointed = replace(work, checkpointing=True)
     for step in lengths.steps(config):
         for part in engine.parts(step):
             tokens += cost(part, engine.name)
             flops += work.step(work.of_pairs(part, engine.name))
+        padded = work.of_pairs(step, "plain")
+        trl += checkpointed.step(padded) + (0 if free else work.forward(padded, adapters=False))
         pairs += len(step)
         looked += 1
     # One step stands for all of them where the data is not here.
@@ -224,8 +229,9 @@ def amounts(config: Config, lengths: Lengths, engine: Engine, work: Work, free: 
     often = 2 + (steps - 1) // dpo.eval_every if dpo.eval_every else 2
     reference = 0 if free else int(base * (read + len(lengths.dev)))
     return Amounts(
-        steps, round(pairs * times), round(tokens * times), round(flops * times), reference, math.ceil(looks * often)
-    )
+        steps, round(pairs * times), round(tokens * times), round(flops * times), reference, math.ceil(looks * often),
+        round(trl * times),
+    )  # fmt: skip
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from dpo.caches.folder import cache_folder
 from dpo.config.hardware import Device
 from dpo.config.lora import FullTraining
 from dpo.config.schema import Config
-from dpo.engine.host_memory import free_host_memory
+from dpo.modeling.host_memory import free_host_memory
 
 PROCESS_BYTES = 1.5 * 2**30
 """What a training process takes besides its weights: libraries, activations of a micro-batch, the adapter's state."""
