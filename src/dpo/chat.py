@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from dpo.config.entry import main as app
 from dpo.config.evaluation import check_ranges
 from dpo.config.export import Chat
@@ -23,16 +25,15 @@ def chat(config: Chat) -> None:
 
     pin_one_gpu()
     quiet()
-    from dpo.conversation.sides import Conversation
-    from dpo.conversation.terminal import talk
-    from dpo.evaluation.sides import load_sides
     from dpo.records.terminal import terminal
 
     console = terminal()
-    if console.is_terminal:
-        with console.status(f"loading {run.name}"):
-            sides = load_sides(run)
-    else:
+    # Importing takes as long as loading.
+    with console.status(f"loading {run.name}") if console.is_terminal else nullcontext():
+        from dpo.conversation.sides import Conversation
+        from dpo.conversation.terminal import talk
+        from dpo.evaluation.sides import load_sides
+
         sides = load_sides(run)
     talk(Conversation(sides, config, run.resolve().name), console)
 

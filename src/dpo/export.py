@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from dpo.config.entry import main as app
@@ -13,6 +14,7 @@ def export(config: Export) -> Path:
     """Make (or find) the export of a run, print its certificate, and push it when asked; returns its folder."""
     check_export(config)
     from dpo.evaluation.folder import file_digest
+    from dpo.pages.ending import commands
     from dpo.records.naming import run_folder
     from dpo.records.read import json_file
     from dpo.records.run import read_record
@@ -21,6 +23,7 @@ def export(config: Export) -> Path:
 
     run = run_folder(config.run)
     read_record(run)
+    print(f"exporting {run}; loading", flush=True)
     if config.push is not None and not config.dry_run:
         check_push(config.push)
     name = config.format.name + (f"-{config.gguf_type.name}" if config.format is Format.gguf else "")
@@ -44,6 +47,8 @@ def export(config: Export) -> Path:
             show_plan(out, config.push)
         else:
             print(f"pushed: {push(out, config.push, config.private)}")
+    for line in commands([f"audit {shlex.quote(str(out))}"]):
+        print(line, flush=True)
     return out
 
 

@@ -23,6 +23,7 @@ def judge(config: JudgeAnswers) -> Path:
     from dpo.records.quiet import quiet
 
     run = run_folder(config.run or NEWEST) if config.responses is None else None
+    print(f"judging {config.responses if run is None else run}; loading", flush=True)
 
     quiet()
     from dpo.config.read import read_config

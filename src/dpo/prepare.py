@@ -37,6 +37,7 @@ def prepare(config: Prepare) -> None:
     """Prepare the dataset or find it prepared, write pairs and report into a folder, print one screen."""
     from dpo.records.quiet import quiet
 
+    print(f"preparing {config.dataset.source} for {config.model.path}; loading", flush=True)
     quiet()
     from dpo.data.prepare import prepare as prepare_pairs
     from dpo.data.remarks import check_positions

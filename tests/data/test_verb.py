@@ -70,6 +70,7 @@ def done(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
 
 def test_one_screen_says_it_all(done: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     screen = done[1].stdout
+    assert screen.startswith("preparing local for "), "before anything is loaded"
     assert len(screen.splitlines()) <= 50
     assert max(map(len, screen.splitlines())) <= 100
     assert re.search(r"rows read\W+40\W+0\W+0", screen)

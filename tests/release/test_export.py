@@ -165,6 +165,8 @@ def test_the_certificate_vouches_for_the_files_and_is_shown(
     assert (certificate["scored_in"], certificate["forced"], certificate["within_bound"]) == ("float32", False, True)
     export_run(tiny_run, f"out='{tiny_export}'", "format=bf16")
     shown = capsys.readouterr().out
+    assert shown.startswith("exporting ")
+    assert "next: python -m dpo.audit " in shown
     assert "exported before" in shown
     assert "implicit-reward accuracy" in shown
     assert "certified: the export differs by" in shown
