@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dpo.command.recipe import with_files
+from dpo.config.checks.mixture import parts_of
+from dpo.config.datasets import Mixture, Rows
 from dpo.config.entry import main as app
 from dpo.config.losses import REFERENCE_FREE
 from dpo.config.schema import Config
@@ -82,8 +84,10 @@ def check_paths(config: Config) -> None:
     check_there(config.model.path, config.model.revision)
     if config.model.adapter is not None:
         check_there(config.model.adapter, config.model.adapter_revision, "model.adapter")
-    if config.dataset.path is not None:
-        locate(config.dataset)
+    dataset = config.dataset
+    for rows in parts_of(dataset).values() if isinstance(dataset, Mixture) else [dataset]:
+        if isinstance(rows, Rows) and rows.path is not None:
+            locate(rows)
 
 
 def sweep(grid: Grid[Config]) -> None:

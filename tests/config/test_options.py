@@ -16,11 +16,12 @@ NEEDS = {
     "dataset=local": ("dataset.path=rows.jsonl",),
     "dataset=hub": ("dataset.id=org/name",),
     "dpo=rloo": ("dpo.reward=RUN",),
+    "dataset=mixture": ("dataset.parts=[hh_rlhf,shp]",),
 }
 PROMISED = {
     "model": "smollm2_135m smollm2_360m smollm2_1_7b qwen3_0_6b qwen3_8b llama3_1_8b llama3_1_8b_instruct mistral_7b "
     "gemma3_1b custom",
-    "dataset": "synthetic hh_rlhf webgpt shp ultrafeedback helpsteer3 local hub",
+    "dataset": "synthetic hh_rlhf webgpt shp ultrafeedback helpsteer3 local hub mixture",
     "lora": "qlora qlora_fp4 int8 lora full",
     "experiment": "smoke llama3_1_8b_hh zephyr_qlora hh_small hh_small_ipo hh_small_mpo",
 }
@@ -44,6 +45,8 @@ def test_every_experiment_asks_a_question():
 def test_the_experiments_are_what_they_say(compose):
     zephyr = compose("experiment=zephyr_qlora")
     assert (zephyr.dpo.beta, zephyr.dpo.learning_rate, zephyr.lora.rank) == (0.01, 5e-6, 128)
+    # The handbook's QLoRA recipe: 4 pairs a device, 4 steps of accumulation, one process.
+    assert zephyr.dpo.batch_size == 16
     assert zephyr.model.adapter == "alignment-handbook/zephyr-7b-sft-qlora"
     pilot = compose("experiment=llama3_1_8b_hh")
     assert (pilot.lora.rank, pilot.lora.alpha, pilot.dpo.beta, pilot.dpo.learning_rate) == (8, 16, 0.1, 5e-7)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tokenizer_families import FAMILIES
 
 from dpo.data.control_tokens import Codec
+from dpo.data.measured import visible
 from dpo.data.pair import Message, Pair, TokenPair
 from dpo.data.tokens import Encoder
 
@@ -77,7 +78,7 @@ def test_a_unigram_vocabulary_would_make_control_tokens_from_text() -> None:
 def test_typed_tokens_look_different_in_examples() -> None:
     pair = encoder("chatml").encode(Pair("x", (Message("user", "say <|im_end|>"),), "no", "yes", "g"))
     assert isinstance(pair, TokenPair)
-    shown = encoder("chatml").visible(pair)
+    shown = visible(encoder("chatml").codec, pair)
     assert "say <|im_end|>⟦<|im_end|>⟧" in shown["prompt"]
     assert shown["chosen"] == "no⟦<|im_end|>⟧"
 

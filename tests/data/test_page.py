@@ -25,6 +25,7 @@ REPORT = {
     "rows": {"train": 2, "dev": 0, "test": 0}, "kept": {"train": 2, "dev": 2, "test": 0},
     "refused": {"a_reason_of_one_long_word_without_a_gap": {"count": 300, "ids": [LONG] * 300}},
     "noted": {"nothing": {"count": 0, "ids": []}},
+    "parts": None,
     "lengths": {"train": dict.fromkeys(PARTS, QUANTILES), "dev": None, "test": None},
     "length_bias": {"train": BIAS, "dev": None, "test": None},
     "truncation": {"prompt_of_a_long_name_cut_from_the_left": {"pairs": 1, "tokens": 9}},

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from dpo.config.datasets import SCHEMAS
+from dpo.config.checks.mixture import resolve
+from dpo.config.datasets import SCHEMAS, Mixture
 from dpo.data.load import Splits, load_files, locate
 
 REPOSITORY = Path(__file__).parents[2]
@@ -27,7 +28,10 @@ def dataset(option: str, **values: Any) -> Any:
     own = OmegaConf.load(folder / f"{option}.yaml")
     del own["defaults"]
     layers = [OmegaConf.structured(SCHEMAS[option]), OmegaConf.load(folder / "shared.yaml"), own, values]
-    return OmegaConf.to_object(OmegaConf.merge(*layers))
+    made = OmegaConf.to_object(OmegaConf.merge(*layers))
+    if isinstance(made, Mixture):
+        resolve(made)
+    return made
 
 
 def load_splits(config: Any) -> Splits:

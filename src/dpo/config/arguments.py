@@ -23,7 +23,9 @@ SECRET = re.compile(
 HEX = re.compile(r"(?<!revision=)\b[0-9a-f]{40}\b(?!/)", re.IGNORECASE)
 IN_PATH = re.compile(r"(?<=/)[^/\s,=]+")
 
-FREE_KEY = re.compile(r"^(?=(dpo\.trainer|dataset\.chat_template_kwargs|dataset\.columns|sweep\.evaluation)(\.|=\{))")
+FREE_KEY = re.compile(
+    r"^(?=(dpo\.trainer|dataset\.(chat_template_kwargs|columns|overrides)|sweep\.evaluation)(\.|=\{))"
+)
 
 PLUS = re.compile(r"^\+(?=(experiment|sweep)=)")
 

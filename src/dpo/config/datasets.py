@@ -30,26 +30,32 @@ class Dataset:
     source: str = MISSING
     path: str | None = None
     max_length: int = MISSING
-    min_prompt_tokens: int = MISSING
-    keep: Keep = MISSING
     limit: int | None = None
-    on_bad: OnBad = MISSING
     soft_labels: bool = MISSING
     count_tool_tokens: bool = MISSING
-    dev_fraction: float = MISSING
-    test_fraction: float = MISSING
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     judges: list[str] = MISSING
     max_new_tokens: int = MISSING
 
 
 @dataclass
-class Synthetic(Dataset):
+class Rows(Dataset):
+    """Keys of a dataset that reads rows itself."""
+
+    min_prompt_tokens: int = MISSING
+    keep: Keep = MISSING
+    on_bad: OnBad = MISSING
+    dev_fraction: float = MISSING
+    test_fraction: float = MISSING
+
+
+@dataclass
+class Synthetic(Rows):
     """The preference data shipped in the package."""
 
 
 @dataclass
-class HubDataset(Dataset):
+class HubDataset(Rows):
     """A dataset of the hub: repository `hub` at `revision` (a branch, tag or commit)."""
 
     hub: str = MISSING
@@ -93,7 +99,7 @@ class HelpSteer3(HubDataset):
 
 
 @dataclass
-class ByColumns(Dataset):
+class ByColumns(Rows):
     """Rows known by their columns. `columns` maps our names to theirs; `label_a`, `label_b` are values of `label`."""
 
     columns: dict[str, str] = field(default_factory=dict)
@@ -130,6 +136,24 @@ class Hub(ByColumns):
         return self.id
 
 
+@dataclass
+class Mixture(Dataset):
+    """Several datasets in one: options of this group, or names of `overrides`, which gives values of single parts.
+
+    `weights` are the parts' shares of the training pairs, drawn without replacement by a hash; null takes all pairs of
+    each. Keys that are null here are each part's own.
+    """
+
+    parts: list[str] = MISSING
+    weights: list[float] | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    min_prompt_tokens: int | None = None
+    keep: Keep | None = None
+    on_bad: OnBad | None = None
+    dev_fraction: float | None = None
+    test_fraction: float | None = None
+
+
 SCHEMAS: dict[str, type[Dataset]] = {
     "synthetic": Synthetic,
     "hh_rlhf": HhRlhf,
@@ -139,4 +163,5 @@ SCHEMAS: dict[str, type[Dataset]] = {
     "helpsteer3": HelpSteer3,
     "local": Local,
     "hub": Hub,
+    "mixture": Mixture,
 }

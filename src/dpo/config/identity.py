@@ -33,6 +33,7 @@ _KEYS = {
         dataset.subreddit dataset.min_ratio dataset.pairs_per_post dataset.columns dataset.label_a dataset.label_b
         dataset.max_length dataset.min_prompt_tokens dataset.keep dataset.limit dataset.on_bad dataset.soft_labels
         dataset.count_tool_tokens dataset.id dataset.config dataset.split dataset.dev_split dataset.test_split
+        dataset.parts dataset.weights dataset.overrides
         dataset.dev_fraction dataset.test_fraction dataset.chat_template_kwargs
         lora.quantization lora.rank lora.alpha lora.dropout lora.target_modules lora.exclude_modules lora.rslora
         lora.dora

@@ -13,7 +13,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from dpo.config import judges
 from dpo.config.checks.combinations import check_combinations
 from dpo.config.checks.given import check_given
+from dpo.config.checks.mixture import resolve
 from dpo.config.checks.ranges import RANGES
+from dpo.config.datasets import Mixture
 from dpo.config.help.words import hint_in
 from dpo.config.identity import identity
 from dpo.config.places import make_absolute
@@ -41,6 +43,9 @@ def parse(cfg: DictConfig, schema: type[Schema]) -> Schema:
         raise ConfigError(f"{error.full_key}: needs a value, as in {error.full_key}=...") from None
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from None
+    dataset = getattr(config, "dataset", None)
+    if isinstance(dataset, Mixture):
+        resolve(dataset)
     if isinstance(config, Config):
         check_combinations(config)
         make_absolute(config)

@@ -62,6 +62,12 @@ class EncodedPair:
         return self.prompt + b"".join(map(_complemented, sides, self.given))
 
 
+def encoded(pair: TokenPair) -> EncodedPair:
+    """A pair's ids packed."""
+    ids = (to_bytes(pair.prompt_ids), to_bytes(pair.chosen_ids), to_bytes(pair.rejected_ids))
+    return EncodedPair(pair.id, *ids, pair.strength, pair.given)
+
+
 def _complemented(packed: bytes, spans: Spans) -> bytes:
     ids = to_ids(packed)
     for first, end in spans:

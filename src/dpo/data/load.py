@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.caches.folder import cache_folder
-from dpo.config.datasets import ByColumns, Dataset, Hub, HubDataset, Local, Shp
+from dpo.config.datasets import ByColumns, Hub, HubDataset, Local, Rows, Shp
 from dpo.config.nearest import nearest
 from dpo.data.checks import Seen, held_out
 from dpo.data.pair import Pair
@@ -44,7 +44,7 @@ class Splits:
     report: DataReport
 
 
-def locate(dataset: Dataset) -> Files:
+def locate(dataset: Rows) -> Files:
     """Find or download the files of a dataset.
 
     Raises DataError for a path without rows, NetworkError for a hub out of reach, ConfigError for a part of the
@@ -74,7 +74,7 @@ def locate(dataset: Dataset) -> Files:
     return Files({split: [folder / f"{split}.jsonl"] for split in SPLITS}, "the package's own rows")
 
 
-def load_files(dataset: Dataset, files: Files, folder: Path) -> Splits:
+def load_files(dataset: Rows, files: Files, folder: Path) -> Splits:
     """Read, convert and check every row; `folder` receives one file of pairs a split.
 
     No seed enters: what is held out depends on the text alone. Raises DataError when rows are bad and `on_bad` is
@@ -98,7 +98,7 @@ def nothing_to_train_on(report: DataReport, faults: Faults) -> DataError:
 class _Loading:
     """One pass over all rows, held-out splits first, so that a prompt in two splits is dropped from train."""
 
-    def __init__(self, dataset: Dataset, files: Files, folder: Path) -> None:
+    def __init__(self, dataset: Rows, files: Files, folder: Path) -> None:
         self.dataset = dataset
         self.files = files
         self.report = DataReport(dataset.source, files.origin, files.revision, files.licence)

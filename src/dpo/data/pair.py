@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,6 +111,14 @@ class TokenPair:
         """All that a log-prob of the pair hangs on."""
         ids = (self.prompt_ids, self.chosen_ids, self.rejected_ids)
         return (*ids, self.given) if any(self.given) else ids
+
+
+def by_part(ids: Iterable[str]) -> dict[str, list[int]]:
+    """Places of ids by the part of a mixture they come from, whose name they begin with; one part of any other data."""
+    found: dict[str, list[int]] = {}
+    for place, pair_id in enumerate(ids):
+        found.setdefault(pair_id.partition(":")[0], []).append(place)
+    return found
 
 
 def within(spans: Spans, length: int) -> Spans:

@@ -11,14 +11,15 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import dpo
 from dpo.caches.entry import file_digest, get_or_build
 from dpo.caches.folder import cache_folder
-from dpo.config.datasets import Dataset
-from dpo.data.lengths import length_bias, longest, quantiles
+from dpo.config.checks.mixture import parts_of
+from dpo.config.datasets import Dataset, Mixture, Rows
+from dpo.data.control_tokens import Codec
 from dpo.data.load import Files, Splits, load_files, locate, nothing_to_train_on
+from dpo.data.measured import measured
+from dpo.data.mixture import mix, mixture_key
 from dpo.data.pair_file import PairFile, PairWriter, from_line
 from dpo.data.parallel import encode_all
 from dpo.data.places.layout import unnamed
@@ -26,15 +27,17 @@ from dpo.data.refusal import Refusal
 from dpo.data.report import SPLITS, DataReport, Faults
 from dpo.data.rows.files import file_format
 from dpo.data.rows.open_file import packing
-from dpo.data.single import balance, is_single, said
+from dpo.data.single import said
 from dpo.data.token_file import TokenFile, TokenWriter
 from dpo.data.tokens import Encoder
 from dpo.records.files import write_json
 
-# Raised when the same rows would give other ids, so that entries of older versions are not used.
-VERSION = 8
+# Raised when the same rows would give other ids or another report, so that entries of older versions are not used.
+VERSION = 9
 # Keys that say where rows come from or are judged elsewhere; the rows themselves are in the key by their content.
-PLACES = ("path", "dev_path", "test_path", "hub", "revision", "id", "config", "split", "dev_split", "test_split")
+PLACES = tuple(
+    "path dev_path test_path hub revision id config split dev_split test_split judges max_new_tokens".split()
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,12 @@ def prepare(dataset: Dataset, tokenizer: Any, cache_dir: Path | None = None) -> 
     No seed enters. Raises DataError when rows are bad and `on_bad` is error, or nothing is left to train on;
     NetworkError when the hub is needed and out of reach; ConfigError for a template that cannot be used.
     """
+    root = cache_folder("tokens") if cache_dir is None else cache_dir
+    if isinstance(dataset, Mixture):
+        parts = {name: prepare(part, tokenizer, root) for name, part in parts_of(dataset).items()}
+        entry = mixture_key(VERSION, dataset, parts), lambda into: mix(dataset, parts, Codec(tokenizer), into)
+        return _opened(*get_or_build(root, *entry, _say))
+    assert isinstance(dataset, Rows)
     files = locate(dataset)
     encoder = Encoder(
         tokenizer,
@@ -70,28 +79,25 @@ def prepare(dataset: Dataset, tokenizer: Any, cache_dir: Path | None = None) -> 
         dataset.chat_template_kwargs,
         dataset.count_tool_tokens,
     )
-    root = cache_folder("tokens") if cache_dir is None else cache_dir
     key = cache_key(dataset, files, encoder)
-    folder, cached = get_or_build(
-        root, key, lambda into: _build(dataset, files, encoder, into), lambda line: print(line, file=sys.stderr)
-    )
+    data = _opened(*get_or_build(root, key, lambda into: _build(dataset, files, encoder, into), _say))
+    data.report.update(origin=files.origin, revision=files.revision, licence=files.licence)
+    data.report["warnings"] += unnamed(dataset.path, files.splits)
+    return data
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _opened(folder: Path, cached: bool) -> Prepared:
     report = json.loads((folder / "report.json").read_text())
-    report["origin"], report["revision"], report["licence"] = files.origin, files.revision, files.licence
-    report["warnings"] += unnamed(dataset.path, files.splits)
     train, dev, test = (TokenFile(folder, split) for split in SPLITS)
-    return Prepared(
-        train,
-        dev,
-        test,
-        {split: PairFile(folder / f"{split}.jsonl") for split in SPLITS},
-        report,
-        report["fingerprint"],
-        folder,
-        cached,
-    )
+    pairs = {split: PairFile(folder / f"{split}.jsonl") for split in SPLITS}
+    return Prepared(train, dev, test, pairs, report, report["fingerprint"], folder, cached)
 
 
-def cache_key(dataset: Dataset, files: Files, encoder: Encoder) -> str:
+def cache_key(dataset: Rows, files: Files, encoder: Encoder) -> str:
     """Hex digest of everything that decides the entry: rows by content, recipe, tokenizer and template."""
     recipe = {name: value for name, value in asdict(dataset).items() if name not in PLACES}
     rows = {
@@ -106,7 +112,7 @@ def _plain(value: Any) -> Any:
     return value.name if isinstance(value, Enum) else str(value)
 
 
-def _build(dataset: Dataset, files: Files, encoder: Encoder, folder: Path) -> None:
+def _build(dataset: Rows, files: Files, encoder: Encoder, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="rows-", dir=folder) as aside:
         splits = load_files(dataset, files, Path(aside))
         writer = TokenWriter(folder)
@@ -153,25 +159,18 @@ def _place(row_id: str) -> tuple[str, str]:
     return source_and_split, row
 
 
-def _report(dataset: Dataset, splits: Splits, encoder: Encoder, folder: Path, fingerprint: str) -> dict[str, Any]:
-    tokens = {split: TokenFile(folder, split) for split in SPLITS}
-    report = splits.report
-    is_single(np.concatenate([part.lengths for part in tokens.values()]))
-    single = balance(tokens["train"].lengths)
+def _report(dataset: Rows, splits: Splits, encoder: Encoder, folder: Path, fingerprint: str) -> dict[str, Any]:
+    report, found = splits.report, measured(folder, encoder.codec)
     for name, ids in encoder.cuts.notes().items():
         report.notes[name] = [*report.notes.get(name, []), *ids]
+    warnings = [*encoder.warnings, *said(found["single_answers"])]
     return {
         **report.as_dict(),
         "fingerprint": fingerprint,
         "max_length": dataset.max_length,
-        "longest": max(longest(part.lengths) for part in tokens.values()),
-        "soft_labels": sum(int((part.strengths < 1).sum()) for part in tokens.values()),
-        "lengths": {split: quantiles(part.lengths[:, 0], part.counted) for split, part in tokens.items()},
-        "length_bias": {split: length_bias(part.counted) for split, part in tokens.items()},
-        "seen_not_counted": sum(int((part.lengths[:, 1:] - part.counted).sum()) for part in tokens.values()),
+        **found,
         "truncation": encoder.cuts.as_dict(),
-        "single_answers": single,
-        "warnings": [*encoder.warnings, *said(single), *_rendered_already(encoder, sum(report.kept.values()))],
+        "warnings": [*warnings, *_rendered_already(encoder, sum(report.kept.values()))],
         "template": {
             "sha256": hashlib.sha256(encoder.template.source.encode()).hexdigest(),
             "kwargs": encoder.template.kwargs,
@@ -179,7 +178,7 @@ def _report(dataset: Dataset, splits: Splits, encoder: Encoder, folder: Path, fi
             "end_of_turn": encoder.end_id,
             "end_of_turn_appended": encoder.appended_end,
         },
-        "examples": [encoder.visible(tokens["train"][i]) for i in _spread(len(tokens["train"]), 3)],
+        "parts": None,
         "version": dpo.__version__,
     }
 
@@ -191,7 +190,3 @@ def _rendered_already(encoder: Encoder, kept: int) -> list[str]:
     return [
         f"control tokens stand in {typed} of {kept} pairs and are read as text: give texts without a template's marks"
     ]
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    return sorted({i * (count - 1) // max(1, wanted - 1) for i in range(wanted)})

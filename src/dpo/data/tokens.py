@@ -125,15 +125,6 @@ class Encoder:
         text += lead
         return self.codec.encode(self.codec.seal(text) if sealed else text, sealed)
 
-    def visible(self, pair: TokenPair) -> dict[str, str]:
-        """A token pair as text again, control tokens between \u27e6 and \u27e7 so that typed ones look different."""
-        return {
-            "id": pair.id,
-            "prompt": self.codec.visible(pair.prompt_ids),
-            "chosen": self.codec.visible(pair.chosen_ids),
-            "rejected": self.codec.visible(pair.rejected_ids),
-        }
-
     def encode_batch(self, pairs: Sequence[Pair]) -> list[TokenPair | Refusal]:
         """Each pair as token ids or the reason why not, in order."""
         return [one if isinstance(one, Refusal) else one.token_pair() for one in self.encode_to_bytes(pairs)]

@@ -62,6 +62,8 @@ class Engine:
     name: str = "packed"
     divergence: Divergence | None = None
     """How the estimate that some losses are measured from is made, over a whole step."""
+    coupled: bool = False
+    """Whether what a pair counts for hangs on the others in its part."""
 
     def parts(self, pairs: list[TokenPair]) -> list[list[TokenPair]]:
         """The micro-batches of `pairs`."""
@@ -175,7 +177,7 @@ def choose_engine(
     trls = name == "plain" and objective.entry.in_dpo_trainer
     divergence = Divergence(forward, config.dataset.max_length) if objective.entry.examples else None
     loss = None if trls else own_loss(objective, forward)
-    engine = Engine(loss, parts, budget, Workers.of(at_once), name, divergence)
+    engine = Engine(loss, parts, budget, Workers.of(at_once), name, divergence, coupled)
     unsplit = f", steps of {together} pairs in one part" if coupled else ""
     beside = f", {at_once} micro-batches at once" if at_once > 1 else ""
     weights = f", 4-bit weights kept dequantized too ({dequantized / 2**30:.1f} GiB)" if dequantized else ""

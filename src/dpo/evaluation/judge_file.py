@@ -8,11 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 from dpo.errors import ConfigError
-from dpo.evaluation.figures import one_side
 from dpo.evaluation.judges.ask import preferences, verdicts
 from dpo.evaluation.judges.gold import decision_agreement, preference_agreement
 from dpo.evaluation.judges.interface import AnyJudge, Benchmark, Item, Judge, PairJudge, Verdict, ranks
 from dpo.evaluation.responses import Responses
+from dpo.evaluation.summary.figures import one_side
 from dpo.statistics.intervals import bootstrap_mean, bootstrap_share, wilson
 
 Row = dict[str, Any]

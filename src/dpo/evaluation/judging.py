@@ -11,10 +11,10 @@ import numpy as np
 
 from dpo.data.sources.messages import message_dict
 from dpo.evaluation.answers import Prompt
-from dpo.evaluation.figures import one_side, two_sides
 from dpo.evaluation.folder import EvaluationFolder
 from dpo.evaluation.judges.interface import AnyJudge, Benchmark, Judge, Measured, PairJudge, ranks
 from dpo.evaluation.sides import BASELINE, POLICY, SIDES, Sides
+from dpo.evaluation.summary.figures import one_side, two_sides
 from dpo.evaluation.verdicts import (
     Judgement,
     judge_answers,

@@ -31,6 +31,7 @@ from dpo.evaluation.judges.table import build_judges
 from dpo.evaluation.judging import judge_all, measure_all, summarise_judges, write_samples
 from dpo.evaluation.pairs import PairRow, score_pairs, summarise_pairs
 from dpo.evaluation.sides import POLICY, Sides, load_sides
+from dpo.evaluation.summary.mixed import of_parts
 from dpo.evaluation.verdicts import interval, summarise_answers
 from dpo.modeling.facts import check_print
 from dpo.modeling.reward_head import is_reward
@@ -100,6 +101,7 @@ def measure(config: Evaluate) -> Path:
         "answers": summarise_answers(answers, settings),
         **summarise_judges(answers, judged, measured, by_id, interval(settings)),
         "divergence": _summarise_divergence(divergence, settings),
+        "parts": of_parts(rows, answers, judged, by_id, sides.config.dpo.beta, settings),
     }
     write_sealed(folder.path / "summary.json", summary | {"rows": folder.marks()})
     return folder.path

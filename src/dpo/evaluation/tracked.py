@@ -67,6 +67,8 @@ def figures(summary: Row) -> Iterator[tuple[str, float]]:
             f"{name}/win_rate": judged["win_rate"],
             f"{name}/win_rate_at_equal_length": judged["length_controlled_win_rate"],
         }
+    for part, of_part in (summary.get("parts") or {}).items():
+        found |= {f"{part}/{name}": of_part["pairs"][name] for name in ("accuracy", "margin")}
     for name, estimate in found.items():
         if estimate:
             ends = {f"{name}_{end}": estimate[end] for end in ("low", "high")}

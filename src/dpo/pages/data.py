@@ -11,6 +11,7 @@ from dpo.data.prepare import Prepared
 from dpo.data.remarks import few_held_out
 from dpo.data.report import SPLITS
 from dpo.pages import html
+from dpo.pages.mixed import PART_COLUMNS, part_rows
 from dpo.pages.plots import Placed, Plot
 from dpo.pages.tables import number, share
 
@@ -37,6 +38,7 @@ def write_page(data: Prepared, path: Path) -> None:
         subtitle=f"From {report['origin']}{revision}; fingerprint {report['fingerprint'][:16]}; at most "
         f"{report['max_length']} tokens a sequence{limit}.",
         rows=(["", *SPLITS], [[name, *(report[key][split] for split in SPLITS)] for name, key in COUNTED]),
+        parts_of_mixture=(PART_COLUMNS, part_rows(report)) if report["parts"] else None,
         warnings=[*report["warnings"], *few_held_out(report)],
         checks=[(heading, _found(report[key])) for heading, key in CHECKS],
         lengths=[(split, _lengths(report["lengths"][split])) for split in SPLITS if report["lengths"][split]],

@@ -11,6 +11,7 @@ from rich.text import Text
 from dpo.data.prepare import Prepared
 from dpo.data.remarks import cuts, few_held_out
 from dpo.data.report import SPLITS
+from dpo.pages.mixed import PART_COLUMNS, part_rows
 from dpo.pages.tables import to_table
 from dpo.records.terminal import terminal
 from dpo.streams import clean
@@ -35,6 +36,8 @@ def show(data: Prepared, folder: Path, console: Console | None = None) -> None:
         ],
     )  # fmt: skip
     console.print(table)
+    if report["parts"] is not None:
+        console.print(to_table(PART_COLUMNS, part_rows(report)))
     console.print(_lengths(report))
     for line in [*_bias(report), *_cut(report), *map(clean, [*report["warnings"], *few_held_out(report)])]:
         console.print(line, markup=False)

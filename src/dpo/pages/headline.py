@@ -48,6 +48,11 @@ def figure_rows(summary: Row) -> list[list[str]]:
         [f"{INDENT}per token", "0", number(pairs["rejected_log_ratio_per_token"], 2, True), ""],
         ["calibration error", "", number(pairs["calibration_error"]), ""],
     ]
+    for part, found in (summary.get("parts") or {}).items():
+        of_part = found["pairs"]
+        label = f"implicit-reward accuracy on {part}"
+        rows.append([label, "50% (ties)", share(of_part["accuracy"]), points(of_part["accuracy_gain"])])
+        rows.append([f"{INDENT}reward margin, {of_part['pairs']} pairs", "0", number(of_part["margin"]), ""])
     for name, judged in summary["judges"].items():
         level, change = (share, points) if judged["decides"] else (number, _signed)
         rows.append([judged["label"], level(judged["baseline"]), level(judged["policy"]), change(judged["difference"])])

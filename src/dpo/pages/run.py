@@ -11,6 +11,7 @@ from dpo.pages.finding import GOOD, NOTE, UNKNOWN, WARNING
 from dpo.pages.findings import findings
 from dpo.pages.headline import COLUMNS, caption, figure_rows, notes
 from dpo.pages.html import write_page
+from dpo.pages.mixed import PART_COLUMNS, part_rows
 from dpo.pages.plots import Placed, Plot, cost_plots, evaluation_plots, training_plots
 from dpo.pages.tables import clock, number, share
 from dpo.records.read import DASH, RunFiles, of_run, pick, read_pairs, read_rows, read_run, read_samples
@@ -147,6 +148,8 @@ def _data(report: Row) -> Row | None:
     if kept:
         counted = [[split, read.get(split, DASH), count] for split, count in kept.items()]
         tables.append({"title": "Rows", "columns": ("split", "read", "kept as pairs"), "rows": counted})
+    if report.get("parts"):
+        tables.append({"title": "Parts of the mixture", "columns": PART_COLUMNS, "rows": part_rows(report)})
     for title, key in (("Refused rows", "refused"), ("Noted, and kept", "noted")):
         found = [
             [name, entry["count"], ", ".join(map(str, entry["ids"][:5] if entry["ids"] else []))]

@@ -50,14 +50,12 @@ class TrainingProgress:
 
     def show(self, kind: str, step: int, values: dict[str, float]) -> None:
         """One logged step, or one evaluation."""
-        if "reward" in values:
-            text = f"reward {values['reward']:+.3f}  KL {values['kl']:.3f}  "
-            text += f"{values['completions/mean_length']:.0f} tokens  cut {values['completions/clipped_ratio']:.0%}"
-        else:
-            accuracy = "ties" if tied(values) else f"{values['rewards/accuracies']:.2f}"
-            text = f"loss {values['loss']:.4f}  margin {values['rewards/margins']:+.3f}  accuracy {accuracy}"
+        text = _figures(values)
         if kind == "eval":
             self.console.print(f"dev at step {step}: {text}", highlight=False)
+            for part in [name.removesuffix("loss") for name in values if name.endswith("/loss")]:
+                own = {name.removeprefix(part): value for name, value in values.items() if name.startswith(part)}
+                self.console.print(f"  {part[:-1]}: {_figures(own)}", highlight=False)
             return
         rate = self.pairs_per_second(step)
         text += f"  {rate:.2f} {'prompts' if 'reward' in values else 'pairs'}/s"
@@ -66,6 +64,14 @@ class TrainingProgress:
             return
         left = (self.max_steps - step) * self.batch_size / rate if rate > 0 else 0.0
         self.console.print(f"step {step}/{self.max_steps}  {text}  {_clock(left)} left", highlight=False)
+
+
+def _figures(values: dict[str, float]) -> str:
+    if "reward" in values:
+        length, cut = values["completions/mean_length"], values["completions/clipped_ratio"]
+        return f"reward {values['reward']:+.3f}  KL {values['kl']:.3f}  {length:.0f} tokens  cut {cut:.0%}"
+    accuracy = "ties" if tied(values) else f"{values['rewards/accuracies']:.2f}"
+    return f"loss {values['loss']:.4f}  margin {values['rewards/margins']:+.3f}  accuracy {accuracy}"
 
 
 class StageProgress:

@@ -107,7 +107,11 @@ def _licences(config: Row, record: Row, base: str, dataset: str, ask: bool) -> t
         of_base = (hub_licence(base) if ask else None) or base_licence(base)
     elif str(config["model"]["path"]).startswith("embedded:"):
         of_base = base_licence(base)
-    if not config["dataset"].get("path"):
+    if parts := config["dataset"].get("overrides"):
+        known = {name: _licences({**config, "dataset": part}, record, base, _dataset_name(part), ask)[1]
+                 for name, part in parts.items()}  # fmt: skip
+        of_data = Licence("; ".join(f"{name}: {licence.words}" for name, licence in known.items()))
+    elif not config["dataset"].get("path"):
         hub = ask and is_hub_id(dataset)
         of_data = (hub_licence(dataset, dataset=True) if hub else None) or dataset_licence(dataset)
     return of_base, of_data
@@ -179,6 +183,8 @@ def _head(base: str, licence: Licence, dataset: str, adapter: bool, certificate:
 
 def _dataset_name(dataset: Mapping[str, Any]) -> str:
     """Hub id, `synthetic`, or the name of a file, never where it lies."""
+    if parts := dataset.get("overrides"):
+        return " + ".join(map(_dataset_name, parts.values()))
     if dataset.get("path"):
         return Path(str(dataset["path"])).name
     return str(dataset.get("hub") or dataset.get("id") or dataset["source"])

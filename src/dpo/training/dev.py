@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dpo.data.pair import TokenPair
+from dpo.data.pair import TokenPair, by_part
 from dpo.engine.part import Part, Whole
 from dpo.modeling.modes import keep_quantized_in_train_mode
 from dpo.training.interrupts import Interrupts
@@ -68,14 +68,16 @@ class EvaluatingTrainer(SteppingTrainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 return self._pair_loss(self.model, part, whole, counted)
 
-        parts = self._parts(self.dev_pairs)
+        names, parts = self._named_parts()
         done = self.engine.workers.map(compute, parts)
-        for _ in parts:
+        for name in names:
             # Between those at work too: what was begun ends, nothing more is begun.
             if cut := self._may_cut() and self.interrupts.pending is not None:
                 break
             part = next(done)
             self._window.add(part.figures, part.counted)
+            if name:
+                self._window.add({f"{name}/{figure}": value for figure, value in part.figures.items()}, part.counted)
         if not cut:
             self._charge(self.dev_pairs)
         cut = any(self.ranks.gather(cut))
@@ -90,6 +92,19 @@ class EvaluatingTrainer(SteppingTrainer):
         self.on_log("eval", self.state.global_step, metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+
+    def _named_parts(self) -> tuple[list[str], list[tuple[list[TokenPair], int]]]:
+        """The micro-batches of the dev pairs; of a mixture each holds pairs of one part, whose name stands first."""
+        of_parts = by_part(pair.id for pair in self.dev_pairs)
+        if len(of_parts) < 2 or self.engine.coupled:
+            parts = self._parts(self.dev_pairs)
+            return [""] * len(parts), parts
+        found = [
+            (name, part)
+            for name, places in sorted(of_parts.items())
+            for part in self._parts([self.dev_pairs[place] for place in places])
+        ]
+        return [name for name, _ in found], [part for _, part in found]
 
     def value_of(self, pairs: list[TokenPair]) -> float:
         """The loss of some pairs as a step would compute it, on this rank alone; in the mode and context of the

@@ -11,11 +11,11 @@ import pytest
 from dpo.config.judges import JUDGES, Judges
 from dpo.config.parse import plain
 from dpo.data.pair import Message
-from dpo.evaluation.figures import one_side, two_sides
 from dpo.evaluation.judges.ask import preferences, verdicts
 from dpo.evaluation.judges.cache import VerdictCache
 from dpo.evaluation.judges.interface import Figure, Item, Judge, PairItem, PairJudge, Verdict, mean_of
 from dpo.evaluation.judges.table import BUILDERS, build_judges
+from dpo.evaluation.summary.figures import one_side, two_sides
 
 INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
 

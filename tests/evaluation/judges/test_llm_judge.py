@@ -36,12 +36,12 @@ from dpo.config.judges import JudgeModel, LlmJudge, Protocol, Structured
 from dpo.config.judges import JudgeServer as ServerConfig
 from dpo.data.pair import Message
 from dpo.errors import ConfigError, NetworkError
-from dpo.evaluation.figures import one_side
 from dpo.evaluation.judges.ask import preferences, verdicts
 from dpo.evaluation.judges.cache import VerdictCache
 from dpo.evaluation.judges.chat_server import Pace
 from dpo.evaluation.judges.interface import AnyJudge, Item, Judge, PairItem, PairJudge, Verdict
 from dpo.evaluation.judges.llm import build
+from dpo.evaluation.summary.figures import one_side
 
 INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dpo.evaluation.figures import one_side
 from dpo.evaluation.judge_file import judge_responses
 from dpo.evaluation.judges.interface import Item
 from dpo.evaluation.judges.tone import ToneStatistics, measure, syllables
 from dpo.evaluation.responses import read_responses
+from dpo.evaluation.summary.figures import one_side
 
 INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
 FORMATTED = """# Fruit

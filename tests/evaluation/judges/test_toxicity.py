@@ -19,10 +19,10 @@ from dpo.config.evaluation import JudgeAnswers
 from dpo.config.judges import Activation, ToxicityJudge, ToxicityScorer
 from dpo.data.pair import Message
 from dpo.errors import ConfigError, Refused
-from dpo.evaluation.figures import one_side, two_sides
 from dpo.evaluation.judges.interface import Item, Verdict
 from dpo.evaluation.judges.toxicity import ToxicityScores, build
 from dpo.evaluation.measure import measure
+from dpo.evaluation.summary.figures import one_side, two_sides
 from dpo.judge import judge as judge_verb
 from dpo.pages.headline import figure_rows
 from dpo.records.read import json_file, json_lines
