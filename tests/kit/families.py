@@ -27,11 +27,9 @@ SIZES = {
     1: "n_group topk_group first_k_dense_replace n_shared_experts num_linear_heads",
 }  # fmt: skip
 SMALL = {name: size for size, names in SIZES.items() for name in names.split()}
+MLA = "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa longcat_flash minicpm3 youtu"
 OWN: dict[str, dict[str, Any]] = {
-    **{
-        kind: {"num_key_value_heads": 4, "num_experts_per_tok": 2}
-        for kind in "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa minicpm3".split()
-    },
+    **{kind: {"num_key_value_heads": 4, "num_experts_per_tok": 2} for kind in MLA.split()},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2},
     "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
@@ -143,6 +141,8 @@ def drive(kind: str, folder: Path) -> dict[str, list[str]] | str:
     process.join(300)
     if process.exitcode is None:
         process.kill()
+        process.join()
+        return "over 300 seconds on a core"
     told = folder / "told.json"
     if told.is_file():
         found: dict[str, list[str]] | str = json.loads(told.read_text())
