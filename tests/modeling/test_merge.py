@@ -144,7 +144,10 @@ def test_what_a_base_forces_on_answers_is_left_out(capsys: Any) -> None:
 
     model = merge(adapted(), FP32)
     model.generation_config.suppress_tokens, model.generation_config.min_new_tokens = [2], 50
+    model.generation_config.max_new_tokens, model.generation_config.no_repeat_ngram_size = 3, 2
     prepare_settings(model, Tokenizer(), {2}, "org/base")
     assert model.generation_config.suppress_tokens is None
     assert model.generation_config.min_new_tokens is None
+    assert model.generation_config.max_new_tokens is None
+    assert model.generation_config.no_repeat_ngram_size is None
     assert "the base's suppress_tokens left out" in capsys.readouterr().out

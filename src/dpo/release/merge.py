@@ -14,9 +14,9 @@ from dpo.release.rounding import StochasticRounding
 
 FORCING = (
     "suppress_tokens begin_suppress_tokens bad_words_ids forced_bos_token_id forced_eos_token_id min_length "
-    "min_new_tokens exponential_decay_length_penalty sequence_bias"
+    "max_length max_new_tokens no_repeat_ngram_size min_new_tokens exponential_decay_length_penalty sequence_bias"
 ).split()
-"""Generation settings that put tokens into answers or keep them out, the end included."""
+"""Generation settings that put tokens into answers or keep them out, the end included, or end them elsewhere."""
 
 
 def merge(model: Any, rounded: Callable[[Any], Any]) -> Any:
@@ -79,7 +79,9 @@ def prepare_settings(model: Any, tokenizer: Any, stop_ids: set[int], source: str
     # Answers were taught to end, and measured, without what a base forces on every answer.
     for name in FORCING:
         if getattr(generation, name, None) is not None:
-            print(f"generation_config: the base's {name} left out; it would keep answers from ending as trained")
+            print(
+                f"generation_config: the base's {name} left out; it would keep answers from being and ending as trained"
+            )
             setattr(generation, name, None)
     # Some bases come with a temperature but without do_sample; transformers refuses to save that.
     if generation.temperature is not None or generation.top_p is not None or generation.top_k is not None:
