@@ -73,6 +73,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["DPO_CACHE"] = str(folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_width() -> None:
+    """readline, which a test's worker imports, writes a width of 80 into the environment; nobody asked for one."""
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A QLoRA run of eight steps on a tiny model, trained once; not to be written to."""

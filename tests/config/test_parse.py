@@ -23,6 +23,7 @@ NEEDS = {
     ("model", "custom"): ["model.path=/models/mine"],
     ("dataset", "local"): ["dataset.path=pairs.jsonl"],
     ("dataset", "hub"): ["dataset.id=org/name"],
+    ("dataset", "mixture"): ["dataset.parts=[shp,webgpt]"],
     ("hardware", "mps"): ["lora=lora"],
     ("dpo", "rloo"): ["dpo.reward=RUN"],
 }

@@ -45,6 +45,7 @@ MAKE: dict[str, Callable[[str, str, str, str], Row]] = {
     },
     "helpsteer3": lambda q, g, a, b: {"context": talk(q), "response1": a, "response2": b, "overall_preference": -2},
     "local": lambda q, g, a, b: {"prompt": q, "chosen": a, "rejected": b},
+    "hub": lambda q, g, a, b: {"prompt": q, "chosen": a, "rejected": b},
 }  # fmt: skip
 HAS_GROUPS = {"synthetic": "subject", "shp": "post_id", "webgpt": "question"}
 
@@ -74,7 +75,8 @@ def test_splits_share_nothing(source: str, files: dict[str, list[Any]], dev: flo
             made = [MAKE[source](prompt, group, f"a{a}", f"b{b}") for prompt, group, a, b in rows]
             (Path(name) / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
         try:
-            splits = load_splits(dataset(source, path=name, dev_fraction=dev, test_fraction=test))
+            given = {"id": "org/name"} if source == "hub" else {}
+            splits = load_splits(dataset(source, path=name, dev_fraction=dev, test_fraction=test, **given))
         except DataError as error:  # everything was held out
             if "no pair to train on" not in str(error):
                 raise

@@ -16,7 +16,6 @@ import pytest
 import tiny
 
 from dpo.config.folder import conf_folder
-from dpo.config.hardware import Parallel
 from dpo.distributed import launch
 from dpo.errors import ConfigError
 from dpo.records.files import write_json
@@ -218,11 +217,11 @@ def test_ranks_meet_at_a_free_port_of_this_machine_and_share_its_cores(monkeypat
 
 
 @pytest.mark.parametrize("parallel", ["fsdp", "zero2", "zero3"])
-def test_what_is_spread_follows_the_stage(parallel):
+def test_what_is_spread_follows_the_stage(compose, parallel):
     from dpo.training.build import trainer_class
     from dpo.training.sharded import ShardedTrainer
 
-    made: Any = trainer_class(Parallel[parallel], 2)
+    made: Any = trainer_class(compose(f"hardware.parallel={parallel}"), 2)
     assert (made.func, made.keywords) == (ShardedTrainer, {"reshard": parallel != "zero2"})
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
 import pytest
 from asked import asked
+from hostile import change_run
 
 from dpo.config.evaluation import Evaluation
 from dpo.config.judges import Judges, ToneJudge
@@ -55,7 +57,9 @@ def test_an_evaluation_asks_what_its_rows_want(trained: Path, tmp_path: Path, ca
     config = (run / "config.yaml").read_text()
     assert "judges:\n  - rules\n" in config
     config = config.replace("judges:\n  - rules\n", "judges:\n  - tone\n")
-    (run / "config.yaml").write_text(config.replace("max_new_tokens: 256", "max_new_tokens: 9"))
+    config = config.replace("max_new_tokens: 256", "max_new_tokens: 9")
+    (run / "config.yaml").write_text(config)
+    change_run(run, config_sha256=hashlib.sha256(config.encode()).hexdigest())
     measure(asked(run, "evaluation.max_new_tokens=null", "evaluation.divergence_prompts=0"))
     summary = read_summary(run, "test")
     assert (list(summary["judges"]), list(summary["figures"])) == ([], ["tone"])

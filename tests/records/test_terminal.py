@@ -174,6 +174,14 @@ def test_a_pipe_is_as_wide_as_columns_says_and_has_no_escapes(environment, width
     assert width - 10 < max(map(len, done.stdout.splitlines())) <= width
 
 
+def test_a_line_in_a_pipe_is_one_line():
+    program = "from dpo.records.terminal import terminal; terminal().print('pairs in ' + 'folder/' * 30 + 'a b')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=_environment(), check=True
+    )
+    assert done.stdout == "pairs in " + "folder/" * 30 + "a b\n"
+
+
 @pytest.mark.parametrize("unbuffered", [{}, {"PYTHONUNBUFFERED": "1"}])
 def test_a_note_in_one_pipe_with_the_results_does_not_come_behind_them(unbuffered):
     done = subprocess.run(

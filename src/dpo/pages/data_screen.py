@@ -23,7 +23,7 @@ def show(data: Prepared, folder: Path, console: Console | None = None) -> None:
     """Print the report of `data`; the whole of it lies in `folder`."""
     console = console or terminal()
     report = data.report
-    console.print(_headline(data), markup=False)
+    console.print(_headline(data), markup=False, soft_wrap=True)
     table = to_table(
         ["", *SPLITS, "row ids"],
         [
@@ -46,7 +46,7 @@ def show(data: Prepared, folder: Path, console: Console | None = None) -> None:
         for side, style in (("chosen", "green"), ("rejected", "red")):
             if example[side]:  # a single answer lacks one
                 console.print(_one_line(f"  {side:>8}  ", example[side], style, console.width, 0.7))
-    console.print(f"pairs, data.json and data.html: {folder}", markup=False)
+    console.print(f"pairs, data.json and data.html: {folder}", markup=False, soft_wrap=True)
 
 
 def _headline(data: Prepared) -> str:

@@ -8,6 +8,7 @@ from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from dpo.streams import AsItIs, Cleaned, clean
 
@@ -17,6 +18,12 @@ NO_TERMINAL = 100
 
 class CleanConsole(Console):
     """A console that cleans what it renders; its own control codes pass."""
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **style: Any) -> None:
+        """As rich prints; a line of text is not broken where no terminal is: a program or grep reads it whole."""
+        if soft_wrap is None and not self.is_terminal and all(isinstance(item, str | Text) for item in objects):
+            soft_wrap = True
+        super().print(*objects, soft_wrap=soft_wrap, **style)
 
     @property  # type: ignore[misc]
     def file(self) -> IO[str]:
