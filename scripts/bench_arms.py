@@ -19,11 +19,11 @@ from dpo.caches.reference import ReferenceCache
 from dpo.data.pair import TokenPair
 from dpo.engine.budget import split
 from dpo.engine.choice import Engine
-from dpo.engine.install import install
 from dpo.engine.lean_linear import keep_dequantized
+from dpo.engine.log_probs import sequence_log_probs
 from dpo.engine.memory import free_memory
-from dpo.engine.part import packed_loss
-from dpo.engine.score import sequence_log_probs
+from dpo.engine.micro_batch import packed_loss
+from dpo.engine.packed_forward import install
 from dpo.engine.workers import Workers, most_at_once
 from dpo.losses.objective import Objective
 from dpo.training import trainer as trainers

@@ -39,9 +39,9 @@ def main() -> None:
     from bench_arms import build_model
     from transformers import AutoTokenizer
 
-    from dpo.engine.install import install
     from dpo.engine.lean_linear import keep_dequantized
     from dpo.engine.memory import free_memory
+    from dpo.engine.packed_forward import install
     from dpo.modeling.weights import resolve
 
     torch.set_num_threads(options.threads)

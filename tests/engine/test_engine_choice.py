@@ -52,7 +52,7 @@ def test_the_trainer_is_born_with_its_engine(monkeypatch: pytest.MonkeyPatch, tm
     from trl import DPOConfig, DPOTrainer
 
     from dpo.engine.choice import Engine
-    from dpo.engine.install import installed
+    from dpo.engine.packed_forward import installed
 
     seen = []
 

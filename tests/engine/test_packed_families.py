@@ -20,8 +20,8 @@ from packed_models import (
 from peft import LoraConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
-from dpo.engine.install import install, installed
 from dpo.engine.kernels import cpu
+from dpo.engine.packed_forward import install, installed
 from dpo.engine.support import VERIFIED
 
 FAMILIES = sorted(EXTRA)

@@ -16,7 +16,7 @@ from packed_models import gradients, packed_log_probs, padded_log_probs, plain_a
 
 from dpo.config.hardware import Device, Precision
 from dpo.data.pair import TokenPair
-from dpo.engine.install import install
+from dpo.engine.packed_forward import install
 from dpo.modeling.device import choose_compute
 
 DATA = Path(os.environ.get("DPO_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))

@@ -13,7 +13,7 @@ from trl import DPOConfig
 
 from dpo.engine.budget import split
 from dpo.engine.choice import Engine
-from dpo.engine.part import packed_loss
+from dpo.engine.micro_batch import packed_loss
 from dpo.losses.objective import Objective
 
 STEPS, BETA = 20, 0.3

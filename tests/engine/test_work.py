@@ -14,8 +14,8 @@ from dpo.config.read import read_config
 from dpo.data.pair import TokenPair
 from dpo.data.prepare import prepare
 from dpo.engine.collate import pad
-from dpo.engine.install import install
-from dpo.engine.part import packed_figures
+from dpo.engine.micro_batch import packed_figures
+from dpo.engine.packed_forward import install
 from dpo.engine.work import NOTHING, PROMPTS, Amount, Work, work_of
 from dpo.generation.sampling import Sampling, sample
 from dpo.modeling.policy import tokenizer_of

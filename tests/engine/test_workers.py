@@ -16,9 +16,9 @@ from tiny_trainers import make_trainer, move
 
 from dpo.engine.budget import cost, packed_tokens, split
 from dpo.engine.choice import Engine
-from dpo.engine.install import install
-from dpo.engine.part import packed_loss
-from dpo.engine.score import sequence_log_probs
+from dpo.engine.log_probs import sequence_log_probs
+from dpo.engine.micro_batch import packed_loss
+from dpo.engine.packed_forward import install
 from dpo.engine.workers import Workers, most_at_once
 from dpo.training.arguments import build_arguments, objective
 

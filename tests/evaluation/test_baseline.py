@@ -45,16 +45,16 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pairs each call to a model has scored."""
-    from dpo.engine import score
+    from dpo.engine import log_probs
 
     counts: list[int] = []
-    original = score.sequence_log_probs
+    original = log_probs.sequence_log_probs
 
     def spying(model: Any, pairs: Any, *args: Any, **kwargs: Any) -> Any:
         counts.append(len(pairs))
         return original(model, pairs, *args, **kwargs)
 
-    monkeypatch.setattr(score, "sequence_log_probs", spying)
+    monkeypatch.setattr(log_probs, "sequence_log_probs", spying)
     return counts
 
 

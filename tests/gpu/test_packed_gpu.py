@@ -7,9 +7,9 @@ import torch
 from packed_models import gradients, random_pairs, separate_log_probs, tiny_model, with_lora
 
 from dpo.engine.collate import layout
-from dpo.engine.install import install
 from dpo.engine.kernels import cuda
 from dpo.engine.kernels.pairs import by_pair
+from dpo.engine.packed_forward import install
 from dpo.losses.completions import sums
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

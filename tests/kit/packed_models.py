@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from dpo.data.pair import TokenPair
-from dpo.engine.install import install
+from dpo.engine.packed_forward import install
 
 VOCABULARY = 97
 SHAPE: dict[str, Any] = {

@@ -18,9 +18,9 @@ from trl import DPOTrainer
 
 from dpo.data.pair import TokenPair
 from dpo.engine.choice import Engine
-from dpo.engine.divergence import mismatch
-from dpo.engine.install import install
-from dpo.engine.score import sequence_log_probs
+from dpo.engine.kto_divergence import mismatch
+from dpo.engine.log_probs import sequence_log_probs
+from dpo.engine.packed_forward import install
 from dpo.training import trainer as trainers
 from dpo.training.interrupts import Interrupts
 from dpo.training.order import EpochOrder

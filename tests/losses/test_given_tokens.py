@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_alone
+import test_beyond_dpo
 import test_losses
 import torch
 from packed_models import gradients, random_pairs, tiny_model
@@ -19,10 +19,10 @@ from dpo.data.id_bytes import EncodedPair, to_bytes
 from dpo.data.lengths import length_bias
 from dpo.data.pair import Spans, TokenPair
 from dpo.data.token_file import TokenFile, TokenWriter
-from dpo.engine.divergence import mismatched
-from dpo.engine.install import install
-from dpo.engine.part import share_of_step
-from dpo.engine.score import sequence_log_probs
+from dpo.engine.kto_divergence import mismatched
+from dpo.engine.log_probs import sequence_log_probs
+from dpo.engine.micro_batch import share_of_step
+from dpo.engine.packed_forward import install
 from dpo.training.checks.probe import token_log_probs
 from dpo.training.checks.start_value import start_value
 
@@ -84,10 +84,10 @@ def test_both_engines_take_the_same_step(
 @pytest.mark.parametrize("name", ["simpo", "cpo", "orpo", "kto"])
 def test_losses_without_trls_dpo_leave_them_out_too(name: str, compose: Callable[..., Config], tmp_path: Path) -> None:
     """Both engines take one step, in parts and whole, and no reward or likelihood moves with what a tool wrote."""
-    config = compose(*test_alone.LOSSES[name])
+    config = compose(*test_beyond_dpo.LOSSES[name])
     found = []
     for number, (engine, size) in enumerate([("packed", 7), ("packed", 3), ("plain", 7)]):
-        trainer = test_alone.ours(config, tmp_path / f"{number}", engine, size, PAIRS)
+        trainer = test_beyond_dpo.ours(config, tmp_path / f"{number}", engine, size, PAIRS)
         move(trainer.model)
         trainer.model.train()
         loss = float(trainer._forward_backward(trainer.model, PAIRS, 1))

@@ -17,8 +17,8 @@ from dpo.config.losses import ALONE, PARAMETERS, SINGLE, SORTED, reads
 from dpo.config.schema import Config
 from dpo.data.pair import TokenPair
 from dpo.engine.choice import Engine
-from dpo.engine.part import packed_loss
-from dpo.engine.score import sequence_log_probs
+from dpo.engine.log_probs import sequence_log_probs
+from dpo.engine.micro_batch import packed_loss
 from dpo.errors import ConfigError, Diverged
 from dpo.losses.table import LOSSES
 from dpo.modeling.device import Compute

@@ -72,7 +72,7 @@ def test_the_start_and_the_reference_are_the_adapter_and_a_killed_run_ends_the_s
 
 def test_both_sides_of_an_evaluation_are_rebuilt(first, tmp_path):
     """The baseline is the starting adapter, read from the run directory alone."""
-    from dpo.engine.score import sequence_log_probs
+    from dpo.engine.log_probs import sequence_log_probs
     from dpo.evaluation.sides import BASELINE, POLICY, load_sides
     from dpo.modeling.policy import load_trained
 

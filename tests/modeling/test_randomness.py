@@ -9,8 +9,8 @@ import torch
 from packed_models import random_pairs, tiny_model
 from peft import LoraConfig, get_peft_model
 
-from dpo.engine.install import install
-from dpo.engine.score import sequence_log_probs
+from dpo.engine.log_probs import sequence_log_probs
+from dpo.engine.packed_forward import install
 from dpo.modeling.magnitudes import set_magnitudes
 from dpo.modeling.randomness import draws_at_random, turn_off_randomness
 

@@ -50,7 +50,7 @@ MUTANTS = {
         "branch.weight(x.dtype), branch.layer.bias",
         "branch.weight(torch.float32), None",
     ),
-    "reference on the CPU": ("dpo.engine.part", "dtype=torch.float32, device=device)", "dtype=torch.float32)"),
+    "reference on the CPU": ("dpo.engine.micro_batch", "dtype=torch.float32, device=device)", "dtype=torch.float32)"),
 }
 """Each would fail, or read what is not there, on a card."""
 

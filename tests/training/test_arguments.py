@@ -116,7 +116,7 @@ def test_every_leaf_of_both_groups_is_listed_here():
     words = [word.lstrip("+").split("=")[0] for override in [*DPO, *OF_A_LOSS, *LORA] for word in override.split()]
     listed = {word.split(".")[1] for word in words if "." in word}
     # Shown alive elsewhere: by the runs (checkpoints kept, dev pairs looked at) and by the test above; those of losses
-    # that are not in TRL's DPO by tests/losses/test_alone.py, which gives each to TRL's own trainer as well.
+    # that are not in TRL's DPO by tests/losses/test_beyond_dpo.py, which gives each to TRL's own trainer as well.
     elsewhere = {"keep_checkpoints", "eval_limit", "quantization"}
     # And what draws answers, by tests/training/rlhf.
     elsewhere |= {"reward", "samples", "max_new_tokens", "cut_penalty"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from packed_models import random_pairs, tiny_model
 
-from dpo.engine.score import sequence_log_probs
+from dpo.engine.log_probs import sequence_log_probs
 from dpo.errors import ConfigError
 from dpo.training.checks.probe import check_scores
 

@@ -13,8 +13,8 @@ import torch
 
 from dpo.config.lora import Quantization, QuantType
 from dpo.data.pair import TokenPair
-from dpo.engine.install import install
-from dpo.engine.score import sequence_log_probs
+from dpo.engine.log_probs import sequence_log_probs
+from dpo.engine.packed_forward import install
 from dpo.errors import Diverged
 from dpo.modeling.device import Compute
 from dpo.modeling.policy import load_base

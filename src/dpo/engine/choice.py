@@ -13,11 +13,11 @@ from dpo.config.hardware import Engine as EngineOption
 from dpo.data.pair import TokenPair
 from dpo.engine.attention import describe_kernel
 from dpo.engine.budget import cost, split
-from dpo.engine.divergence import Divergence
-from dpo.engine.install import install
+from dpo.engine.kto_divergence import Divergence
 from dpo.engine.lean_linear import keep_dequantized
 from dpo.engine.memory import MemoryPlan, Need, NeedOf, free_memory, plan
-from dpo.engine.part import PartLoss, own_loss, packed_figures, padded_figures
+from dpo.engine.micro_batch import PartLoss, own_loss, packed_figures, padded_figures
+from dpo.engine.packed_forward import install
 from dpo.engine.support import unwrapped
 from dpo.engine.usable import held_bytes, training_bytes, usable
 from dpo.engine.workers import Workers, most_at_once

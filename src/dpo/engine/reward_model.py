@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo.engine.install import install
 from dpo.engine.lean_linear import keep_dequantized
 from dpo.engine.memory import free_memory
+from dpo.engine.packed_forward import install
 from dpo.engine.rewards import rewards_of
 from dpo.engine.work import NOTHING, work_of
 from dpo.errors import ConfigError

@@ -71,7 +71,7 @@ def rewards_of(model: torch.nn.Module, pairs: Sequence[TokenPair], token_budget:
     Args:
         token_budget: most tokens a forward, see `budget.split`.
     """
-    from dpo.engine.install import installed
+    from dpo.engine.packed_forward import installed
 
     packed = installed(model)
     engine = "packed" if packed else "plain"

@@ -29,7 +29,7 @@ WITHOUT ROWID
 def baseline_context(sides: Sides) -> str:
     """Hash of all that the baseline's figures depend on besides tokens: weights, how they are held and computed."""
     from dpo.engine.attention import path
-    from dpo.engine.install import installed
+    from dpo.engine.packed_forward import installed
     from dpo.modeling.device import choose_compute, kernels
     from dpo.modeling.modes import is_quantized
 

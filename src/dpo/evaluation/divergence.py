@@ -56,7 +56,7 @@ def _states(sides: Sides, side: str, prompts: Sequence[list[int]], answers: Sequ
 
 
 def _log_probs(sides: Sides, side: str, states: torch.Tensor) -> torch.Tensor:
-    from dpo.engine.install import logit_transform
+    from dpo.engine.packed_forward import logit_transform
     from dpo.engine.support import unwrapped
 
     with sides.use(side) as model:

@@ -174,8 +174,8 @@ def _watch_device(ledger: Ledger, sides: Sides) -> None:
 def _pair_rows(
     folder: EvaluationFolder, sides: Sides, pairs: Sequence[Pair], tokens: Sequence[TokenPair], context: str
 ) -> list[PairRow]:
+    from dpo.engine.log_probs import sequence_log_probs
     from dpo.engine.rewards import rewards_of
-    from dpo.engine.score import sequence_log_probs
 
     rows = {row["id"]: PairRow(**row) for row in folder.rows("pairs")}
     missing = [i for i, pair in enumerate(tokens) if pair.id not in rows]

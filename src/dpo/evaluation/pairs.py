@@ -136,7 +136,7 @@ def score_pairs(
 
     Args:
         score: (side, pairs) -> (log p(chosen), log p(rejected)) of each, as
-            `dpo.engine.score.sequence_log_probs` gives it.
+            `dpo.engine.log_probs.sequence_log_probs` gives it.
     """
     for start in range(0, len(pairs), chunk):
         part = list(pairs[start : start + chunk])

@@ -65,9 +65,9 @@ def load_sides(run: Path, compute: Any = None, quantized: bool = True) -> Sides:
 
     `compute` (a modeling.device.Compute) and `quantized` as for `modeling.policy.load_trained`.
     """
-    from dpo.engine.install import install
     from dpo.engine.lean_linear import keep_dequantized
     from dpo.engine.memory import free_memory
+    from dpo.engine.packed_forward import install
     from dpo.modeling.device import choose_compute
 
     policy, tokenizer, config = load_trained(run, compute, quantized)

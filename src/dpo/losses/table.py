@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch.nn.functional import logsigmoid
 
-from dpo.losses import alone, pairwise
+from dpo.losses import beyond_dpo, pairwise
 
 if TYPE_CHECKING:
     import torch
@@ -42,14 +42,14 @@ class Loss:
 
 def _orpo_metrics(objective: Objective, pairs: Compared) -> dict[str, torch.Tensor]:
     """Under TRL's names, which are the other way round than they read."""
-    odds = alone.log_odds_ratio(*pairs.per_token).detach()
+    odds = beyond_dpo.log_odds_ratio(*pairs.per_token).detach()
     return {"log_odds_ratio": logsigmoid(odds).mean(), "log_odds_chosen": odds.mean()}
 
 
 def _kto(objective: Objective, pairs: Compared) -> torch.Tensor:
     """[B] mean of the examples of each pair: two, or one where it has a single answer."""
-    chosen = alone.kto(pairs.chosen_ratio, True, pairs.kl, objective.beta)
-    rejected = alone.kto(pairs.rejected_ratio, False, pairs.kl, objective.beta)
+    chosen = beyond_dpo.kto(pairs.chosen_ratio, True, pairs.kl, objective.beta)
+    rejected = beyond_dpo.kto(pairs.rejected_ratio, False, pairs.kl, objective.beta)
     there = pairs.lengths > 0
     both = there[:, 0] * objective.desirable_weight * chosen + there[:, 1] * objective.undesirable_weight * rejected
     return both / there.sum(dim=1)
@@ -77,19 +77,19 @@ LOSSES: dict[str, Loss] = {
     ),
     "sft": Loss(lambda o, p: pairwise.sft(p.chosen_likelihood, p.lengths[:, 0])),
     "simpo": Loss(
-        lambda o, p: alone.simpo(*p.per_token, o.beta, o.gamma_ratio),
+        lambda o, p: beyond_dpo.simpo(*p.per_token, o.beta, o.gamma_ratio),
         reference=False,
         averages=True,
         in_dpo_trainer=False,
     ),
     "cpo": Loss(
-        lambda o, p: alone.cpo(p.chosen, p.rejected, o.beta),
+        lambda o, p: beyond_dpo.cpo(p.chosen, p.rejected, o.beta),
         reference=False,
         likelihood=lambda o: o.cpo_alpha,
         in_dpo_trainer=False,
     ),
     "orpo": Loss(
-        lambda o, p: alone.orpo(*p.per_token, o.beta),
+        lambda o, p: beyond_dpo.orpo(*p.per_token, o.beta),
         reference=False,
         averages=True,
         likelihood=lambda o: 1.0,

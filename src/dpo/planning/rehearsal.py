@@ -20,10 +20,10 @@ from dpo.config.schema import Config
 from dpo.data.pair import TokenPair
 from dpo.distributed.ranks import ALONE
 from dpo.engine.budget import cost
-from dpo.engine.divergence import mismatched
+from dpo.engine.kto_divergence import mismatched
 from dpo.engine.lean_linear import keeps_dequantized
+from dpo.engine.log_probs import sequence_log_probs
 from dpo.engine.memory import NeedOf
-from dpo.engine.score import sequence_log_probs
 from dpo.engine.workers import Workers
 from dpo.modeling.device import Compute
 from dpo.modeling.modes import is_4bit

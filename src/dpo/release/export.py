@@ -17,7 +17,7 @@ from dpo.config.lora import FullTraining
 from dpo.config.parse import plain
 from dpo.config.read import read_config
 from dpo.config.schema import Config
-from dpo.engine.install import install
+from dpo.engine.packed_forward import install
 from dpo.errors import Refused
 from dpo.evaluation.folder import file_digest
 from dpo.evaluation.measure import held_out

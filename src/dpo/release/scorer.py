@@ -11,7 +11,7 @@ import numpy as np
 
 from dpo.caches.folder import cache_folder
 from dpo.data.pair import TokenPair
-from dpo.engine.score import sequence_log_probs
+from dpo.engine.log_probs import sequence_log_probs
 from dpo.errors import CheckpointError
 from dpo.evaluation.folder import digest
 from dpo.evaluation.measure import SCORING_TOKENS

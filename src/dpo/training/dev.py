@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dpo.data.pair import TokenPair, by_part
-from dpo.engine.part import Part, Whole
+from dpo.engine.micro_batch import Part, Whole
 from dpo.modeling.modes import keep_quantized_in_train_mode
 from dpo.training.interrupts import Interrupts
 from dpo.training.step import SteppingTrainer

@@ -19,9 +19,9 @@ from dpo.data.pair import TokenPair
 from dpo.data.prepare import Prepared
 from dpo.data.token_file import Selection
 from dpo.engine.attention import path
-from dpo.engine.divergence import mismatch
-from dpo.engine.install import installed
-from dpo.engine.score import sequence_log_probs
+from dpo.engine.kto_divergence import mismatch
+from dpo.engine.log_probs import sequence_log_probs
+from dpo.engine.packed_forward import installed
 from dpo.losses.table import LOSSES
 from dpo.modeling.device import Compute, kernels
 from dpo.records.progress import StageProgress

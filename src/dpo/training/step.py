@@ -15,8 +15,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from dpo.data.pair import TokenPair
-from dpo.engine.divergence import examples, mismatched
-from dpo.engine.part import Part, PartLoss, Reference, Whole
+from dpo.engine.kto_divergence import examples, mismatched
+from dpo.engine.micro_batch import Part, PartLoss, Reference, Whole
 from dpo.engine.work import Work
 from dpo.errors import Diverged, OutOfMemory, is_out_of_memory
 from dpo.training.checks.guards import check_finite, check_gradients_arrive

@@ -26,7 +26,7 @@ from dpo.training.checkpoints import Facts
 from dpo.training.dev import EvaluatingTrainer
 from dpo.training.interrupts import Interrupts
 from dpo.training.order import EpochOrder
-from dpo.training.plain import plain_loss
+from dpo.training.trl_forward import plain_loss
 from dpo.training.window import Window
 
 

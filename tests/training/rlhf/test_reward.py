@@ -16,8 +16,8 @@ from packed_models import random_pairs, tiny_model
 from dpo.config.evaluation import Evaluate
 from dpo.config.judges import Reading, RewardModelJudge
 from dpo.data.pair import Message, TokenPair
-from dpo.engine.install import install
-from dpo.engine.part import Whole
+from dpo.engine.micro_batch import Whole
+from dpo.engine.packed_forward import install
 from dpo.engine.reward_model import RewardModel
 from dpo.engine.rewards import packed_rewards, padded_rewards, rewards_of
 from dpo.errors import ConfigError

@@ -21,9 +21,9 @@ from trl import RLOOConfig, RLOOTrainer
 
 from dpo.config.evaluation import Evaluate
 from dpo.data.pair import TokenPair
-from dpo.engine.install import install
-from dpo.engine.part import Whole, packed_figures, padded_figures
-from dpo.engine.score import sequence_log_probs
+from dpo.engine.log_probs import sequence_log_probs
+from dpo.engine.micro_batch import Whole, packed_figures, padded_figures
+from dpo.engine.packed_forward import install
 from dpo.errors import ConfigError
 from dpo.generation.sampling import Answer, Sampling, sample
 from dpo.losses.rloo import leave_one_out

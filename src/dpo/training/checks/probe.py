@@ -12,8 +12,8 @@ import torch
 
 from dpo.data.pair import TokenPair
 from dpo.engine.collate import pad
-from dpo.engine.install import installed
-from dpo.engine.score import sequence_log_probs
+from dpo.engine.log_probs import sequence_log_probs
+from dpo.engine.packed_forward import installed
 from dpo.engine.support import unwrapped
 from dpo.errors import ConfigError, is_out_of_memory
 from dpo.modeling.modes import scoring_mode

@@ -76,7 +76,7 @@ def score_start(
     """
     import torch
 
-    from dpo.engine.score import sequence_log_probs
+    from dpo.engine.log_probs import sequence_log_probs
     from dpo.training.checks.probe import logits_deviation
 
     scores = sequence_log_probs(model, pairs, token_budget, ld_alpha=ld_alpha)

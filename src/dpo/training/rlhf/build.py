@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from dpo.config.losses import Rloo
-from dpo.engine.part import packed_figures, padded_figures
+from dpo.engine.micro_batch import packed_figures, padded_figures
 from dpo.engine.reward_model import RewardModel
 from dpo.modeling.tokenizer import stop_tokens
 from dpo.training.base import Base

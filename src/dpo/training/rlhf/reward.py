@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dpo.engine.part import Computed, PartLoss, Reference, Whole
+from dpo.engine.micro_batch import Computed, PartLoss, Reference, Whole
 from dpo.engine.rewards import packed_rewards, padded_rewards
 from dpo.losses.pairwise import sigmoid
 

@@ -16,9 +16,9 @@ import torch
 
 from dpo.data.pair import TokenPair
 from dpo.engine.budget import cost
-from dpo.engine.part import Computed, Figures, PartLoss, Reference, Whole
+from dpo.engine.log_probs import sequence_log_probs
+from dpo.engine.micro_batch import Computed, Figures, PartLoss, Reference, Whole
 from dpo.engine.reward_model import RewardModel
-from dpo.engine.score import sequence_log_probs
 from dpo.losses.completions import sums
 from dpo.losses.rloo import leave_one_out, surrogate
 from dpo.modeling.modes import keep_quantized_in_train_mode

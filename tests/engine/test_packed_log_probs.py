@@ -18,10 +18,10 @@ from packed_models import (
 
 from dpo.engine.collate import layout, pad, padded_index
 from dpo.engine.head import token_statistics
-from dpo.engine.install import install
 from dpo.engine.lean import FEW_ROWS
 from dpo.engine.lean_linear import DEQUANTIZED_SHARE, keep_dequantized
-from dpo.engine.score import sequence_log_probs
+from dpo.engine.log_probs import sequence_log_probs
+from dpo.engine.packed_forward import install
 from dpo.modeling.modes import is_4bit, scoring_mode
 
 

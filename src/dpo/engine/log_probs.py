@@ -9,7 +9,7 @@ import torch
 from dpo.engine.budget import cost, split
 from dpo.engine.collate import layout as lay_out
 from dpo.engine.collate import pad, padded_index
-from dpo.engine.install import completion_statistics, head_statistics, installed
+from dpo.engine.packed_forward import completion_statistics, head_statistics, installed
 from dpo.engine.support import unwrapped
 from dpo.engine.workers import Workers
 from dpo.losses.completions import length_weights, sums

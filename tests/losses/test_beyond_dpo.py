@@ -21,8 +21,8 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from dpo.config.schema import Config
 from dpo.data.pair import TokenPair
 from dpo.engine.choice import Engine
-from dpo.engine.divergence import Divergence
-from dpo.engine.part import own_loss, packed_figures, padded_figures
+from dpo.engine.kto_divergence import Divergence
+from dpo.engine.micro_batch import own_loss, packed_figures, padded_figures
 from dpo.modeling.device import Compute
 from dpo.training import trainer as trainers
 from dpo.training.arguments import build_arguments, objective

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dpo.engine.collate import pad
-from dpo.engine.part import Computed, PartLoss, Reference, Whole, share_of_step
+from dpo.engine.micro_batch import Computed, PartLoss, Reference, Whole, share_of_step
 
 if TYPE_CHECKING:
     from trl.trainer.dpo_trainer import DPOTrainer

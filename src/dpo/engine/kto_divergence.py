@@ -17,7 +17,7 @@ from dpo.data.pair import TokenPair, within
 from dpo.losses.completions import sums
 
 if TYPE_CHECKING:
-    from dpo.engine.part import Figures, Reference
+    from dpo.engine.micro_batch import Figures, Reference
 
 
 def mismatched(step: Sequence[TokenPair], max_length: int) -> list[TokenPair]:
