@@ -72,7 +72,8 @@ def test_one_screen_says_it_all(done: tuple[Path, subprocess.CompletedProcess[st
     screen = done[1].stdout
     assert screen.startswith("preparing local for "), "before anything is loaded"
     assert len(screen.splitlines()) <= 50
-    assert max(map(len, screen.splitlines())) <= 100
+    assert max(len(line) for line in screen.splitlines() if line.startswith(" ")) <= 100, "tables and rows"
+    assert f"data.html: {done[0] / 'out'}/local-" in screen, "a line with a path is whole"
     assert re.search(r"rows read\W+40\W+0\W+0", screen)
     assert re.search(r"refused: empty chosen\W+1\W+0\W+0\W+3\b", screen)
     assert "local:train:0" in screen
